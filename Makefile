@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
+PYTHON312 ?= $(firstword $(shell command -v python3.12 2>/dev/null) $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12))
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test check test-slow test-gpu test-py312 bench docs clean
+
+help:            ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
+
+install: $(VENV)/.installed   ## the virtual environment with everything that demo and test need
+
+$(VENV)/.installed: setup.py constraints.txt tools/install.sh
+	bash tools/install.sh "$(PYTHON)" "$(VENV)"
+
+demo: install    ## text to a resumed, verified training run, with a report, in minutes
+	$(BIN)/python demo/demo.py
+
+check: install   ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check      ## every quick test on two cores, with coverage
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+
+test-slow: install   ## chaos and scale tests
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: install    ## tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu -m gpu -rs
+
+test-py312:      ## the parity tests on Python 3.12 with the newest supported megatron-core
+	@if [ -z "$(PYTHON312)" ]; then echo "test-py312: no Python 3.12 found: NOT RUN"; else \
+	  bash tools/install.sh "$(PYTHON312)" .venv312 && .venv312/bin/python -m pytest tests/parity -m "not slow and not gpu" -n 2; fi
+
+bench: install   ## the benchmarks that run on a CPU; each prints one table
+	$(BIN)/python benchmarks/train_step.py
+
+clean:           ## remove what the demo made
+	rm -rf runs/demo

@@ -1,0 +1,51 @@
+"""`megatron-ko config`: show, check and describe run configurations."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_ko.config import check_world, dump, load_config, raise_problems, run_schema
+
+app = typer.Typer(no_args_is_help=True, help="Show, check and describe run configurations.")
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def show(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the configuration with every default, parent file and override resolved.
+
+    Example: megatron-ko config show configs/runs/demo.yaml optim.lr=1e-3
+    """
+    config = load_config(run_file, overrides or [])
+    typer.echo(config.model_dump_json(indent=2) if as_json else dump(config), nl=as_json)
+
+
+@app.command()
+def check(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    ranks: Annotated[int | None, typer.Option(min=1, help="Also check that it runs on this many ranks.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Report every problem of a configuration at once; exit code 2 if there is one.
+
+    Example: megatron-ko config check configs/runs/demo.yaml --ranks 8
+    """
+    config = load_config(run_file, overrides or [])
+    if ranks is not None:
+        raise_problems(check_world(config, ranks), f"{run_file} on {ranks} ranks")
+    typer.echo(json.dumps({"ok": True, "file": str(run_file)}) if as_json else f"{run_file}: ok")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of run files, for editors that complete and check while one types.
+
+    Example: megatron-ko config schema > run.schema.json
+    """
+    typer.echo(json.dumps(run_schema(), indent=2, ensure_ascii=False))

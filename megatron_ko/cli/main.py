@@ -1,0 +1,53 @@
+"""The `megatron-ko` program: one verb a file, and one place that turns errors into exit codes."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from megatron_ko import __version__
+from megatron_ko.cli import checkpoint, config, data, generate, plan, report, tokenizer, train
+from megatron_ko.errors import KoError
+
+app = typer.Typer(
+    name="megatron-ko",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train Korean language models: text -> tokenizer -> shards -> parallel training -> report.",
+)
+app.add_typer(tokenizer.app, name="tokenizer")
+app.add_typer(data.app, name="data")
+app.add_typer(config.app, name="config")
+app.add_typer(plan.app, name="plan")
+app.command()(train.train)
+app.add_typer(checkpoint.app, name="checkpoint")
+app.command()(generate.generate)
+app.command()(report.report)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"megatron-ko {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def main() -> None:
+    """Entry point: a KoError is told in full and ends with its exit code; anything else is a crash."""
+    try:
+        app()
+    except KoError as error:
+        print(f"megatron-ko: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""When the state is saved, and how much of it is kept."""
+
+from pydantic import Field
+
+from megatron_ko.config.section import Section
+
+
+class CheckpointConfig(Section):
+    """Checkpoints of a run."""
+
+    interval: int = Field(1000, gt=0, description="Steps between checkpoints; the last step is always saved.")
+    keep: int = Field(2, gt=0, description="Newest checkpoints kept; older ones are removed after a save succeeded.")

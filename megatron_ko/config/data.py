@@ -1,0 +1,30 @@
+"""Which tokens are read, and in what mixture."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from megatron_ko.config.section import Section
+
+
+class Source(Section):
+    """One indexed dataset."""
+
+    prefix: Path = Field(description="Path of the .bin/.idx pair without its suffix.")
+    weight: float | None = Field(
+        None, gt=0, description="Share in the mixture; give it to every source or to none (in proportion to tokens)."
+    )
+
+
+class DataConfig(Section):
+    """The corpus of a run."""
+
+    tokenizer: Path = Field(description="Folder of the tokenizer that the corpus was encoded with.")
+    sources: tuple[Source, ...] = Field(min_length=1, description="Indexed datasets.")
+    split: tuple[float, float, float] = Field(
+        (98.0, 2.0, 0.0), description="Weights of the train, validation and test parts; documents are split in order."
+    )
+    sequence_length: int = Field(gt=0, description="Tokens in one training sample.")
+    cache_dir: Path | None = Field(
+        None, description="Where sample indices are cached; None: 'cache' beside the first source."
+    )

@@ -1,0 +1,146 @@
+"""From YAML files and dotted overrides to one frozen RunConfig."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from megatron_ko.config.model import ModelConfig
+from megatron_ko.config.problems import from_validation, raise_problems
+from megatron_ko.config.run import RunConfig
+from megatron_ko.config.section import Section
+from megatron_ko.config.validate import check
+from megatron_ko.errors import ConfigError
+
+S = TypeVar("S", bound=Section)
+Tree = dict[str, Any]
+
+# Paths in a file are relative to that file, so that a run can be started from any folder.
+_PATH_FIELDS = {("data", "tokenizer"), ("data", "cache_dir"), ("run", "dir")}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration.
+
+    Args:
+        path: YAML file. ``extends: other.yaml`` starts from another file (or a list of them, later ones win);
+            ``from: other.yaml`` inside a section does the same for that section.
+        overrides: ``section.key=value`` strings, applied last; values are YAML. Relative paths in them are
+            relative to the current folder, those in a file to that file.
+
+    Raises:
+        ConfigError: every problem of the configuration, at once.
+    """
+    tree = read_tree(Path(path))
+    for override in overrides:
+        _apply_override(tree, override)
+    config = build(RunConfig, tree, origin=_origin(path, overrides))
+    raise_problems(check(config), _origin(path, overrides))
+    return config
+
+
+def load_model_config(path: str | Path) -> ModelConfig:
+    """Read the model section of a run configuration, or a file that holds just that section (``configs/models``)."""
+    tree = read_tree(Path(path))
+    return build(ModelConfig, tree.get("model", tree), origin=str(path))
+
+
+def build(schema: type[S], tree: Tree, origin: str) -> S:
+    """Turn a plain tree into a section, or raise one ConfigError with every problem."""
+    try:
+        # Through JSON, because pydantic's strict mode then still turns text into paths and lists into tuples.
+        return schema.model_validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        raise_problems(from_validation(error, schema), origin)
+        raise AssertionError("a validation error without errors") from error
+
+
+def dump(config: Section) -> str:
+    """The configuration as YAML that ``load_config`` reads back to an equal one."""
+    stream = StringIO()
+    writer = YAML()
+    writer.default_flow_style = False
+    writer.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
+
+
+def read_tree(path: Path, _chain: tuple[Path, ...] = ()) -> Tree:
+    """Read one YAML file with its ``extends`` and ``from`` files merged in, paths made absolute."""
+    path = _anchored(path, Path.cwd())
+    if path in _chain:
+        raise ConfigError("files extend each other in a circle", got=" -> ".join(str(p) for p in (*_chain, path)))
+    tree = _read_yaml(path)
+    chain = (*_chain, path)
+    _anchor_paths(tree, path.parent)
+    parents = tree.pop("extends", [])
+    merged: Tree = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged = merge(merged, read_tree(path.parent / parent, chain))
+    for name, section in tree.items():
+        if isinstance(section, dict) and "from" in section:
+            base = read_tree(path.parent / section.pop("from"), chain)
+            tree[name] = merge(base, section)
+    return merge(merged, tree)
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
+    """``top`` laid over ``base``: mappings are merged, everything else is replaced."""
+    result = dict(base)
+    for key, value in top.items():
+        below = result.get(key)
+        result[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _read_yaml(path: Path) -> Tree:
+    try:
+        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("configuration file not found", got=path, remedy="see configs/runs for examples") from None
+    except (YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError("configuration file is not readable YAML", got=f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError("configuration file does not hold sections", got=path, expected="'section:' mappings")
+    return content
+
+
+def _anchor_paths(tree: Tree, folder: Path) -> None:
+    for section, key in _PATH_FIELDS:
+        holder = tree.get(section)
+        if isinstance(holder, dict) and isinstance(holder.get(key), str):
+            holder[key] = str(_anchored(holder[key], folder))
+    data = tree.get("data")
+    sources = data.get("sources") if isinstance(data, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and isinstance(source.get("prefix"), str):
+            source["prefix"] = str(_anchored(source["prefix"], folder))
+
+
+def _anchored(value: str | Path, folder: Path) -> Path:
+    return Path(os.path.abspath(folder / Path(value).expanduser()))
+
+
+def _apply_override(tree: Tree, override: str) -> None:
+    name, sign, text = override.partition("=")
+    parts = name.split(".")
+    if not sign or not all(parts):
+        raise ConfigError("override not understood", got=override, expected="section.key=value")
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise ConfigError("override value is not YAML", got=f"{override}: {error}") from None
+    addition: Any = value
+    for part in reversed(parts):
+        addition = {part: addition}
+    _anchor_paths(addition, Path.cwd())
+    tree.update(merge(tree, addition))
+
+
+def _origin(path: str | Path, overrides: Sequence[str]) -> str:
+    return " ".join([str(path), *overrides])

@@ -1,0 +1,26 @@
+"""The optimizer and its learning-rate schedule."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megatron_ko.config.section import Section
+
+
+class OptimConfig(Section):
+    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) with fp32 master weights."""
+
+    lr: float = Field(gt=0, description="Peak learning rate.")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate as a share of the peak.")
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field(
+        "cosine", description="wsd: warm-up, stable, then a decay that follows 1 - sqrt."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up from zero.")
+    decay_steps: int | None = Field(
+        None, gt=0, description="wsd only: steps of the final decay; None: a fifth of the training steps."
+    )
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices; norms and biases have none.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment; 0.95 is steadier than 0.999.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0: no clipping.")

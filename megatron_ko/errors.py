@@ -1,0 +1,62 @@
+"""What a user can get wrong, said in one shape: what, got, expected, remedy; and the exit codes of the program."""
+
+EXIT_DONE = 0
+EXIT_USER_ERROR = 2
+EXIT_REQUEUE = 75
+EXIT_NO_PROGRESS = 76
+
+
+class KoError(Exception):
+    """A problem that the user can repair. Ends the program with exit code 2 and is never retried.
+
+    Args:
+        what: what went wrong, in one sentence.
+        got: the offending value, where one exists.
+        expected: what would have been accepted.
+        remedy: what to do or type next.
+    """
+
+    exit_code = EXIT_USER_ERROR
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, remedy: str | None = None) -> None:
+        self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        lines = [self.what]
+        for label, value in (("got", self.got), ("expected", self.expected), ("remedy", self.remedy)):
+            if value is not None:
+                lines.append(f"  {label + ':':<10}{value}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders (data workers, ranks); keyword-only fields need their own recipe.
+        return _rebuild, (type(self), self.what, self.got, self.expected, self.remedy)
+
+
+def _rebuild(kind: type[KoError], what: str, got: object, expected: object, remedy: str | None) -> KoError:
+    return kind(what, got=got, expected=expected, remedy=remedy)
+
+
+class ConfigError(KoError):
+    """A configuration that cannot work."""
+
+
+class DataError(KoError):
+    """Missing, damaged or unusable data."""
+
+
+class TokenizerError(KoError):
+    """A tokenizer that cannot be trained, loaded or trusted."""
+
+
+class CheckpointError(KoError):
+    """A checkpoint that cannot be written, read or trusted."""
+
+
+class ConvertError(KoError):
+    """A conversion that did not prove itself."""
+
+
+class LaunchError(KoError):
+    """Processes that could not be started or kept together."""

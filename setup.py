@@ -1,0 +1,52 @@
+"""Installation: one core set of dependencies, and extras for what only some users need."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "megatron_ko/__init__.py").read_text(encoding="utf-8")).group(1)
+
+CORE = [
+    "torch>=2.6",
+    "megatron-core>=0.16.1,<0.20",
+    "psutil",  # megatron-core's checkpoint writer needs it and does not declare it
+    "pydantic>=2.7",
+    "ruamel.yaml>=0.18",
+    "typer>=0.12",
+    "rich>=13",
+    "numpy",
+    "pyarrow>=15",
+    "sentencepiece>=0.2",
+    "tokenizers>=0.20",
+    "transformers>=5,<6",
+    "safetensors",
+    "orjson",
+    "zstandard",
+    "xxhash",
+    "matplotlib",
+    "tensorboard",
+    "nvidia-ml-py",
+]
+
+EXTRAS = {
+    "cuda": ["transformer-engine[pytorch]"],
+    "wandb": ["wandb"],
+    "dev": ["pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"],
+}
+
+setup(
+    name="megatron_ko",
+    version=VERSION,
+    description="Training Korean language models: text to a verified model, on a laptop and on a cluster",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8") if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["megatron_ko", "megatron_ko.*"]),
+    package_data={"megatron_ko": ["py.typed"]},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["megatron-ko = megatron_ko.cli.main:main"]},
+)
