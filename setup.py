@@ -11,6 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "megatron_ko/__init__.py").
 CORE = [
     "torch>=2.6",
     "megatron-core>=0.16.1,<0.20",
+    # megatron-core 0.19 imports it unconditionally, and a CPU build of PyTorch does not bring it
+    'triton; python_version >= "3.12" and platform_system == "Linux"',
     "psutil",  # megatron-core's checkpoint writer needs it and does not declare it
     "pydantic>=2.7",
     "ruamel.yaml>=0.18",
@@ -19,6 +21,7 @@ CORE = [
     "numpy",
     "pyarrow>=15",
     "sentencepiece>=0.2",
+    "protobuf",  # reads and edits SentencePiece models
     "tokenizers>=0.20",
     "transformers>=5,<6",
     "safetensors",

@@ -1,0 +1,71 @@
+"""`megatron-ko generate`: read what a run has learnt so far."""
+
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from megatron_ko.eval.generate import Completion
+
+
+def generate(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of `megatron-ko train`.")],
+    prompt: Annotated[list[str], typer.Option(help="Beginning of a text; repeat it for several.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Draw from this share of the probability.")] = 0.9,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many tokens; 0: all.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Decides the draws; a new one is chosen and told.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint; the newest valid one.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, if it has moved.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Continue prompts with the newest valid checkpoint of a run, on one GPU or on the CPU.
+
+    The checkpoint may have been trained under any parallel layout. One prompt is written as it is generated.
+
+    Example: megatron-ko generate runs/demo --prompt "한국의 수도는" --temperature 0
+    """
+    from megatron_ko.eval.generate import generate as continue_prompts
+    from megatron_ko.eval.load import load_run
+    from megatron_ko.eval.sampling import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=secrets.randbelow(2**31) if seed is None else seed,
+    )
+    loaded = load_run(directory, step, tokenizer)
+    streamed = len(prompt) == 1 and not as_json
+    if streamed:
+        _write(prompt[0])
+    start = time.perf_counter()
+    completions = continue_prompts(loaded, prompt, sampling, _write if streamed else None)
+    rate = sum(len(c.tokens) for c in completions) / (time.perf_counter() - start)
+    if as_json:
+        typer.echo(_as_json(completions, loaded.step, sampling.seed, rate))
+        return
+    if streamed:
+        _write("\n")
+    else:
+        typer.echo("\n\n".join(c.prompt + c.text for c in completions))
+    chosen = f", seed {sampling.seed}" if temperature else ", greedy"
+    typer.echo(f"step {loaded.step}{chosen}, {rate:.1f} tokens/s", err=True)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _as_json(completions: "list[Completion]", step: int, seed: int, rate: float) -> str:
+    listed = [{"prompt": c.prompt, "text": c.text, "tokens": c.tokens, "stop": c.stop} for c in completions]
+    figures = {"step": step, "seed": seed, "tokens_per_s": round(rate, 2), "completions": listed}
+    return json.dumps(figures, ensure_ascii=False)

@@ -1,0 +1,59 @@
+"""`megatron-ko plan`: exact arithmetic from a configuration, before anything is built or bought."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_ko.config import load_model_config
+from megatron_ko.plan.flops import CONVENTION, flops_per_token
+from megatron_ko.plan.params import count_parameters, padding_parameters
+
+app = typer.Typer(no_args_is_help=True, help="Exact arithmetic from a configuration: parameters, FLOPs.")
+
+
+@app.callback()
+def _group() -> None:
+    """Exact arithmetic from a configuration: parameters, FLOPs."""
+
+
+@app.command()
+def params(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="Run configuration, or a file of configs/models.")],
+    tensor: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks that the vocabulary is padded for.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print the number of parameters by group, without building the model.
+
+    The vocabulary counts as published. Rows that pad it, so that tensor-parallel ranks hold equally many, are printed
+    apart: they are never trained and do not leave the checkpoint.
+
+    Example: megatron-ko plan params configs/models/ko-1b.yaml --json
+    """
+    model = load_model_config(file)
+    count = count_parameters(model)
+    if as_json:
+        typer.echo(json.dumps({"total": count.total, "active": count.active, "groups": count.groups}))
+        return
+    _print_table(file, count.groups, count.total, count.active)
+    length = model.max_position_embeddings
+    padding, rows = padding_parameters(model, tensor), model.padded_vocab_size(tensor)
+    typer.echo(f"vocabulary: {model.vocab_size:,} rows; {rows:,} when padded for tensor {tensor} (+{padding:,})")
+    typer.echo(f"training:   {flops_per_token(model, length) / 1e9:.3f} GFLOP a token at {length:,} tokens")
+    typer.echo(f"            ({CONVENTION})")
+
+
+def _print_table(file: Path, groups: dict[str, int], total: int, active: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"parameters of {file.name}", title_justify="left")
+    table.add_column("group")
+    table.add_column("parameters", justify="right")
+    table.add_column("share", justify="right")
+    for name, number in groups.items():
+        table.add_row(name, f"{number:,}", f"{number / total:.1%}", end_section=name == "output_layer")
+    table.add_row("total", f"{total:,}", "100.0%", style="bold")
+    table.add_row("active", f"{active:,}", f"{active / total:.1%}")
+    Console().print(table)

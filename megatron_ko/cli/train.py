@@ -1,0 +1,57 @@
+"""`megatron-ko train`: check the configuration, start the ranks, and pass their exit code on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_ko import log
+from megatron_ko.config import LaunchConfig, check_world, load_config, raise_problems
+from megatron_ko.errors import LaunchError
+
+
+def train(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over it.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+) -> None:
+    """Train, or continue, the run of a configuration. Started again it resumes from its newest valid checkpoint.
+
+    Starts its ranks itself, unless torchrun or srun has done so. Exit codes: 0 done, 2 something to repair,
+    75 stopped on request with a checkpoint (start again to continue).
+
+    Example: megatron-ko train configs/runs/demo.yaml run.dir=runs/demo training.steps=100
+    """
+    config = load_config(run_file, overrides or [])
+    log.configure(0, config.logging.level)
+    from megatron_ko.parallel import spawn
+
+    joined = spawn.cluster_world_size()
+    world_size = joined or _plain_world_size(config.launch, config.parallel.model_size, spawn.device_count())
+    raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
+    if dry_run:
+        from megatron_ko.train.summary import summarise
+
+        typer.echo("\n".join(summarise(config, world_size)))
+        return
+    from megatron_ko.train import setup
+
+    settings = {"threads": config.launch.threads_per_rank, "timeout_s": config.resilience.timeout_s}
+    if joined:
+        code = spawn.join_cluster(setup.main, (config,), **settings)
+    else:
+        code = spawn.run_ranks(setup.main, world_size, (config,), **settings)
+    raise typer.Exit(code)
+
+
+def _plain_world_size(launch: LaunchConfig, model_size: int, devices: int) -> int:
+    """Ranks to start on this machine: what was asked for, else its accelerators, else one copy of the model."""
+    if launch.nodes > 1:
+        raise LaunchError(
+            "a run on several machines has to be started on each of them",
+            got=f"launch.nodes {launch.nodes}, without srun or torchrun",
+            remedy="start it with srun or torchrun, or set launch.nodes=1",
+        )
+    return launch.ranks_per_node or devices or model_size

@@ -1,0 +1,269 @@
+"""Indexed tokens to training batches, on megatron-core's own datasets.
+
+A sample is a function of (seed, its number) alone. megatron-core shuffles all epochs of a request together, so that
+asking for more steps would change the samples that were already consumed; here an epoch is laid out once, and every
+further epoch is a permutation of it drawn from (seed, epoch).
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+from megatron_ko.config import DataConfig
+from megatron_ko.data.files import explained
+from megatron_ko.data.sources import SPLITS, Shard, bytes_per_token, cache_key, check_sources, check_split
+from megatron_ko.data.tokenizer.tokenizer import Tokenizer
+from megatron_ko.log import get_logger
+
+_log = get_logger(__name__)
+_COMPLETE = "complete"
+
+
+class SampleDataset(Protocol):
+    """What gives numbered samples; a blend or one source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """One micro-batch.
+
+    Attributes:
+        tokens: [b, s] int64.
+        labels: [b, s] int64, the tokens shifted by one.
+        loss_mask: [b, s] float32, 1 where the loss counts.
+        position_ids: [b, s] int64; they run through document borders, as attention does (Megatron's default).
+    """
+
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run reads.
+
+    Attributes:
+        train: as long as was asked for, or longer; epochs follow each other.
+        valid, test: None when nothing was asked for; never longer than one pass over their part.
+        bytes_per_token: of the corpus (not of the validation part alone), for bits per byte.
+        corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
+    """
+
+    train: SampleDataset
+    valid: SampleDataset | None
+    test: SampleDataset | None
+    bytes_per_token: float
+    corpus: list[dict[str, Any]]
+
+
+class EpochDataset(GPTDataset):  # type: ignore[misc]
+    """One epoch of megatron-core's samples, and as many permutations of it as are asked for."""
+
+    def __init__(
+        self,
+        indexed_dataset: Any,
+        dataset_path: str | None,
+        indexed_indices: np.ndarray,
+        num_samples: int | None,
+        index_split: Any,
+        config: GPTDatasetConfig,
+    ) -> None:
+        super().__init__(indexed_dataset, dataset_path, indexed_indices, None, index_split, config)
+        self._epoch_length: int = super().__len__()
+        self._asked = num_samples or 0
+        self._permutation: tuple[int, np.ndarray] = (0, np.arange(0))
+
+    def __len__(self) -> int:
+        return max(self._epoch_length, self._asked)
+
+    def __getitem__(self, idx: int) -> dict[str, torch.Tensor]:
+        epoch, position = divmod(int(idx), self._epoch_length)
+        if epoch:
+            position = int(self._order(epoch)[position])
+        sample: dict[str, torch.Tensor] = super().__getitem__(position)
+        return sample
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self._permutation[0] != epoch:
+            random = np.random.Generator(np.random.PCG64([self.config.random_seed, epoch]))
+            self._permutation = epoch, random.permutation(self._epoch_length)
+        return self._permutation[1]
+
+
+def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[int, int, int], seed: int) -> Datasets:
+    """Check the sources and build the datasets. With torch.distributed, every rank must call it; rank 0 builds first.
+
+    Args:
+        data: sources, split, sequence length.
+        tokenizer: of the run; sources that were encoded with another one are refused.
+        num_samples: sequences wanted of (train, valid, test); 0 builds nothing for that part.
+        seed: decides the order of samples.
+
+    Raises:
+        DataError: anything wrong with the files, and a part that is asked for but has no sample.
+    """
+    shards = check_sources(data, tokenizer)
+    sizes: list[int | None] = []
+    for split, asked in enumerate(num_samples):
+        available = check_split(data, shards, split) if asked else 0
+        capped = min(asked, available) if split else asked
+        if capped < asked:
+            _log.warning("%s: %d sequences instead of %d: the part has no more", SPLITS[split], capped, asked)
+        sizes.append(capped or None)
+    cache = data.cache_dir or data.sources[0].prefix.parent / "cache"
+    folder = cache / cache_key(data, shards, sizes, seed)
+    with explained(cache), _process_group(), _whole_cache(folder):
+        train, valid, test = _build(data, shards, sizes, seed, folder)
+    corpus = [
+        {
+            "prefix": str(shard.prefix),
+            "sha256": shard.manifest.sha256["bin"],
+            "tokens": shard.manifest.tokens,
+            "weight": shard.weight,
+        }
+        for shard in shards
+    ]
+    return Datasets(train, valid, test, bytes_per_token(shards), corpus)
+
+
+def collate(dataset: SampleDataset, indices: Sequence[int], device: torch.device | str = "cpu") -> TokenBatch:
+    """The samples ``indices`` as one batch [b, s]."""
+    samples = [dataset[index] for index in indices]
+
+    def stack(name: str) -> torch.Tensor:
+        return torch.stack([sample[name] for sample in samples]).to(device)
+
+    return TokenBatch(stack("tokens"), stack("labels"), stack("loss_mask"), stack("position_ids"))
+
+
+class TokenBatches:
+    """The micro-batches of one data-parallel rank, step after step, from any point on.
+
+    Micro-batch m of rank r holds the samples consumed + m * micro * dp_size + r * micro + [0, micro): a step reads the
+    same samples at every data-parallel size.
+
+    Args:
+        dataset: the samples.
+        consumed_samples: by all ranks together, before this.
+        global_batch: samples of a step, over all ranks.
+        micro_batch: samples of a micro-batch.
+        dp_rank, dp_size: place in the data-parallel group.
+        device: where the batches go.
+    """
+
+    def __init__(
+        self,
+        dataset: SampleDataset,
+        *,
+        consumed_samples: int,
+        global_batch: int,
+        micro_batch: int,
+        dp_rank: int,
+        dp_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        assert global_batch % (micro_batch * dp_size) == 0, "checked with the configuration"
+        self._dataset, self._device = dataset, device
+        self._global, self._micro, self._rank, self._size = global_batch, micro_batch, dp_rank, dp_size
+        self.consumed_samples = consumed_samples
+
+    def indices(self) -> list[range]:
+        """Sample numbers of the next step, one range a micro-batch."""
+        across = self._micro * self._size
+        first = self.consumed_samples + self._rank * self._micro
+        return [range(start, start + self._micro) for start in range(first, first + self._global, across)]
+
+    def next(self) -> list[TokenBatch]:
+        """The micro-batches of the next step."""
+        batches = [collate(self._dataset, indices, self._device) for indices in self.indices()]
+        self.consumed_samples += self._global
+        return batches
+
+    def __iter__(self) -> Iterator[list[TokenBatch]]:
+        return self
+
+    __next__ = next
+
+
+def _build(
+    data: DataConfig, shards: Sequence[Shard], sizes: Sequence[int | None], seed: int, folder: Path
+) -> list[Any]:
+    prefixes = [str(shard.prefix) for shard in shards]
+    weights = [shard.weight for shard in shards] if len(shards) > 1 else None
+    config = GPTDatasetConfig(
+        random_seed=seed,
+        sequence_length=data.sequence_length,
+        blend=(prefixes, weights),
+        split=",".join(f"{share:f}" for share in data.split),
+        path_to_cache=str(folder),
+        tokenizer=_NoTokenizer(shards[0].manifest.tokenizer_fingerprint),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    # A part that nobody asked for keeps its documents but is not built.
+    config.split_matrix = [
+        border if size is not None else None for border, size in zip(config.split_matrix, sizes, strict=True)
+    ]
+    built: list[Any] = BlendedMegatronDatasetBuilder(
+        EpochDataset, [size or 0 for size in sizes], lambda: True, config
+    ).build()
+    return built
+
+
+class _NoTokenizer:
+    """megatron-core wants a tokenizer only for padding and masks at document borders; neither is used here."""
+
+    vocab_size = None
+    eod = -1
+
+    def __init__(self, fingerprint: str) -> None:
+        self.unique_identifiers = {"fingerprint": fingerprint}
+
+
+@contextmanager
+def _process_group() -> Iterator[None]:
+    """megatron-core's blends ask for a rank: outside of a distributed program, a group of one for the moment."""
+    if torch.distributed.is_initialized():
+        yield
+        return
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _whole_cache(folder: Path) -> Iterator[None]:
+    """Let rank 0 build into ``folder`` alone, and never read what a killed build left behind.
+
+    megatron-core takes a file that exists for a file that is whole. Other ranks look only after rank 0 has built:
+    megatron-core's builder holds them at a barrier.
+    """
+    if torch.distributed.get_rank() != 0:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / _COMPLETE).exists() and folder.exists():
+            shutil.rmtree(folder)
+        yield
+        (folder / _COMPLETE).touch()

@@ -1,0 +1,142 @@
+"""Text from a trained model: prompts in one batch, megatron-core's key/value cache, one new token a step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+from torch import Tensor
+
+from megatron_ko.errors import DataError
+from megatron_ko.eval.load import Loaded
+from megatron_ko.eval.sampling import Sampler, Sampling
+
+Stop = Literal["end_of_document", "max_new_tokens", "context"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What was added to a prompt.
+
+    Attributes:
+        prompt: as given.
+        text: the continuation.
+        tokens: its token ids, without the end-of-document token.
+        stop: why it ended; ``context`` when the model's longest context was full.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[int]
+    stop: Stop
+
+
+def generate(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Completion]:
+    """Continue prompts. Each begins a document, so the end-of-document token goes before it, as in training.
+
+    Args:
+        loaded: model and tokenizer.
+        prompts: texts; an empty one asks for a whole document.
+        sampling: how tokens are chosen.
+        on_text: is given every new piece of the first continuation as soon as its characters are complete.
+
+    Raises:
+        DataError: a prompt fills the model's context.
+    """
+    tokenizer, eod = loaded.tokenizer, loaded.tokenizer.eod
+    encoded = [[eod, *tokenizer.encode(prompt)] for prompt in prompts]
+    texts = [_Text(loaded, tokens) for tokens in encoded]
+    ended: dict[int, Stop] = {}
+    for chosen in continue_tokens(loaded, encoded, Sampler(sampling, len(prompts)), sampling.max_new_tokens):
+        for row, token in chosen.items():
+            if row in ended:
+                continue
+            if token == eod:
+                ended[row] = "end_of_document"
+                continue
+            texts[row].add(token)
+            if row == 0 and on_text:
+                on_text(texts[row].news())
+            if len(texts[row].tokens) == sampling.max_new_tokens:
+                ended[row] = "max_new_tokens"
+        if len(ended) == len(prompts):
+            break
+    if on_text:
+        on_text(texts[0].news(final=True))
+    return [
+        Completion(prompt=prompt, text=text.so_far(), tokens=text.tokens, stop=ended.get(row, "context"))
+        for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+
+
+def continue_tokens(
+    loaded: Loaded, prompts: Sequence[Sequence[int]], sampler: Sampler, max_new_tokens: int
+) -> Iterator[dict[int, int]]:
+    """Yield, step by step, the tokens that were chosen: row -> token.
+
+    No row is padded, so that none needs a mask and every token has its true position: the batch begins with as many
+    tokens as the shortest prompt has, and while a longer prompt lasts, its own next token is taken.
+
+    Args:
+        loaded: the model.
+        prompts: token ids, at least one each.
+        sampler: chooses for all rows at once.
+        max_new_tokens: tokens added to a prompt at most.
+
+    Raises:
+        DataError: a prompt fills the model's context.
+    """
+    context = loaded.config.model.max_position_embeddings
+    longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+    if longest >= context:
+        raise DataError("a prompt fills the model's context", got=f"{longest} tokens", expected=f"fewer than {context}")
+    limit = min(context, longest + max_new_tokens)
+    cache = StaticInferenceContext(max_batch_size=len(prompts), max_sequence_length=limit)
+    batch = torch.tensor([list(prompt[:shortest]) for prompt in prompts], device=loaded.device)  # [b, s]
+    for length in range(shortest, limit):
+        over = [row for row, prompt in enumerate(prompts) if length >= len(prompt)]
+        new = sampler.choose(_last_logits(loaded, batch, cache), over)
+        given = [new[row] if row in new else prompt[length] for row, prompt in enumerate(prompts)]
+        batch = torch.tensor(given, device=loaded.device).unsqueeze(1)  # [b, 1]
+        yield new
+
+
+def _last_logits(loaded: Loaded, tokens: Tensor, cache: StaticInferenceContext) -> Tensor:
+    """Logits after the last of ``tokens``, which follow those in the cache: [b, s] -> [b, v], padding rows cut off."""
+    start, length = cache.sequence_len_offset, tokens.shape[1]
+    positions = torch.arange(start, start + length, device=tokens.device).expand_as(tokens)
+    with torch.inference_mode():
+        logits = loaded.model(tokens, positions, None, inference_context=cache, runtime_gather_output=True)  # [b, 1, v]
+    cache.sequence_len_offset += length
+    return logits[:, -1, : loaded.config.model.vocab_size]
+
+
+class _Text:
+    """The text of one row as its tokens arrive; a character of several tokens is told once it is complete."""
+
+    def __init__(self, loaded: Loaded, prompt: list[int]) -> None:
+        self._decode = loaded.tokenizer.decode
+        self._prompt = prompt[1:]
+        self._prefix = len(self._decode(self._prompt))
+        self._told = 0
+        self.tokens: list[int] = []
+
+    def add(self, token: int) -> None:
+        self.tokens.append(token)
+
+    def so_far(self) -> str:
+        # Decoded with the prompt, because a decoder may strip the space before the first token.
+        return self._decode([*self._prompt, *self.tokens])[self._prefix :]
+
+    def news(self, final: bool = False) -> str:
+        text = self.so_far()
+        end = len(text) if final else len(text.rstrip("\ufffd"))
+        news = text[self._told : end]
+        self._told = max(self._told, end)
+        return news

@@ -1,0 +1,87 @@
+"""A trained model in one process: the newest valid checkpoint of a run, whatever layout wrote it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.config.load import build
+from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.errors import TokenizerError
+from megatron_ko.models.build import build_model
+from megatron_ko.models.checkpoint_files import Manifest, newest_valid
+from megatron_ko.models.weights import load_weights
+from megatron_ko.parallel.groups import Groups, initialise
+from megatron_ko.parallel.platform import get_platform
+from megatron_ko.parallel.rank import Place, join_world, take_place
+from megatron_ko.parallel.seed import seed_everything
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready for inference.
+
+    Attributes:
+        model: [b, s] token ids -> logits; in evaluation mode.
+        tokenizer: the run's.
+        config: the run's, with the layout of one rank.
+        step: training step of the weights.
+        device: where the model is.
+    """
+
+    model: torch.nn.Module
+    tokenizer: Tokenizer
+    config: RunConfig
+    step: int
+    device: torch.device
+
+
+def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None = None) -> Loaded:
+    """Load a run for inference on this process's device.
+
+    Args:
+        run_dir: run directory.
+        step: which checkpoint; None: the newest valid one.
+        tokenizer_dir: where the tokenizer is now; None: where it was in training.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint.
+        TokenizerError: the tokenizer is not the one of the training.
+    """
+    directory, manifest = newest_valid(run_dir / "checkpoints", step)
+    config = single_rank(build(RunConfig, manifest.config, origin=str(directory)))
+    tokenizer = load_tokenizer(tokenizer_dir or config.data.tokenizer)
+    _check_tokenizer(tokenizer, manifest, tokenizer_dir or config.data.tokenizer)
+    groups = single_world()
+    seed_everything(config.run.seed, groups)
+    chunks = build_model(config, groups)
+    load_weights(chunks, directory / "model")
+    return Loaded(chunks[0].eval(), tokenizer, config, manifest.step, get_platform().device)
+
+
+def single_rank(config: RunConfig) -> RunConfig:
+    """The same model on one rank; Transformer Engine's layers become portable ones where there is no CUDA."""
+    backend = "portable" if config.precision.backend == "portable" else "auto"
+    precision = config.precision.model_copy(update={"backend": backend})
+    return config.model_copy(update={"parallel": ParallelConfig(), "precision": precision})
+
+
+def single_world() -> Groups:
+    """A world of one rank, created if this process is not in one yet."""
+    if not dist.is_initialized():
+        alone = Place(rank=0, local_rank=0, world_size=1, local_size=1)
+        take_place(alone, None)
+        join_world(dist.HashStore(), alone, timeout_s=600)
+    return initialise(ParallelConfig(), timeout_s=600)
+
+
+def _check_tokenizer(tokenizer: Tokenizer, manifest: Manifest, folder: Path) -> None:
+    if tokenizer.fingerprint != manifest.tokenizer:
+        raise TokenizerError(
+            "the tokenizer is not the one that the model was trained with",
+            got=f"{folder}: {tokenizer.fingerprint}",
+            expected=manifest.tokenizer,
+            remedy="give its folder with --tokenizer",
+        )

@@ -1,0 +1,87 @@
+"""From the configuration to megatron-core's TransformerConfig: the only place that builds one."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer import TransformerConfig
+
+from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.models.specs import has_fused_weight_gradient, uses_transformer_engine
+from megatron_ko.parallel.platform import get_platform
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def transformer_config(config: RunConfig) -> TransformerConfig:
+    """The TransformerConfig of a dense Llama: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
+
+    Raises:
+        ConfigError: ``precision.backend`` asks for what is not installed.
+    """
+    model, dtype = config.model, config.precision.dtype
+    fused = uses_transformer_engine(config.precision.backend)
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.query_groups,
+        kv_channels=model.kv_channels,
+        normalization="RMSNorm",
+        layernorm_epsilon=model.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        # Weights come from models/initialise.py. megatron-core still has to go through its own initialisation, because
+        # that is where it marks parameters as split over tensor-parallel ranks.
+        init_method=_leave_as_allocated,
+        output_layer_init_method=_leave_as_allocated,
+        embedding_init_method=_leave_as_allocated,
+        fp16=dtype == "fp16",
+        bf16=dtype == "bf16",
+        params_dtype=DTYPES[dtype],
+        pipeline_dtype=DTYPES[dtype],
+        # The loss function gives (sum, count); gradients are divided once, by the global count.
+        calculate_per_token_loss=True,
+        # These need Transformer Engine or torch.compile; on a CPU compiling would cost more than it saves.
+        bias_activation_fusion=fused,
+        bias_dropout_fusion=fused,
+        apply_rope_fusion=fused,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=has_fused_weight_gradient(),
+        **_parallel(config.parallel),
+        **_recompute(config.training.recompute),
+    )
+
+
+def _leave_as_allocated(weight: torch.Tensor) -> torch.Tensor:
+    return weight
+
+
+def _parallel(parallel: ParallelConfig) -> dict[str, Any]:
+    interleaved = parallel.virtual_pipeline > 1
+    return {
+        "tensor_model_parallel_size": parallel.tensor,
+        "pipeline_model_parallel_size": parallel.pipeline,
+        "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline if interleaved else None,
+        "context_parallel_size": parallel.context,
+        "sequence_parallel": parallel.sequence_parallel,
+        # Activations that were sent to the next stage are freed at once. The interleaved schedule does not wait for the
+        # send before it does so.
+        "deallocate_pipeline_outputs": get_platform().keeps_queued_sends or not interleaved,
+        # Without overlap a stage sends both ways in one batch. Between two stages, which are each other's previous and
+        # next one when interleaved, both messages have the same endpoints, and the schedule would swap them.
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+    }
+
+
+def _recompute(recompute: str) -> dict[str, Any]:
+    if recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}

@@ -1,0 +1,53 @@
+"""Building the model chunks of this rank, with their initial weights."""
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import Float16Module
+
+from megatron_ko.config import RunConfig
+from megatron_ko.models.architectures import transformer_config
+from megatron_ko.models.initialise import initialise_weights
+from megatron_ko.models.specs import decoder_spec
+from megatron_ko.parallel.groups import Groups
+from megatron_ko.parallel.platform import get_platform
+
+
+def build_model(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
+    """Build this rank's model chunks, one per virtual pipeline stage, on its device and in the configured precision.
+
+    A chunk is called as ``chunk(tokens, position_ids, attention_mask, labels=labels)`` with [b, s] tensors. On the last
+    pipeline stage it gives losses [b, s] (or logits [b, s, v] without labels; v is this rank's part of the padded
+    vocabulary), on the others hidden states [s, b, h]. The weights depend on ``run.seed`` only, not on the layout.
+
+    Random states must have been seeded (``parallel.seed.seed_everything``).
+
+    Raises:
+        ConfigError: ``precision.backend`` asks for what is not installed.
+    """
+    settings = transformer_config(config)
+    chunks = [_build_chunk(config, settings, groups, index) for index in range(groups.vp_size)]
+    initialise_weights(chunks, config.model, config.run.seed)
+    if config.precision.dtype != "fp32":
+        chunks = [Float16Module(settings, chunk) for chunk in chunks]
+    return chunks
+
+
+def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups, index: int) -> torch.nn.Module:
+    model = config.model
+    vp_stage = index if groups.vp_size > 1 else None
+    chunk: torch.nn.Module = GPTModel(
+        config=settings,
+        transformer_layer_spec=decoder_spec(settings, config.precision.backend, vp_stage),
+        vocab_size=model.padded_vocab_size(groups.tp_size),
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=groups.is_first_stage and index == 0,
+        post_process=groups.is_last_stage and index == groups.vp_size - 1,
+        parallel_output=True,
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        position_embedding_type="rope",
+        rotary_base=model.rope.theta,
+        pg_collection=groups.pg,
+        vp_stage=vp_stage,
+    )
+    return chunk.to(get_platform().device)

@@ -1,0 +1,75 @@
+"""Initial weights that depend on the seed alone: the same numbers at every parallel layout, device and precision.
+
+Every parameter is found through ``sharded_state_dict()``, which says which part of which global tensor it is. The global
+tensor is drawn in blocks of rows, each from its own generator, so a rank draws only the rows that it holds, and padding
+the vocabulary moves nothing.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+
+from megatron_ko.config import ModelConfig
+
+_BLOCK_ROWS = 256
+_VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
+_OUTPUT_PROJECTIONS = ("linear_proj.weight", "linear_fc2.weight")
+
+
+def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, seed: int) -> None:
+    """Fill every parameter of this rank's chunks.
+
+    Matrices are normal with ``init_std``; projections back to the residual stream with ``init_std / sqrt(2 * layers)``
+    (Radford et al., 2019); norms are 1; rows that pad the vocabulary are 0.
+    """
+    filled = 0
+    with torch.no_grad():
+        for part in sharded_parts(chunks):
+            _fill(part, model, seed)
+            filled += part.data.numel()
+    expected = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+    assert filled == expected, f"{filled} of {expected} values were initialised"
+
+
+def sharded_parts(chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
+    """Every parameter of this rank as part of a global tensor; the data are the parameters' own memory."""
+    for chunk in chunks:
+        for value in nested_values(chunk.sharded_state_dict()):
+            if isinstance(value, ShardedTensorFactory):  # gate and up in one matrix: views of its two halves
+                yield from nested_values(value.build())
+            elif isinstance(value, ShardedTensor):
+                yield value
+
+
+def _fill(part: ShardedTensor, model: ModelConfig, seed: int) -> None:
+    if "norm" in part.key.rsplit(".", 2)[-2] or part.key.endswith("layer_norm_weight"):
+        part.data.fill_(1.0)
+        return
+    axes = part.prepend_axis_num  # stacked axes such as the layer, in front of the tensor's own
+    stack, offsets = part.global_offset[:axes], part.global_offset[axes:]
+    rows, columns = part.global_shape[axes:]
+    if part.key in _VOCABULARY_KEYS:
+        rows = model.vocab_size
+    std = model.init_std
+    if part.key.endswith(_OUTPUT_PROJECTIONS):
+        std /= math.sqrt(2 * model.num_layers)
+    first, last = offsets[0], min(offsets[0] + part.data.shape[0], rows)
+    width = slice(offsets[1], offsets[1] + part.data.shape[1])
+    for start, block in _blocks(f"{seed}/{part.key}/{stack}", range(first, last), columns):
+        part.data[start - first : start - first + len(block)] = block[:, width] * std
+    part.data[max(0, last - first) :] = 0.0
+
+
+def _blocks(name: str, rows: range, columns: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Standard normal rows of a global matrix: (number of the first row, [rows, columns]) for parts that cover ``rows``."""
+    for number in range(rows.start // _BLOCK_ROWS, -(-rows.stop // _BLOCK_ROWS)):
+        digest = hashlib.sha256(f"{name}/{number}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        block = torch.randn(_BLOCK_ROWS, columns, generator=generator, dtype=torch.float32)
+        start, stop = max(rows.start, number * _BLOCK_ROWS), min(rows.stop, (number + 1) * _BLOCK_ROWS)
+        if start < stop:
+            yield start, block[start - number * _BLOCK_ROWS : stop - number * _BLOCK_ROWS]

@@ -1,0 +1,87 @@
+"""Which modules a layer is made of: Transformer Engine's, or this project's portable ones on PyTorch alone."""
+
+import importlib.util
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_mlp_module_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_ko.errors import ConfigError
+from megatron_ko.models.attention import PortableAttention
+from megatron_ko.models.norm import RMSNorm
+from megatron_ko.parallel.platform import get_platform
+
+
+def uses_transformer_engine(backend: str) -> bool:
+    """Resolve ``precision.backend``: "auto" is Transformer Engine where it is installed and CUDA is used.
+
+    Raises:
+        ConfigError: Transformer Engine is asked for by name and cannot be used here.
+    """
+    installed = importlib.util.find_spec("transformer_engine") is not None
+    on_cuda = get_platform().runs_fused_kernels
+    if backend == "transformer_engine" and not (installed and on_cuda):
+        raise ConfigError(
+            "precision.backend=transformer_engine cannot be used here",
+            got="no CUDA device" if installed else "transformer_engine is not installed",
+            expected="a CUDA device and the package transformer-engine",
+            remedy='precision.backend=auto, or pip install "transformer-engine[pytorch]"',
+        )
+    return backend != "portable" and installed and on_cuda
+
+
+def has_fused_weight_gradient() -> bool:
+    """Whether apex's kernel is installed that adds weight gradients straight into the fp32 buffer (CUDA only)."""
+    installed = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
+    return installed and get_platform().runs_fused_kernels
+
+
+def decoder_spec(config: TransformerConfig, backend: str, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """Layers and final norm of one model chunk.
+
+    Args:
+        config: the model.
+        backend: ``precision.backend``.
+        vp_stage: number of the chunk on this pipeline stage; None without interleaving.
+    """
+    if uses_transformer_engine(backend):
+        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[_portable_layer()] * num_layers, layer_norm=RMSNorm)
+
+
+def _portable_layer() -> ModuleSpec:
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=PortableAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=RMSNorm,
+            self_attention=attention,
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=RMSNorm,
+            mlp=get_mlp_module_spec(use_te=False),
+            mlp_bda=get_bias_dropout_add,
+            # Transformer Engine keeps each norm in the linear layer after it: the same names in a checkpoint.
+            sharded_state_dict_keys_map={
+                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+            },
+        ),
+    )

@@ -1,0 +1,23 @@
+"""Next-token prediction: the cross-entropy of every unmasked label."""
+
+import torch
+from torch import Tensor
+
+from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.objectives.base import LossOutput
+
+
+class LanguageModelling:
+    """The pre-training objective. Implements ``Objective`` for ``TokenBatch``."""
+
+    metric_names: tuple[str, ...] = ()
+
+    def forward(self, batch: TokenBatch, model: torch.nn.Module) -> Tensor:
+        """Per-token losses [b, s] on the last pipeline stage, hidden states [s, b, h] on the others."""
+        output: Tensor = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+        return output
+
+    def loss(self, output: Tensor, batch: TokenBatch) -> LossOutput:
+        """Sum of the losses [b, s] where the mask [b, s] is 1, and how many those are."""
+        loss_sum = torch.sum(output.float() * batch.loss_mask)
+        return LossOutput(loss_sum=loss_sum, count=batch.loss_mask.sum().to(torch.int64))

@@ -1,0 +1,5 @@
+"""Devices, ranks, process groups and random states: everything that depends on where and how wide a run is."""
+
+from megatron_ko.parallel import compat
+
+compat.prepare_imports()

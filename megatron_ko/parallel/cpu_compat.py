@@ -1,0 +1,180 @@
+"""megatron-core on a CPU: what it asks of CUDA is answered by the host. Installed once, and never where CUDA is used.
+
+megatron-core names CUDA in some 500 places. Nearly all of them go through the few doors that are replaced here: the
+current device, streams and events, ``.cuda()``, the literal ``device="cuda"`` of factory functions, the names of tensor
+types, and the state of the device's random generator. Factory functions are wrapped rather than watched by a
+``TorchFunctionMode``, because a mode costs time at every operation and is blind in other threads.
+"""
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo
+from megatron.core.tensor_parallel import random
+from torch.utils import _device
+
+_CPU = torch.device("cpu")
+_FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like", "zeros_like", "ones_like")
+
+
+class HostStream:
+    """A CUDA stream on a machine that runs everything in order: all waiting is over before it begins."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.device = _CPU
+
+    def wait_stream(self, _: object) -> None:
+        """Nothing runs beside this stream."""
+
+    def wait_event(self, _: object) -> None:
+        """An event has happened as soon as it is recorded."""
+
+    def record_event(self, event: "HostEvent | None" = None) -> "HostEvent":
+        """Record the event now."""
+        event = event or HostEvent()
+        event.record()
+        return event
+
+    def synchronize(self) -> None:
+        """Everything is done already."""
+
+
+class HostEvent:
+    """A CUDA event that reads the host's clock."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self._time = 0.0
+
+    def record(self, _: object = None) -> None:
+        """Note the time."""
+        self._time = time.perf_counter()
+
+    def wait(self, _: object = None) -> None:
+        """It has happened."""
+
+    def synchronize(self) -> None:
+        """It has happened."""
+
+    def query(self) -> bool:
+        """It has happened."""
+        return True
+
+    def elapsed_time(self, later: "HostEvent") -> float:
+        """Milliseconds from this event to a later one."""
+        return (later._time - self._time) * 1e3
+
+
+@functools.cache
+def install() -> None:
+    """Replace the doors to CUDA in this process. Idempotent."""
+    _patch_tensors()
+    _patch_device()
+    _patch_streams()
+    _patch_random_state()
+    # Compiling for a CPU takes longer than it saves; megatron-core's compiled functions run as they are written.
+    torch._dynamo.config.disable = True
+
+
+def _names_cuda(device: object) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+def _on_host(factory: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> Any:
+        if "device" in kwargs and _names_cuda(kwargs["device"]):
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _patch_tensors() -> None:
+    def stay(this: Any, *_: object, **__: object) -> Any:
+        return this
+
+    name_or_convert = torch.Tensor.type
+
+    def type_of(this: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # megatron-core's optimizers sort parameters by names such as torch.cuda.FloatTensor.
+        answer = name_or_convert(this, *args, **kwargs)
+        return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
+
+    # `with torch.device(...)` recognises factories by identity: it has to remember the originals.
+    _device._device_constructors()
+    for name in _FACTORIES:
+        setattr(torch, name, _on_host(getattr(torch, name)))
+    for owner, name, replacement in (
+        (torch.Tensor, "cuda", stay),
+        (torch.nn.Module, "cuda", stay),
+        (torch.Tensor, "type", type_of),
+    ):
+        setattr(owner, name, replacement)
+
+
+def _replace(**replacements: object) -> None:
+    for name, replacement in replacements.items():
+        setattr(torch.cuda, name, replacement)
+
+
+def _always(answer: object) -> Callable[..., object]:
+    # A fresh function each time: PyTorch's compiler keeps rules by the identity of functions of torch.cuda.
+    return lambda *_, **__: answer
+
+
+def _patch_device() -> None:
+    _replace(
+        is_available=_always(False),
+        current_device=_always(_CPU),
+        device_count=_always(1),
+        set_device=_always(None),
+        synchronize=_always(None),
+        empty_cache=_always(None),
+        memory_allocated=_always(0),
+        max_memory_allocated=_always(0),
+        memory_reserved=_always(0),
+        max_memory_reserved=_always(0),
+        is_current_stream_capturing=_always(False),
+    )
+
+
+def _patch_streams() -> None:
+    only = HostStream()
+    _replace(
+        Stream=HostStream,
+        Event=HostEvent,
+        stream=lambda _: contextlib.nullcontext(),
+        current_stream=_always(only),
+        default_stream=_always(only),
+    )
+
+
+def _patch_random_state() -> None:
+    """One generator for both devices, so that megatron-core's seeds and recomputation govern what a CPU draws."""
+
+    def get_state(*_: object, **__: object) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(state: torch.Tensor, *_: object, **__: object) -> None:
+        torch.set_rng_state(state)
+
+    _replace(
+        manual_seed=lambda seed: torch.default_generator.manual_seed(seed),
+        # torch.manual_seed calls this one after it has seeded the CPU.
+        manual_seed_all=_always(None),
+        get_rng_state=get_state,
+        set_rng_state=set_state,
+    )
+    # The originals queue their work until CUDA is initialised, which never happens: megatron-core's seeds would have
+    # no effect, and recomputation would silently draw other dropout masks than the forward pass did.
+    random._get_cuda_rng_state = get_state
+    random._set_cuda_rng_state = set_state
+    # It warns when the CPU's generator moves while the device's is in use: here they are the same.
+    logging.getLogger(random.__name__).setLevel(logging.ERROR)

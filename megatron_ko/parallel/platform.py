@@ -1,0 +1,138 @@
+"""Which kind of machine this is: the only place that chooses between CUDA with NCCL and CPU with gloo."""
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import psutil
+import torch
+
+from megatron_ko.errors import LaunchError
+from megatron_ko.parallel import cpu_compat
+
+# Dense peaks in FLOP/s by a part of the device name; the vendor's data sheets, without structured sparsity.
+_PEAKS: dict[str, dict[str, float]] = {
+    "B200": {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12},
+    "H200": {"bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
+    "H100": {"bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
+    "A100": {"bf16": 312e12, "fp16": 312e12},
+}
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory of this process in bytes.
+
+    Attributes:
+        allocated_peak: the most that tensors took (CUDA), or the largest resident set so far (CPU).
+        reserved: what the caching allocator holds (CUDA), or the present resident set (CPU).
+    """
+
+    allocated_peak: int
+    reserved: int
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The device of this process.
+
+    Attributes:
+        device_type: kind of device.
+        backend: the torch.distributed back end for it.
+    """
+
+    device_type: Literal["cuda", "cpu"]
+    backend: Literal["nccl", "gloo"]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank; on CUDA the one that ``select`` chose."""
+        if self.device_type == "cuda":
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+
+    @property
+    def device_name(self) -> str:
+        """Name of the device, as its driver tells it."""
+        return torch.cuda.get_device_name() if self.device_type == "cuda" else "cpu"
+
+    @property
+    def device_count(self) -> int:
+        """Accelerators of this machine; 0 on a CPU. Leaves CUDA uninitialised, so that a process may fork after it."""
+        return torch.cuda.device_count() if self.device_type == "cuda" else 0
+
+    @property
+    def runs_fused_kernels(self) -> bool:
+        """Whether kernels of Transformer Engine and apex can run here."""
+        return self.device_type == "cuda"
+
+    @property
+    def keeps_queued_sends(self) -> bool:
+        """Whether a tensor may be freed as soon as its send is queued: NCCL keeps it alive, gloo reads it later."""
+        return self.backend == "nccl"
+
+    def select(self, local_rank: int) -> None:
+        """Take the device of a local rank for this process.
+
+        Raises:
+            LaunchError: this machine has fewer devices.
+        """
+        if self.device_type == "cpu":
+            return
+        if local_rank >= self.device_count:
+            raise LaunchError(
+                "more ranks than GPUs on this machine",
+                got=f"local rank {local_rank}",
+                expected=f"at most {self.device_count} ranks",
+                remedy="lower launch.ranks_per_node, or set MEGATRON_KO_DEVICE=cpu",
+            )
+        torch.cuda.set_device(local_rank)
+
+    def memory(self) -> MemoryUse:
+        """Memory of this process, now."""
+        if self.device_type == "cuda":
+            return MemoryUse(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return MemoryUse(peak, psutil.Process().memory_info().rss)
+
+    def reset_peak(self) -> None:
+        """Start a new peak on CUDA. The peak of a resident set is kept by the kernel for the life of a process."""
+        if self.device_type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all that was queued; work on a CPU is never queued."""
+        if self.device_type == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_flops(self, dtype: str) -> float | None:
+        """Dense peak of the device in FLOP/s for "bf16", "fp16" or "fp8"; None where it is not known."""
+        name = self.device_name
+        return next((peaks.get(dtype) for part, peaks in _PEAKS.items() if part in name), None)
+
+
+@cache
+def get_platform() -> Platform:
+    """CUDA when there is a device, unless MEGATRON_KO_DEVICE=cpu. On a CPU megatron-core is made to run on it.
+
+    Raises:
+        LaunchError: MEGATRON_KO_DEVICE has an unknown value, or asks for a device that is not there.
+    """
+    wanted = os.environ.get("MEGATRON_KO_DEVICE", "")
+    if wanted not in ("", "cpu", "cuda"):
+        raise LaunchError("unknown device in MEGATRON_KO_DEVICE", got=wanted, expected="cpu or cuda")
+    # Asked through NVML: the ordinary question initialises CUDA, and ranks could not be forked any more.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise LaunchError(
+            "MEGATRON_KO_DEVICE=cuda, but PyTorch finds no CUDA device", remedy="unset it, or install PyTorch for CUDA"
+        )
+    if available and wanted != "cpu":
+        return Platform("cuda", "nccl")
+    cpu_compat.install()
+    return Platform("cpu", "gloo")

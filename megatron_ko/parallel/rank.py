@@ -1,0 +1,118 @@
+"""The life of one rank: take a device and threads, join the world, run, and say how it ended."""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_ko.errors import EXIT_DONE, KoError
+from megatron_ko.parallel.platform import get_platform
+
+EXIT_CRASH = 1
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a rank ended by itself.
+
+    Attributes:
+        exit_code: what its process exits with.
+        message: what to tell the user; empty when it returned.
+        repairable: the user can repair it (a KoError), so a traceback would only hide the message.
+        time: ``time.monotonic()`` of the failure; one clock for all processes of a machine.
+    """
+
+    exit_code: int
+    message: str = ""
+    repairable: bool = False
+    time: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by an exception; a code that was returned on purpose is no failure."""
+        return bool(self.message)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is.
+
+    Attributes:
+        rank: number in the world.
+        local_rank: number on this machine.
+        world_size: ranks in the world.
+        local_size: ranks on this machine.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+    local_size: int
+
+
+def run_rank(target: Callable[..., int | None], args: tuple[Any, ...], place: Place, join: Callable[[], None]) -> Ending:
+    """Call ``join``, then ``target(*args)``, in this process, and turn every exception into an ``Ending``."""
+    try:
+        join()
+        code = target(*args)
+        dist.destroy_process_group()
+        return Ending(EXIT_DONE if code is None else code)
+    except KoError as error:
+        return Ending(error.exit_code, str(error), repairable=True, time=time.monotonic())
+    except SystemExit as stop:
+        return Ending(stop.code if isinstance(stop.code, int) else EXIT_CRASH if stop.code else EXIT_DONE)
+    except BaseException:  # PyTorch's CheckpointException is not an Exception
+        now = time.monotonic()
+        return Ending(EXIT_CRASH, f"[rank {place.rank}] {traceback.format_exc()}", time=now)
+
+
+def take_place(place: Place, threads: int | None) -> None:
+    """Set this process's device, threads and rank variables.
+
+    Args:
+        place: where the rank is.
+        threads: CPU threads of this rank; None: the cores of the machine, shared evenly.
+    """
+    os.environ.update(
+        RANK=str(place.rank),
+        LOCAL_RANK=str(place.local_rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_WORLD_SIZE=str(place.local_size),
+    )
+    # megatron-core overlaps communication with computation by the order of launches: one queue, as it asks for.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    get_platform().select(place.local_rank)
+    torch.set_num_threads(threads or threads_per_rank(place.local_size))
+
+
+def threads_per_rank(local_size: int) -> int:
+    """CPU threads of one rank when the cores that this process may use are shared evenly."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // local_size)
+
+
+def join_world(store: dist.Store | None, place: Place, timeout_s: float) -> None:
+    """Create the process group of the world on this machine's back end.
+
+    Args:
+        store: where ranks meet; None: MASTER_ADDR and MASTER_PORT say.
+        place: where the rank is.
+        timeout_s: seconds after which a collective that does not complete is an error.
+    """
+    platform = get_platform()
+    dist.init_process_group(
+        platform.backend,
+        init_method=None if store is not None else "env://",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=platform.device if platform.device_type == "cuda" else None,
+    )

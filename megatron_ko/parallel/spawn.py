@@ -1,0 +1,245 @@
+"""Starting ranks: forked on this machine, or joined to the world that torchrun or srun has started.
+
+Ranks are forked after torch and megatron-core are imported, so that N of them start as fast as one. A fork keeps only
+the calling thread: nothing may have computed with several threads, or initialised CUDA, in this process before.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkProcess
+from types import FrameType
+from typing import IO, Any
+
+import torch.distributed as dist
+
+from megatron_ko.errors import EXIT_DONE, LaunchError
+from megatron_ko.log import get_logger
+from megatron_ko.parallel.platform import get_platform
+from megatron_ko.parallel.rank import EXIT_CRASH, Ending, Place, join_world, run_rank, take_place, threads_per_rank
+
+Target = Callable[..., int | None]
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+_LOOPBACK = "127.0.0.1"
+_log = get_logger(__name__)
+
+
+def run_ranks(
+    target: Target,
+    world_size: int,
+    args: tuple[Any, ...] = (),
+    *,
+    threads: int | None = None,
+    timeout_s: float = 600.0,
+    grace_s: float = 5.0,
+) -> int:
+    """Fork ``world_size`` ranks on this machine, run ``target(*args)`` in each, and wait for all of them.
+
+    Signals SIGTERM, SIGINT and SIGUSR1 to this process are passed on to every rank. A rank that fails makes the others
+    stop. Ranks die with this process, however it dies.
+
+    Args:
+        target: what a rank runs; its return value (None: 0) is the rank's exit code.
+        world_size: number of ranks.
+        args: arguments of the target. They are inherited, not pickled.
+        threads: CPU threads of one rank; None: the cores shared evenly.
+        timeout_s: seconds after which a collective that does not complete is an error.
+        grace_s: seconds between SIGTERM and SIGKILL for ranks that have to stop because another one failed.
+
+    Returns:
+        0; or the exit code of the rank whose error is printed: the lowest one with a KoError (2), else one that a
+        signal killed (128 + its number), else the first that crashed (1); or the lowest rank's code that is not 0.
+    """
+    get_platform()
+    # Read by the thread pools of numerical libraries that the ranks load or start later.
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads or threads_per_rank(world_size)))
+    listener = socket.create_server((_LOOPBACK, 0), backlog=max(128, world_size))
+    reports: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(world_size)]
+    context = multiprocessing.get_context("fork")
+    parent = os.getpid()
+
+    def rank_main(rank: int) -> None:
+        _die_with(parent)
+        os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
+        for number in _FORWARDED:
+            signal.signal(number, signal.SIG_DFL)
+        place = Place(rank, rank, world_size, world_size)
+        ending = run_rank(target, args, place, lambda: _join(place, listener, threads, timeout_s))
+        reports[rank].write(pickle.dumps(ending))
+        reports[rank].flush()
+        sys.exit(ending.exit_code)
+
+    ranks = [context.Process(target=rank_main, args=(rank,), name=f"rank {rank}") for rank in range(world_size)]
+    try:
+        with _forwarding(ranks):
+            for process in ranks:
+                process.start()
+            listener.close()
+            stopped = _watch(ranks, reports, grace_s)
+    finally:
+        for process in ranks:
+            if process.pid is not None and process.is_alive():
+                process.kill()
+        endings = [_ending(process, report) for process, report in zip(ranks, reports, strict=True)]
+        for report in reports:
+            report.close()
+    return _tell(ranks, endings, stopped)
+
+
+def _join(place: Place, listener: socket.socket, threads: int | None, timeout_s: float) -> None:
+    take_place(place, threads)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    first = place.rank == 0
+    port = listener.getsockname()[1]
+    # The parent bound the port, so nobody else can have taken it; rank 0 serves on the parent's own socket.
+    store = dist.TCPStore(
+        _LOOPBACK,
+        port,
+        place.world_size,
+        is_master=first,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach() if first else None,
+    )
+    if not first:
+        listener.close()
+    join_world(store, place, timeout_s)
+
+
+def _die_with(parent: int) -> None:
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the request
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _forwarding(ranks: list[ForkProcess]) -> Iterator[None]:
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in ranks:
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(ranks: list[ForkProcess], reports: list[IO[bytes]], grace_s: float) -> set[int]:
+    """Wait for all ranks; when one fails, stop the others. Returns the ranks that were told to stop."""
+    running = set(range(len(ranks)))
+    stopped: set[int] = set()
+    deadline: float | None = None
+    while running:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        wait([ranks[rank].sentinel for rank in running], timeout=left)
+        ended = {rank for rank in running if ranks[rank].exitcode is not None}
+        running -= ended
+        if deadline is None and any(_ending(ranks[rank], reports[rank]).failed for rank in ended):
+            deadline = time.monotonic() + grace_s
+            stopped = set(running)
+            for rank in running:
+                ranks[rank].terminate()
+        elif deadline is not None and time.monotonic() >= deadline:
+            for rank in running:
+                ranks[rank].kill()
+    return stopped
+
+
+def _ending(process: ForkProcess, report: IO[bytes]) -> Ending:
+    process.join()
+    code = process.exitcode or 0
+    report.seek(0)
+    content = report.read()
+    if content:
+        ending: Ending = pickle.loads(content)
+        return ending
+    if code < 0:
+        return Ending(128 - code, f"{process.name} was killed by {signal.Signals(-code).name}")
+    return Ending(code or EXIT_CRASH, f"{process.name} exited without a word, code {code}")
+
+
+def _tell(ranks: list[ForkProcess], endings: list[Ending], stopped: set[int]) -> int:
+    """Print the error that explains the others, once, and give the exit code of the whole."""
+    failed = [rank for rank, ending in enumerate(endings) if ending.failed]
+    if not failed:
+        return next((ending.exit_code for ending in endings if ending.exit_code), EXIT_DONE)
+
+    def cause(rank: int) -> tuple[int, float]:
+        if endings[rank].repairable:
+            return 0, rank
+        if endings[rank].time == 0.0:  # killed, not crashed: a cause, unless this process did it
+            return (3 if rank in stopped else 1), rank
+        return 2, endings[rank].time
+
+    first = endings[min(failed, key=cause)]
+    print(f"megatron-ko: {first.message}" if first.repairable else first.message, file=sys.stderr, flush=True)
+    return first.exit_code
+
+
+def cluster_world_size() -> int | None:
+    """Ranks in the world that torchrun or srun has started; None when this process was started plainly."""
+    place = _cluster_place()
+    return place.world_size if place else None
+
+
+def device_count() -> int:
+    """Accelerators of this machine, 0 on a CPU; CUDA stays uninitialised."""
+    return get_platform().device_count
+
+
+def _cluster_place() -> Place | None:
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        world_size = int(env["WORLD_SIZE"])
+        local_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
+        return Place(int(env["RANK"]), int(env.get("LOCAL_RANK", env["RANK"])), world_size, local_size)
+    if "SLURM_PROCID" in env and "SLURM_NTASKS" in env and "SLURM_STEP_ID" in env:
+        world_size = int(env["SLURM_NTASKS"])
+        # "4" on every node alike; "4(x2),3" where nodes differ: the first number is enough to share out cores.
+        local_size = int(env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0])
+        return Place(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", 0)), world_size, local_size)
+    return None
+
+
+def join_cluster(
+    target: Target, args: tuple[Any, ...] = (), *, threads: int | None = None, timeout_s: float = 600.0
+) -> int:
+    """Run ``target(*args)`` as one rank of the world that torchrun or srun has started. Returns its exit code.
+
+    Raises:
+        LaunchError: the variables that say which rank this is, or where the ranks meet, are missing.
+    """
+    place = _cluster_place()
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if place is None or missing:
+        raise LaunchError(
+            "this process does not know its world",
+            got=f"without {', '.join(missing)}" if place else "neither torchrun's nor srun's variables",
+            expected="RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS; MASTER_ADDR and MASTER_PORT",
+            remedy="start with torchrun, or export MASTER_ADDR and MASTER_PORT (the first node, any free port) before srun",
+        )
+    known = place
+
+    def join() -> None:
+        take_place(known, threads)
+        join_world(None, known, timeout_s)
+
+    ending = run_rank(target, args, known, join)
+    if ending.failed:
+        print(f"megatron-ko: {ending.message}" if ending.repairable else ending.message, file=sys.stderr, flush=True)
+    return ending.exit_code

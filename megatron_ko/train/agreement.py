@@ -1,0 +1,43 @@
+"""Failing together: what goes wrong on one rank becomes the same error on all of them, not a dead-lock."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_ko.errors import CheckpointError
+
+T = TypeVar("T")
+
+
+def gathered(value: T) -> list[T]:
+    """The value of every rank, by rank. A collective; small objects only."""
+    values: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def together(what: str, action: Callable[[], T]) -> T:
+    """Run an action that writes on every rank. A collective.
+
+    Raises:
+        CheckpointError: on all ranks, when the action failed on any with an error of the operating system or of
+            PyTorch's checkpoint writer.
+    """
+    result: list[T] = []
+    failure = None
+    try:
+        result.append(action())
+    except CheckpointException as error:
+        failure = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
+    except OSError as error:
+        failure = str(error)
+    failures = sorted({text for text in gathered(failure) if text})
+    if failures:
+        raise CheckpointError(
+            f"the checkpoint could not be saved: {what} failed",
+            got="; ".join(failures),
+            remedy="free disk space or repair the file system, then run again; older checkpoints are untouched",
+        )
+    return result[0]

@@ -1,0 +1,226 @@
+"""Saving and restoring the whole state of a run: weights, optimizer, RNG, progress, metric position.
+
+Tensors go through megatron-core's distributed checkpoints, which any parallel layout can read. The files around them
+follow ``models.checkpoint_files``: temporary name, manifest, flush, rename, pointer, and only then retention.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.optimizer import ChainedOptimizer
+
+from megatron_ko.config import RunConfig
+from megatron_ko.errors import CheckpointError
+from megatron_ko.log import get_logger
+from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models.weights import load_weights, sharded_weights
+from megatron_ko.parallel.collectives import broadcast_object
+from megatron_ko.parallel.groups import Groups
+from megatron_ko.parallel.seed import rng_state, seed_everything, set_rng_state
+from megatron_ko.train.agreement import gathered, together
+from megatron_ko.train.lineage import Identity, layout_of
+from megatron_ko.train.resume import check_resumable
+from megatron_ko.train.retention import apply_retention
+from megatron_ko.train.state import TrainState
+from megatron_ko.train.writer import InProcessSave
+
+MODEL, RNG = "model", "rng.pt"
+_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+_SPARE_BYTES = 1 << 20  # for manifests and indices
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a restored checkpoint says besides tensors.
+
+    Attributes:
+        state: progress of the run.
+        metrics: byte lengths of the metric files.
+    """
+
+    state: TrainState
+    metrics: dict[str, int]
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run. ``save`` and ``restore`` are collectives: all ranks call them.
+
+    Args:
+        config: the resolved configuration.
+        groups: process groups.
+        model: model chunks, without the data-parallel wrapper.
+        optimizer: the optimizer over them.
+        identity: hashes and versions that the manifest names.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        groups: Groups,
+        model: list[torch.nn.Module],
+        optimizer: ChainedOptimizer,
+        identity: Identity,
+    ) -> None:
+        self._config, self._groups, self._identity = config, groups, identity
+        self._model, self._optimizer = model, optimizer
+        self._folder = config.run.dir / "checkpoints"
+        self._layout = layout_of(config, groups.world_size)
+
+    def save(self, state: TrainState, metrics: dict[str, int]) -> None:
+        """Save the present state, then delete what ``checkpoint.keep`` does not cover.
+
+        Args:
+            state: progress.
+            metrics: byte lengths of the metric files; only rank 0's count.
+
+        Raises:
+            CheckpointError: it could not be written; older checkpoints are untouched and nothing half-written is left.
+        """
+        started = time.perf_counter()
+        first = self._groups.rank == 0
+        tensors = self._sharded_state(is_loading=False)
+        needed = sum(gathered(_bytes_of(tensors)))
+        made = together("room for a checkpoint", lambda: self._make_room(state.step, needed) if first else None)
+        temporary: Path = broadcast_object(made)
+        try:
+            together("writing weights and optimizer", lambda: self._write_tensors(tensors, temporary / MODEL))
+            random = gathered(rng_state())
+            together("writing RNG states", lambda: torch.save({"ranks": random}, temporary / RNG) if first else None)
+            parts = gathered(together("reading back", lambda: self._record_files(temporary)))
+            records = {name: record for part in parts for name, record in part.items()}
+            manifest = self._manifest(state, metrics, records)
+            together("publishing", lambda: files.publish(temporary, manifest) if first else None)
+        finally:
+            if first and temporary.exists():
+                shutil.rmtree(temporary)
+        if first:
+            apply_retention(self._folder, self._config.checkpoint.keep)
+            name, seconds = files.name_of(state.step), time.perf_counter() - started
+            _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.bytes / 2**20, seconds)
+
+    def _make_room(self, step: int, needed: int) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self._folder).free
+        if free < needed + _SPARE_BYTES:
+            raise OSError(f"the disk of {self._folder} has {free} free bytes, a checkpoint needs {needed}")
+        temporary = files.temporary_beside(self._folder, step)
+        (temporary / MODEL).mkdir()
+        return temporary
+
+    def _sharded_state(self, is_loading: bool) -> dict[str, Any]:
+        state = sharded_weights(self._model)
+        optimizer = self._optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_METADATA)
+        return {**state, "optimizer": optimizer}
+
+    def _write_tensors(self, tensors: dict[str, Any], directory: Path) -> None:
+        strategy: Any = InProcessSave()
+        if self._groups.dp_size > 1:
+            # Data-parallel ranks hold the same weights: each writes a part of them.
+            strategy = FullyParallelSaveStrategyWrapper(strategy, self._groups.pg.dp_cp)
+        dist_checkpointing.save(tensors, str(directory), strategy)
+
+    def _record_files(self, temporary: Path) -> dict[str, files.FileRecord]:
+        """Size and hash of the files that this rank wrote; everything shared counts as rank 0's."""
+        rank, found = self._groups.rank, {}
+        for path in sorted(entry for entry in temporary.rglob("*") if entry.is_file()):
+            owner = path.name.split("_")[2] if path.name.startswith("__") else "0"
+            if owner == str(rank):
+                found[str(path.relative_to(temporary))] = files.record_file(path)
+        return found
+
+    def _manifest(
+        self, state: TrainState, metrics: dict[str, int], records: dict[str, files.FileRecord]
+    ) -> files.Manifest:
+        return files.Manifest(
+            step=state.step,
+            samples=state.samples,
+            tokens=state.tokens,
+            files=records,
+            layout=self._layout,
+            state=state.to_dict(),
+            metrics=metrics,
+            config=self._config.model_dump(mode="json"),
+            config_sha256=self._identity.config_sha256,
+            tokenizer=self._identity.tokenizer,
+            versions=self._identity.versions,
+            created=time.time(),
+        )
+
+    def restore(self) -> Restored | None:
+        """Load the newest valid checkpoint into model, optimizer and RNG, and say from where.
+
+        Returns:
+            What it says about the run, or None when the run has no checkpoint yet.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is valid.
+            ConfigError: the configuration does not fit it.
+        """
+        found = self._newest_valid()
+        if found is None:
+            return None
+        directory, manifest = found
+        changed = check_resumable(self._config, self._identity.tokenizer, manifest, self._identity.versions)
+        self._load_tensors(directory / MODEL)
+        exact = manifest.layout == self._layout
+        if exact:
+            set_rng_state(torch.load(directory / RNG, weights_only=True)["ranks"][self._groups.rank])
+        else:
+            seed_everything(self._config.run.seed + manifest.step, self._groups)
+        for line in changed:
+            _log.warning("changed since the checkpoint: %s", line)
+        _log.info("resuming from %s: %d samples, %d tokens", directory, manifest.samples, manifest.tokens)
+        if not exact:
+            _log.warning("the layout changed, so the run does not continue bit for bit: same samples, RNG seeded anew")
+            _log.warning("  saved under %s, now %s", manifest.layout, self._layout)
+        return Restored(TrainState.from_dict(manifest.state), manifest.metrics)
+
+    def _newest_valid(self) -> tuple[Path, files.Manifest] | None:
+        """The newest checkpoint whose files are as its manifest says; ranks share the reading."""
+        problems: list[str] = []
+        steps: list[int] = broadcast_object(files.steps_in(self._folder))
+        for step in steps:
+            directory = self._folder / files.name_of(step)
+            manifest, found = self._verify(directory)
+            if manifest is not None and not found:
+                return directory, manifest
+            problems.append(f"{directory.name}: {found[0]}")
+            _log.warning("damaged checkpoint passed over: %s", problems[-1])
+        if problems:
+            raise CheckpointError(
+                "the run has checkpoints, but none is valid",
+                got="; ".join(problems),
+                remedy="restore one from a copy, or move the folder away to start from the beginning",
+            )
+        return None
+
+    def _verify(self, directory: Path) -> tuple[files.Manifest | None, list[str]]:
+        try:
+            manifest = files.read_manifest(directory)
+        except CheckpointError as error:
+            manifest, mine = None, [error.what]
+        else:
+            share = sorted(manifest.files.items())[self._groups.rank :: self._groups.world_size]
+            mine = files.problems_of(directory, share)
+        return manifest, [problem for part in gathered(mine) for problem in part]
+
+    def _load_tensors(self, directory: Path) -> None:
+        load_weights(self._model, directory)
+        wanted = {"optimizer": self._sharded_state(is_loading=True)["optimizer"]}
+        loaded = dist_checkpointing.load(wanted, str(directory))
+        self._optimizer.load_state_dict(loaded["optimizer"])
+
+
+def _bytes_of(tensors: dict[str, Any]) -> int:
+    """Bytes that this rank's main replicas take."""
+    own = (part for part in nested_values(tensors) if isinstance(part, ShardedTensor) and part.data is not None)
+    return sum(part.data.nbytes for part in own if is_main_replica(part.replica_id))

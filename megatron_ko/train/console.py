@@ -1,0 +1,151 @@
+"""Progress for people: a live panel on a terminal, one plain line a step everywhere else."""
+
+import logging
+import sys
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from megatron_ko.train.state import Record
+
+_SMOOTHING = 0.9  # share of the past in the throughput that the remaining time is computed from
+
+
+class Progress:
+    """Turns records into short texts; keeps what the remaining time needs.
+
+    Args:
+        total_steps: steps of the run.
+        total_tokens: tokens of the run, over all ranks.
+    """
+
+    def __init__(self, total_steps: int, total_tokens: int) -> None:
+        self.total_steps, self.total_tokens = total_steps, total_tokens
+        self._rate: float | None = None
+        self._valid: str = "-"
+
+    def fields(self, record: Record) -> dict[str, str]:
+        """Name -> text of everything worth showing about a training step."""
+        rate, tokens = _number(record["tokens_per_s"]), int(_number(record["tokens"]))
+        self._rate = rate if self._rate is None else _SMOOTHING * self._rate + (1 - _SMOOTHING) * rate
+        left = max(0, self.total_tokens - tokens) / self._rate if self._rate else 0.0
+        fields = {
+            "step": f"{record['step']}/{self.total_steps}",
+            "loss": "skipped" if record["skipped"] else f"{_number(record['loss']):.4f}",
+            "valid": self._valid,
+            "lr": f"{_number(record['lr']):.2e}",
+            "grad norm": "-" if record["grad_norm"] is None else f"{_number(record['grad_norm']):.3f}",
+            "tokens": f"{short(tokens)}/{short(self.total_tokens)}",
+            "tokens/s": f"{rate:,.0f}",
+            "eta": clock(left),
+            "memory": f"{_number(record['memory_peak']) / 2**30:.2f} GiB peak, "
+            f"{_number(record['memory_reserved']) / 2**30:.2f} reserved",
+        }
+        fields["TFLOP/s"] = f"{_number(record['tflops']):.3g} a rank"
+        if record["mfu"] is not None:
+            fields["MFU"] = f"{100 * _number(record['mfu']):.1f} %"
+        return fields
+
+    def remember_eval(self, record: Record) -> None:
+        """Show this validation loss from now on."""
+        self._valid = f"{_number(record['valid_loss']):.4f}"
+
+    def eval_line(self, record: Record) -> str:
+        """One line about a validation."""
+        bits = record["bits_per_byte"]
+        return (
+            f"valid at step {record['step']}: loss {_number(record['valid_loss']):.4f}, "
+            f"perplexity {_number(record['perplexity']):.2f}, "
+            + ("" if bits is None else f"{_number(bits):.4f} bits/byte, ")
+            + f"{record['samples']} sequences in {_number(record['eval_time_s']):.1f} s"
+        )
+
+
+class PlainConsole:
+    """One line a step on standard output, for logs and pipes."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def write_step(self, record: Record) -> None:
+        """Print a step."""
+        fields = self._progress.fields(record)
+        print("  ".join(f"{name} {fields[name]}" for name in _PLAIN), flush=True)
+
+    def write_eval(self, record: Record) -> None:
+        """Print a validation."""
+        self._progress.remember_eval(record)
+        print(self._progress.eval_line(record), flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+_PLAIN = ("step", "loss", "lr", "grad norm", "tokens", "tokens/s", "eta")
+
+
+class LiveConsole:
+    """A panel that is redrawn in place. Log messages scroll above it."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self._progress = progress
+        self._live = Live(console=console, refresh_per_second=4)
+        self._live.start()
+        self._redirect_logs()
+
+    def write_step(self, record: Record) -> None:
+        """Redraw the panel."""
+        fields = self._progress.fields(record)
+        grid = Table.grid(padding=(0, 3))
+        names = list(fields)
+        for start in range(0, len(names), 4):
+            row = [f"[dim]{name}[/dim] [bold]{fields[name]}[/bold]" for name in names[start : start + 4]]
+            grid.add_row(*row)
+        bar = ProgressBar(total=self._progress.total_steps, completed=int(_number(record["step"])))
+        self._live.update(Panel(Group(grid, bar), title="megatron-ko train", border_style="cyan"))
+
+    def write_eval(self, record: Record) -> None:
+        """Print the validation above the panel and keep its loss in it."""
+        self._progress.remember_eval(record)
+        self._live.console.print(self._progress.eval_line(record))
+
+    def close(self) -> None:
+        """Leave the last panel on the screen and give the terminal back."""
+        self._live.stop()
+        self._redirect_logs()
+
+    @staticmethod
+    def _redirect_logs() -> None:
+        # Live replaces sys.stderr while it runs; handlers hold the stream that they were made with.
+        for handler in logging.getLogger("megatron_ko").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
+
+
+def make_console(total_steps: int, total_tokens: int) -> PlainConsole | LiveConsole:
+    """The live panel when standard output is a terminal, else plain lines."""
+    progress, console = Progress(total_steps, total_tokens), Console()
+    return LiveConsole(progress, console) if console.is_terminal else PlainConsole(progress)
+
+
+def short(count: float) -> str:
+    """A count for people: 1234567 -> ``1.23M``."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:g}"
+
+
+def clock(seconds: float) -> str:
+    """A duration for people: ``1:02:03``, with days when there are any."""
+    whole = round(seconds)
+    days, rest = divmod(whole, 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
+    return f"{days} d {text}" if days else text
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")

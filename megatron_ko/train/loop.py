@@ -1,0 +1,67 @@
+"""The training loop: every side effect is one named line, in order."""
+
+import time
+
+from megatron_ko.errors import KoError
+from megatron_ko.train.evaluate import evaluate
+from megatron_ko.train.run import Run
+from megatron_ko.train.step import train_step
+
+
+def train(run: Run) -> bool:
+    """Train until the last step, or until a stop is requested.
+
+    Returns:
+        Whether the last step was reached. Either way the newest state is saved.
+
+    Raises:
+        KoError: more than ``resilience.max_consecutive_skips`` steps in a row could not be applied.
+    """
+    config, state = run.config, run.state
+    stop = False
+    if evaluation_due(run):  # a stop came before the validation of this step
+        validate(run)
+    while not state.done(config.training.steps) and not stop:
+        started = time.perf_counter()
+        result = train_step(run, run.batches.next())
+        state.advance(config.training.global_batch_size, run.tokens_per_step, result.skipped)
+        run.metrics.record(state, result, time.perf_counter() - started)
+        stop_if_stuck(run)
+        stop = run.signals.agreed()
+        if evaluation_due(run) and (not stop or state.done(config.training.steps)):
+            validate(run)
+        if checkpoint_due(run) or stop:
+            run.checkpoint.save(state, run.metrics.positions())
+    return state.done(config.training.steps)
+
+
+def validate(run: Run) -> None:
+    """Validate the present weights and record it."""
+    run.metrics.record_eval(run.state, evaluate(run))
+    run.state.evaluated_step = run.state.step
+
+
+def evaluation_due(run: Run) -> bool:
+    """Whether the present weights are to be validated and have not been."""
+    settings, state = run.config.eval, run.state
+    if run.valid_data is None or state.step in (0, state.evaluated_step):
+        return False
+    return state.done(run.config.training.steps) or bool(settings.interval and state.step % settings.interval == 0)
+
+
+def checkpoint_due(run: Run) -> bool:
+    """Whether this step is saved: every ``checkpoint.interval`` steps, and the last one."""
+    state = run.state
+    return state.done(run.config.training.steps) or state.step % run.config.checkpoint.interval == 0
+
+
+def stop_if_stuck(run: Run) -> None:
+    """End a run whose updates are all skipped; it would only burn time."""
+    limit = run.config.resilience.max_consecutive_skips
+    if run.state.consecutive_skips > limit:
+        raise KoError(
+            "the loss or the gradients were not finite for too many steps in a row",
+            got=f"{run.state.consecutive_skips} skipped steps up to step {run.state.step}",
+            expected=f"at most {limit} (resilience.max_consecutive_skips)",
+            remedy="lower optim.lr, use bf16 or fp32 instead of fp16, or look at the data of these steps",
+        )

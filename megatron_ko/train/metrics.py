@@ -1,0 +1,144 @@
+"""The metric store: one record a step and one a validation, each step exactly once, also after a kill."""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ko.errors import KoError
+from megatron_ko.parallel.platform import get_platform
+from megatron_ko.train.sinks import JsonLines, Sink
+from megatron_ko.train.state import Evaluation, Record, StepResult, TrainState
+
+TRAIN, VALID, SUPERSEDED = "train.jsonl", "valid.jsonl", "superseded.jsonl"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What turns a step's duration into throughput.
+
+    Attributes:
+        tokens_per_step: tokens of one step over all ranks.
+        flops_per_token: model FLOPs of training on one token.
+        world_size: ranks.
+        peak_flops: dense peak of one device in FLOP/s, or None where it is not known.
+    """
+
+    tokens_per_step: int
+    flops_per_token: float
+    world_size: int
+    peak_flops: float | None
+
+
+class MetricStore:
+    """Writes records on rank 0; on other ranks it has no files and does nothing.
+
+    Args:
+        directory: ``metrics`` of the run directory, or None on ranks that do not write.
+        sinks: further receivers.
+        rates: for throughput.
+    """
+
+    def __init__(self, directory: Path | None, sinks: Sequence[Sink], rates: Rates) -> None:
+        self._train = JsonLines(directory / TRAIN) if directory else None
+        self._valid = JsonLines(directory / VALID) if directory else None
+        self._sinks, self._rates = list(sinks), rates
+
+    def record(self, state: TrainState, result: StepResult, seconds: float) -> None:
+        """Write the record of the step that ``state`` has just finished in ``seconds``."""
+        if self._train is None:
+            return
+        rates, memory = self._rates, get_platform().memory()
+        tokens_per_s = rates.tokens_per_step / seconds
+        flops = tokens_per_s * rates.flops_per_token / rates.world_size
+        record: Record = {
+            "step": state.step,
+            "loss": result.loss,
+            "loss_hex": result.loss.hex(),
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "tokens": state.tokens,
+            "samples": state.samples,
+            "step_time_s": seconds,
+            "tokens_per_s": tokens_per_s,
+            "loss_scale": result.loss_scale,
+            "skipped": result.skipped,
+            "memory_peak": memory.allocated_peak,
+            "memory_reserved": memory.reserved,
+            "tflops": flops / 1e12,
+            "mfu": flops / rates.peak_flops if rates.peak_flops else None,
+            "time": time.time(),
+            **result.metrics,
+        }
+        self._write(self._train, record)
+        for sink in self._sinks:
+            sink.write_step(record)
+
+    def record_eval(self, state: TrainState, evaluation: Evaluation) -> None:
+        """Write the record of a validation of the present weights."""
+        if self._valid is None:
+            return
+        record: Record = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "valid_loss": evaluation.loss,
+            "valid_loss_hex": evaluation.loss.hex(),
+            "perplexity": math.exp(evaluation.loss) if evaluation.loss < 700 else math.inf,
+            "bits_per_byte": evaluation.bits_per_byte,
+            "samples": evaluation.samples,
+            "valid_tokens": evaluation.tokens,
+            "eval_time_s": evaluation.seconds,
+            "time": time.time(),
+        }
+        self._write(self._valid, record)
+        for sink in self._sinks:
+            sink.write_eval(record)
+
+    def positions(self) -> dict[str, int]:
+        """Byte lengths of the metric files, for a checkpoint; empty on ranks that do not write."""
+        if self._train is None or self._valid is None:
+            return {}
+        return {TRAIN: self._train.position, VALID: self._valid.position}
+
+    def close(self) -> None:
+        """Flush and close every receiver."""
+        for sink in self._sinks:
+            sink.close()
+        for lines in (self._train, self._valid):
+            if lines is not None:
+                lines.close()
+
+    @staticmethod
+    def _write(lines: JsonLines, record: Record) -> None:
+        try:
+            lines.write(record)
+        except OSError as error:
+            remedy = "free disk space, then run again: it resumes"
+            raise KoError("a metric record could not be written", got=error, remedy=remedy) from error
+
+
+def rewind(directory: Path, positions: dict[str, int]) -> int:
+    """Cut the metric files back to what a checkpoint had seen, so that the steps after it appear once.
+
+    What is cut off is kept in ``superseded.jsonl``. Files that the checkpoint does not know are cut to nothing.
+
+    Returns:
+        The number of lines cut off.
+    """
+    cut = 0
+    for name in (TRAIN, VALID):
+        path, position = directory / name, positions.get(name, 0)
+        if not path.is_file() or path.stat().st_size <= position:
+            continue
+        with path.open("r+b") as stream:
+            stream.seek(position)
+            tail = stream.read()
+            with (directory / SUPERSEDED).open("ab") as kept:
+                kept.write(tail if tail.endswith(b"\n") else tail + b"\n")
+                kept.flush()
+                os.fsync(kept.fileno())
+            stream.truncate(position)
+        cut += len(tail.splitlines())
+    return cut

@@ -1,0 +1,122 @@
+"""megatron-core's data-parallel wrapper and optimizer, built from the configuration."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.utils import get_model_config
+
+from megatron_ko.config import RunConfig
+from megatron_ko.parallel.groups import Groups
+from megatron_ko.train.adam import install_portable_adam
+
+
+def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], groups: Groups) -> list[torch.nn.Module]:
+    """Wrap every model chunk in megatron-core's DistributedDataParallel; gradients are reduced in fp32."""
+    parallel = config.parallel
+    settings = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        check_for_nan_in_grad=False,  # the step itself decides, once, for all ranks
+    )
+    return [
+        DistributedDataParallel(
+            config=get_model_config(chunk),
+            ddp_config=settings,
+            module=chunk,
+            # Buckets of later chunks would be reduced while the interleaved schedule still needs the network.
+            disable_bucketing=index > 0,
+            pg_collection=groups.pg,
+        )
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Groups) -> ChainedOptimizer:
+    """AdamW with fp32 master weights over wrapped model chunks; no decay for norms and biases (one-dimensional).
+
+    Also wires the chunks' configuration to it: loss scaling, gradient reduction and their overlap.
+    """
+    install_portable_adam()
+    optim, precision = config.optim, config.precision
+    settings = OptimizerConfig(
+        optimizer="adam",
+        lr=optim.lr,
+        min_lr=optim.lr * optim.min_lr_ratio,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_eps=optim.eps,
+        clip_grad=optim.clip_grad,
+        bf16=precision.dtype == "bf16",
+        fp16=precision.dtype == "fp16",
+        params_dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision.dtype],
+        initial_loss_scale=precision.initial_loss_scale,
+        min_loss_scale=precision.min_loss_scale,
+        loss_scale_window=precision.loss_scale_window,
+        hysteresis=precision.loss_scale_hysteresis,
+        use_distributed_optimizer=config.parallel.distributed_optimizer,
+        overlap_param_gather=config.parallel.overlap_param_gather,
+    )
+    optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False, pg_collection=groups.pg)
+    for part in optimizer.chained_optimizers:
+        # Allocated now, so that a checkpoint has the same content before and after the first update.
+        if not part.is_stub_optimizer:
+            part.init_state_fn(part.optimizer, settings)
+    _wire(config, chunks, optimizer)
+    return optimizer
+
+
+def _wire(config: RunConfig, chunks: list[torch.nn.Module], optimizer: ChainedOptimizer) -> None:
+    parallel = config.parallel
+    model_config = get_model_config(chunks[0])
+    model_config.finalize_model_grads_func = finalize_model_grads
+    if config.precision.dtype == "fp16":
+        # Gradients of a sum over thousands of tokens would overflow fp16 at any useful scale: the mean over a
+        # micro-batch is propagated instead, and the denominator is told in micro-batches.
+        tokens = config.training.micro_batch_size * config.data.sequence_length
+        model_config.grad_scale_func = partial(_scale_mean, optimizer, tokens)
+        model_config.finalize_model_grads_func = partial(_finalize_mean, tokens)
+    if parallel.overlap_grad_reduce:
+        model_config.no_sync_func = _one_or_many([chunk.no_sync for chunk in chunks])
+        model_config.grad_sync_func = _one_or_many([chunk.start_grad_sync for chunk in chunks])
+    if parallel.overlap_param_gather:
+        model_config.param_sync_func = _one_or_many([chunk.start_param_sync for chunk in chunks])
+
+
+def _scale_mean(optimizer: ChainedOptimizer, tokens: int, loss: torch.Tensor) -> torch.Tensor:
+    return optimizer.scale_loss(loss) / tokens
+
+
+def _finalize_mean(tokens: int, chunks: list[torch.nn.Module], num_tokens: torch.Tensor, **kwargs: Any) -> None:
+    finalize_model_grads(chunks, num_tokens.float() / tokens, **kwargs)
+
+
+def _one_or_many(functions: list[object]) -> object:
+    # megatron-core's schedules want a list exactly when the model has several chunks.
+    return functions if len(functions) > 1 else functions[0]
+
+
+def set_learning_rate(optimizer: ChainedOptimizer, lr: float, weight_decay: float) -> None:
+    """Set learning rate and weight decay of every group, by the multipliers that the groups carry."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_mult"]
+        group["weight_decay"] = weight_decay * group["wd_mult"]
+
+
+def clip_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
+    """Scale all gradients so that their global norm, which is ``norm`` now, is at most the configured one."""
+    for part in optimizer.chained_optimizers:
+        parameters = part.get_parameters()
+        if parameters and part.config.clip_grad > 0:
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm)

@@ -1,0 +1,1 @@
+"""What keeps a run alive, or stops it in order: signals."""

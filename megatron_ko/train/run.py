@@ -1,0 +1,56 @@
+"""Everything that a running training consists of, in one place and by name."""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.optimizer import ChainedOptimizer
+
+from megatron_ko.config import RunConfig
+from megatron_ko.data.pretrain import SampleDataset, TokenBatch, TokenBatches
+from megatron_ko.objectives import Objective
+from megatron_ko.parallel.groups import Groups
+from megatron_ko.train.checkpoint import Checkpointer
+from megatron_ko.train.metrics import MetricStore
+from megatron_ko.train.resilience.signals import StopSignals
+from megatron_ko.train.state import TrainState
+from megatron_ko.train.summary import tokens_per_step
+
+
+@dataclass
+class Run:
+    """One rank's view of a training.
+
+    Attributes:
+        config: the resolved configuration.
+        groups: process groups and this rank's place in them.
+        device: where batches go.
+        model: the model chunks of this pipeline stage, wrapped for data parallelism.
+        optimizer: megatron-core's optimizer over them.
+        objective: forward pass and loss.
+        batches: this rank's micro-batches, one list a step.
+        valid_data: validation sequences, the same on every rank; None without validation.
+        bytes_per_token: bytes of text per validation token, or None where unknown.
+        state: progress.
+        metrics: where records go.
+        checkpoint: writer of checkpoints.
+        signals: requests to stop.
+    """
+
+    config: RunConfig
+    groups: Groups
+    device: torch.device
+    model: list[torch.nn.Module]
+    optimizer: ChainedOptimizer
+    objective: Objective[TokenBatch]
+    batches: TokenBatches
+    valid_data: SampleDataset | None
+    bytes_per_token: float | None
+    state: TrainState
+    metrics: MetricStore
+    checkpoint: Checkpointer
+    signals: StopSignals
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one step over all ranks."""
+        return tokens_per_step(self.config)

@@ -1,0 +1,175 @@
+"""From a configuration to a finished run, inside one rank: build everything, resume, train, say how it ended."""
+
+from typing import Any
+
+import torch
+
+from megatron_ko import log
+from megatron_ko.config import RunConfig, check_world, dump, raise_problems
+from megatron_ko.data.pretrain import Datasets, TokenBatches, build_datasets
+from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, CheckpointError, ConfigError
+from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models.build import build_model
+from megatron_ko.objectives import LanguageModelling
+from megatron_ko.parallel.collectives import barrier, broadcast_object
+from megatron_ko.parallel.groups import Groups, destroy, initialise
+from megatron_ko.parallel.platform import get_platform
+from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.plan.flops import flops_per_token
+from megatron_ko.train.checkpoint import Checkpointer
+from megatron_ko.train.console import make_console
+from megatron_ko.train.lineage import identify, layout_of, write_lineage
+from megatron_ko.train.loop import train
+from megatron_ko.train.metrics import MetricStore, Rates, rewind
+from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
+from megatron_ko.train.resilience.signals import StopSignals
+from megatron_ko.train.run import Run
+from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
+from megatron_ko.train.state import TrainState
+from megatron_ko.train.summary import summarise, tokens_per_step
+
+_log = log.get_logger(__name__)
+
+
+def main(config: RunConfig) -> int:
+    """Train one rank's part of a run; the process group of the world exists already.
+
+    Returns:
+        0 when the run is complete, 75 when it was stopped on request and can be continued.
+
+    Raises:
+        KoError: something that the user can repair.
+    """
+    signals = StopSignals()
+    signals.install()
+    groups = initialise(config.parallel, config.resilience.timeout_s)
+    log.configure(groups.rank, config.logging.level)
+    raise_problems(check_world(config, groups.world_size), f"{groups.world_size} ranks")
+    if finished(config):
+        _log.info("%s is done: step %d of %d", config.run.dir, config.training.steps, config.training.steps)
+        destroy()
+        return EXIT_DONE
+    run = build_run(config, groups, signals)
+    try:
+        complete = train(run)
+    finally:
+        run.metrics.close()
+    barrier()
+    destroy()
+    _log.info("%s at step %d", "done" if complete else "stopped on request; start again to continue", run.state.step)
+    return EXIT_DONE if complete else EXIT_REQUEUE
+
+
+def finished(config: RunConfig) -> bool:
+    """Whether the newest checkpoint is a whole one of the last step. Decided by rank 0 for all."""
+    folder = config.run.dir / "checkpoints"
+    steps = files.steps_in(folder)
+    done = False
+    if steps and steps[0] >= config.training.steps:
+        directory = folder / files.name_of(steps[0])
+        try:
+            done = not files.problems_of(directory, files.read_manifest(directory).files.items(), hashes=False)
+        except CheckpointError as error:
+            _log.warning("damaged checkpoint: %s", error.what)
+    return bool(broadcast_object(done))
+
+
+def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
+    """Build model, optimizer, data and metrics, restore the newest checkpoint, and print what is going to happen."""
+    platform = get_platform()
+    first = groups.rank == 0
+    if first:
+        config.run.dir.mkdir(parents=True, exist_ok=True)
+        for name in files.remove_leftovers(config.run.dir / "checkpoints"):
+            _log.info("removed what an interrupted save left: %s", name)
+    tokenizer = _tokenizer(config)
+    datasets = _datasets(config, tokenizer)
+    seed_everything(config.run.seed, groups)
+    chunks = build_model(config, groups)
+    model = wrap_data_parallel(config, chunks, groups)
+    optimizer = build_optimizer(config, model, groups)
+    identity = identify(config, tokenizer.fingerprint)
+    checkpointer = Checkpointer(config, groups, chunks, optimizer, identity)
+    restored = checkpointer.restore()
+    state = restored.state if restored else TrainState()
+    if first:
+        _announce(config, groups, chunks)
+        session = {
+            "layout": layout_of(config, groups.world_size),
+            "device": platform.device_name,
+            "resumed_from_step": state.step,
+        }
+        files.write_atomic(config.run.dir / "config.resolved.yaml", dump(config).encode())
+        write_lineage(config, identity, datasets.corpus, session)
+    return Run(
+        config=config,
+        groups=groups,
+        device=platform.device,
+        model=model,
+        optimizer=optimizer,
+        objective=LanguageModelling(),
+        batches=TokenBatches(
+            datasets.train,
+            consumed_samples=state.samples,
+            global_batch=config.training.global_batch_size,
+            micro_batch=config.training.micro_batch_size,
+            dp_rank=groups.dp_rank,
+            dp_size=groups.dp_size,
+            device=platform.device,
+        ),
+        valid_data=datasets.valid,
+        bytes_per_token=datasets.bytes_per_token,
+        state=state,
+        metrics=_metrics(config, groups, state, restored.metrics if restored else {}),
+        checkpoint=checkpointer,
+        signals=signals,
+    )
+
+
+def _tokenizer(config: RunConfig) -> Tokenizer:
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            "the tokenizer has more ids than the model has embeddings",
+            got=f"model.vocab_size {config.model.vocab_size}, tokenizer {config.data.tokenizer}",
+            expected=f"at least {tokenizer.vocab_size}",
+            remedy=f"model.vocab_size={tokenizer.vocab_size}",
+        )
+    return tokenizer
+
+
+def _datasets(config: RunConfig, tokenizer: Tokenizer) -> Datasets:
+    samples = (config.training.steps * config.training.global_batch_size, config.eval.samples, 0)
+    return build_datasets(config.data, tokenizer, samples, config.run.seed)
+
+
+def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: dict[str, int]) -> MetricStore:
+    """The metric store of this rank, with everything after the restored step cut off."""
+    per_step = tokens_per_step(config)
+    flops = flops_per_token(config.model, config.data.sequence_length)
+    peak = get_platform().peak_flops(config.precision.dtype)
+    rates = Rates(per_step, flops, groups.world_size, peak)
+    if groups.rank != 0:
+        return MetricStore(None, [], rates)
+    directory = config.run.dir / "metrics"
+    directory.mkdir(parents=True, exist_ok=True)
+    if cut := rewind(directory, positions):
+        _log.info("%d metric lines after step %d moved to superseded.jsonl", cut, state.step)
+    sinks: list[Sink] = []
+    if config.logging.tensorboard:
+        sinks.append(TensorBoardSink(directory / "tensorboard", state.step))
+    if config.logging.wandb_project:
+        plain: dict[str, Any] = config.model_dump(mode="json")
+        sinks.append(WandbSink(config.logging.wandb_project, config.run.name, plain, directory))
+    if config.logging.console:
+        sinks.append(make_console(config.training.steps, per_step * config.training.steps))
+    return MetricStore(directory, sinks, rates)
+
+
+def _announce(config: RunConfig, groups: Groups, chunks: list[torch.nn.Module]) -> None:
+    platform = get_platform()
+    for line in summarise(config, groups.world_size):
+        _log.info(line)
+    built = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
+    _log.info("device      %s (%s), %d parameters on rank 0", platform.device_name, platform.backend, built)

@@ -1,0 +1,115 @@
+"""Where metric records go: JSON lines, TensorBoard, Weights & Biases. A record is a flat dictionary."""
+
+from pathlib import Path
+from typing import Protocol
+
+import orjson
+from torch.utils.tensorboard import SummaryWriter
+
+from megatron_ko.errors import ConfigError
+from megatron_ko.train.state import Record
+
+_NOT_PLOTTED = {"step", "time", "loss_hex", "valid_loss_hex"}
+
+
+class Sink(Protocol):
+    """A receiver of metric records; only rank 0 has any."""
+
+    def write_step(self, record: Record) -> None:
+        """Take the record of one training step."""
+        ...
+
+    def write_eval(self, record: Record) -> None:
+        """Take the record of one validation."""
+        ...
+
+    def close(self) -> None:
+        """Flush and release everything."""
+        ...
+
+
+class JsonLines:
+    """One file of JSON lines, each flushed when it is written. Numbers keep every digit; NaN becomes null."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = path.open("ab")
+
+    @property
+    def position(self) -> int:
+        """Length of the file in bytes."""
+        return self._stream.tell()
+
+    def write(self, record: Record) -> None:
+        """Append one line."""
+        self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+class TensorBoardSink:
+    """TensorBoard events. Points after the step that the run continues from are purged: a curve has each step once.
+
+    Args:
+        directory: folder of the event files.
+        done_steps: steps that the run had done when it was started or resumed.
+    """
+
+    def __init__(self, directory: Path, done_steps: int) -> None:
+        self._writer = SummaryWriter(str(directory), purge_step=done_steps + 1)
+
+    def write_step(self, record: Record) -> None:
+        """Plot every number of a training step under ``train/``."""
+        self._write("train", record)
+
+    def write_eval(self, record: Record) -> None:
+        """Plot every number of a validation under ``valid/``."""
+        self._write("valid", record)
+
+    def _write(self, folder: str, record: Record) -> None:
+        step = int(record["step"] or 0)
+        for name, value in record.items():
+            if name not in _NOT_PLOTTED and isinstance(value, int | float):
+                self._writer.add_scalar(f"{folder}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class WandbSink:
+    """Weights & Biases.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+
+    def __init__(self, project: str, name: str, config: dict[str, object], directory: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ConfigError(
+                "logging.wandb_project is set, but wandb is not installed",
+                got=project,
+                remedy="pip install 'megatron_ko[wandb]', or leave logging.wandb_project out",
+            ) from None
+        self._run = wandb.init(project=project, name=name, config=config, dir=str(directory), resume="allow")
+
+    def write_step(self, record: Record) -> None:
+        """Log a training step under ``train/``."""
+        self._log("train", record)
+
+    def write_eval(self, record: Record) -> None:
+        """Log a validation under ``valid/``."""
+        self._log("valid", record)
+
+    def _log(self, folder: str, record: Record) -> None:
+        numbers = {f"{folder}/{k}": v for k, v in record.items() if k != "step" and isinstance(v, int | float)}
+        self._run.log(numbers, step=int(record["step"] or 0))
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()

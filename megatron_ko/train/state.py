@@ -1,0 +1,97 @@
+"""Where a run is, and what one step and one validation found: plain numbers, the same on every rank."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from megatron_ko.errors import CheckpointError
+
+Record = dict[str, float | int | str | bool | None]  # one line of a metric file
+
+
+@dataclass
+class TrainState:
+    """Progress of a run. All counts are global: over all ranks and since the first step.
+
+    Attributes:
+        step: optimizer steps done, skipped ones included.
+        samples: sequences consumed; the position in the data.
+        tokens: tokens in those sequences.
+        skipped: steps whose update was left out because loss or gradient was not finite.
+        consecutive_skips: how many of the newest steps in a row were skipped.
+        evaluated_step: step of the newest validation; tells whether one is overdue after a stop.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    consecutive_skips: int = 0
+    evaluated_step: int = 0
+
+    def done(self, steps: int) -> bool:
+        """Whether the run has reached its length in steps."""
+        return self.step >= steps
+
+    def advance(self, samples: int, tokens: int, skipped: bool) -> None:
+        """Count one finished step of ``samples`` sequences with ``tokens`` tokens."""
+        self.step += 1
+        self.samples += samples
+        self.tokens += tokens
+        self.skipped += int(skipped)
+        self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain types, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, int]) -> Self:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            CheckpointError: the fields are not those of this version.
+        """
+        try:
+            return cls(**saved)
+        except TypeError as error:
+            raise CheckpointError("the checkpoint's progress has unknown or missing fields", got=error) from None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did; the same on every rank.
+
+    Attributes:
+        loss: mean loss of the global batch in nats per token: a float64 sum of fp32 micro-batch sums, divided once.
+        grad_norm: global norm before clipping; None when fp16 gradients overflowed.
+        lr: learning rate of the step.
+        loss_scale: scale that the gradients were computed with (1 without fp16).
+        skipped: whether the update was left out because loss or gradients were not finite.
+        metrics: means of further quantities of the objective.
+    """
+
+    loss: float
+    grad_norm: float | None
+    lr: float
+    loss_scale: float
+    skipped: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A validation of the present weights.
+
+    Attributes:
+        loss: mean over all counted tokens, in nats per token.
+        bits_per_byte: the same per byte of text, or None where the corpus does not tell its bytes.
+        samples: sequences.
+        tokens: counted tokens.
+        seconds: duration.
+    """
+
+    loss: float
+    bits_per_byte: float | None
+    samples: int
+    tokens: int
+    seconds: float

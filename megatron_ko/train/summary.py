@@ -1,0 +1,37 @@
+"""What a run is going to do, in a few lines, before step 0. Needs no torch: also what ``train --dry-run`` prints."""
+
+from megatron_ko.config import RunConfig
+from megatron_ko.plan.flops import CONVENTION, flops_per_token
+from megatron_ko.plan.params import count_parameters, padding_parameters
+from megatron_ko.train.console import short
+from megatron_ko.train.schedule import describe
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Tokens of one optimizer step over all ranks."""
+    return config.training.global_batch_size * config.data.sequence_length
+
+
+def summarise(config: RunConfig, world_size: int) -> list[str]:
+    """Lines about layout, batch, length, parameters and schedule."""
+    parallel, training = config.parallel, config.training
+    data = world_size // parallel.model_size
+    accumulation = training.global_batch_size // (training.micro_batch_size * data)
+    axes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {data}"
+    extras = [f"{parallel.virtual_pipeline} chunks a stage"] if parallel.virtual_pipeline > 1 else []
+    extras += ["sequence parallel"] if parallel.sequence_parallel else []
+    extras += ["distributed optimizer"] if parallel.distributed_optimizer else []
+    parameters = count_parameters(config.model)
+    per_step, flops = tokens_per_step(config), flops_per_token(config.model, config.data.sequence_length)
+    total = per_step * training.steps
+    return [
+        f"layout      {axes} = {world_size} ranks" + (f" ({', '.join(extras)})" if extras else ""),
+        f"batch       {training.global_batch_size} sequences = {training.micro_batch_size} micro x {data} data x "
+        f"{accumulation} accumulation; {config.data.sequence_length} tokens each",
+        f"tokens      {per_step:,} a step, {total:,} ({short(total)}) in {training.steps:,} steps",
+        f"parameters  {parameters.total:,} ({short(parameters.total)}), and "
+        f"{padding_parameters(config.model, parallel.tensor):,} in vocabulary padding",
+        f"schedule    {describe(config.optim, training.steps)}",
+        f"compute     {short(flops)} FLOP a token, {short(flops * total)} in all ({CONVENTION})",
+        f"precision   {config.precision.dtype}, fp32 master weights, recompute {training.recompute}",
+    ]

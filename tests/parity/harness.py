@@ -1,0 +1,213 @@
+"""Running a tiny model under any layout, and bringing back what can be compared: losses, global gradients, weights."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from megatron_ko.config import RunConfig
+from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.models.build import build_model
+from megatron_ko.models.initialise import sharded_parts
+from megatron_ko.objectives import LanguageModelling
+from megatron_ko.parallel.groups import Groups, destroy, initialise
+from megatron_ko.parallel.platform import get_platform
+from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.parallel.spawn import run_ranks
+from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
+from megatron_ko.train.state import TrainState
+from megatron_ko.train.step import train_step
+
+SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 20
+Pieces = list[tuple[str, tuple[int, ...], tuple[int, ...], torch.Tensor]]
+
+
+def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunConfig:
+    """A 4-layer model with grouped-query attention; ``sections`` are laid over the defaults of this test."""
+    model = {
+        "num_layers": 4,
+        "hidden_size": 64,
+        "ffn_hidden_size": 160,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 64,
+    }
+    nowhere = Path("nowhere")
+    return RunConfig.model_validate(
+        {
+            "run": {"dir": nowhere, "name": "parity", **sections.get("run", {})},
+            "model": {**model, **sections.get("model", {})},
+            "parallel": parallel or {},
+            "precision": {"dtype": "fp32", **sections.get("precision", {})},
+            "data": {"tokenizer": nowhere, "sources": ({"prefix": nowhere},), "sequence_length": SEQUENCE},
+            "optim": {"lr": 1e-3, "warmup_steps": 2},
+            "training": {
+                "steps": STEPS,
+                "global_batch_size": SAMPLES,
+                "micro_batch_size": 2,
+                **sections.get("training", {}),
+            },
+            "eval": {"interval": 0, "samples": 0},
+            "checkpoint": {"interval": 10},
+        }
+    )
+
+
+def collect_from_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Run ``function(*args)`` on ``world_size`` ranks; their return values, by rank.
+
+    Raises:
+        AssertionError: a rank failed; its error is on standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        code = run_ranks(_save_result, world_size, (function, args, Path(folder)), threads=1, timeout_s=60)
+        assert code == 0, f"a rank ended with {code}"
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+
+
+def _save_result(function: Callable[..., Any], args: tuple[Any, ...], folder: Path) -> None:
+    result = function(*args)
+    torch.save(result, folder / f"{torch.distributed.get_rank()}.pt")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run under one layout gave.
+
+    Attributes:
+        losses: global mean loss of every step.
+        gradients: global gradient of every parameter at the first step, by name and stacked index.
+        weights: the initial weights, likewise.
+        grad_norms: global gradient norm of every step.
+    """
+
+    losses: list[float]
+    gradients: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    grad_norms: list[float | None]
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """One rank's part of an ``Outcome``."""
+
+    losses: list[float]
+    gradients: Pieces
+    weights: Pieces
+    grad_norms: list[float | None]
+
+
+def train_under(config: RunConfig, world_size: int, steps: int = STEPS) -> Outcome:
+    """Train on fresh ranks."""
+    return merge(collect_from_ranks(train_rank, world_size, config, steps))
+
+
+def merge(ranks: list[RankOutcome]) -> Outcome:
+    """Put the parts of all ranks together. Parts that several ranks hold must be the same on all of them."""
+    return Outcome(
+        losses=ranks[0].losses,
+        gradients=assemble(piece for rank in ranks for piece in rank.gradients),
+        weights=assemble(piece for rank in ranks for piece in rank.weights),
+        grad_norms=ranks[0].grad_norms,
+    )
+
+
+def assemble(pieces: Iterable[tuple[str, tuple[int, ...], tuple[int, ...], torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Global tensors from the parts of all ranks."""
+    whole: dict[str, torch.Tensor] = {}
+    for key, shape, offset, part in pieces:
+        target = whole.setdefault(key, torch.full(shape, float("nan")))
+        region = target[tuple(slice(start, start + size) for start, size in zip(offset, part.shape, strict=True))]
+        known = ~torch.isnan(region)
+        # Replicas are reduced in different orders: equal up to rounding.
+        torch.testing.assert_close(region[known], part[known], rtol=1e-4, atol=1e-6)
+        region.copy_(part)
+    assert not any(torch.isnan(tensor).any() for tensor in whole.values()), "a part is missing"
+    return whole
+
+
+def pieces_of(chunks: list[torch.nn.Module]) -> Pieces:
+    """This rank's parameters as parts of global tensors, stacked axes included."""
+    found = []
+    for part in sharded_parts(chunks):
+        data = part.data.detach().float().clone()
+        found.append((part.key, part.global_shape, part.global_offset, data.reshape((1,) * part.prepend_axis_num + data.shape)))
+    return found
+
+
+def micro_batches(config: RunConfig, groups: Groups, step: int) -> list[TokenBatch]:
+    """This rank's micro-batches: fixed random tokens, of which every sample masks a different number."""
+    micro = config.training.micro_batch_size
+    firsts = range(groups.dp_rank * micro, SAMPLES, micro * groups.dp_size)
+    return [_collate([_sample(step * SAMPLES + first + row) for row in range(micro)]) for first in firsts]
+
+
+def _collate(samples: list[TokenBatch]) -> TokenBatch:
+    names = [field.name for field in fields(TokenBatch)]
+    return TokenBatch(**{name: torch.stack([getattr(sample, name) for sample in samples]) for name in names})
+
+
+def _sample(index: int) -> TokenBatch:
+    generator = torch.Generator().manual_seed(index)
+    tokens = torch.randint(VOCABULARY, (SEQUENCE + 1,), generator=generator)
+    mask = (torch.rand(SEQUENCE, generator=generator) > (index % 5) / 6).float()
+    return TokenBatch(tokens=tokens[:-1], labels=tokens[1:], loss_mask=mask, position_ids=torch.arange(SEQUENCE))
+
+
+def train_rank(config: RunConfig, steps: int) -> RankOutcome:
+    """Inside a rank: build, train with the product's own step, and give this rank's part of the outcome."""
+    groups = initialise(config.parallel, timeout_s=60)
+    seed_everything(config.run.seed, groups)
+    chunks = build_model(config, groups)
+    weights = pieces_of(chunks)
+    model = wrap_data_parallel(config, chunks, groups)
+    # The parts of a Run that a step reads; data, metrics and checkpoints have tests of their own.
+    run: Any = SimpleNamespace(
+        config=config,
+        groups=groups,
+        device=get_platform().device,
+        model=model,
+        optimizer=build_optimizer(config, model, groups),
+        objective=LanguageModelling(),
+        state=TrainState(),
+    )
+    losses: list[float] = []
+    norms: list[float | None] = []
+    gradients: Pieces = []
+    for step in range(steps):
+        result = train_step(run, micro_batches(config, groups, step))
+        if step == 0:
+            gradients = gradients_of(chunks, model, groups)
+        run.state.advance(SAMPLES, SAMPLES * SEQUENCE, result.skipped)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    destroy()
+    return RankOutcome(losses, gradients, weights, norms)
+
+
+def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], groups: Groups) -> Pieces:
+    """The reduced (and clipped) gradients that the step left behind, as parts of global tensors."""
+    for wrapped in model:
+        for buffer in wrapped.buffers:
+            for bucket in buffer.buckets if wrapped.ddp_config.use_distributed_optimizer else []:
+                # Each data-parallel rank has reduced its own shard only.
+                own = bucket.grad_data.view(groups.dp_size, -1)[groups.dp_rank].clone()
+                torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=groups.pg.dp_cp)
+    parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
+    kept = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.main_grad
+    pieces = pieces_of(chunks)
+    for parameter, data in zip(parameters, kept, strict=True):
+        parameter.data = data
+    return pieces
+
+
+def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the second."""
+    return float((one - other).norm() / other.norm())

@@ -1,0 +1,40 @@
+"""The same training at every layout: initial weights, gradients of the first step, losses of twenty steps."""
+
+import pytest
+from harness import STEPS, Outcome, relative_difference, tiny_config, train_under
+
+LAYOUTS = {
+    "tp2": (2, {"tensor": 2}),
+    "tp2-sequence": (2, {"tensor": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline": 2}),
+    "pp2-interleaved": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "dp2": (2, {"distributed_optimizer": False}),
+    "dp2-distributed-optimizer": (2, {"distributed_optimizer": True}),
+    "dp2-overlapped": (
+        2,
+        {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    ),
+    "tp2-pp2": (4, {"tensor": 2, "pipeline": 2}),
+    "tp2-pp2-sequence": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def alone() -> Outcome:
+    return train_under(tiny_config(), 1)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_training_does_not_depend_on_the_layout(name: str, alone: Outcome) -> None:
+    world_size, parallel = LAYOUTS[name]
+    spread = train_under(tiny_config(parallel), world_size)
+    assert spread.weights.keys() == alone.weights.keys()
+    for key, weight in alone.weights.items():
+        assert spread.weights[key].equal(weight), f"initial {key}"
+    errors = {key: relative_difference(spread.gradients[key], gradient) for key, gradient in alone.gradients.items()}
+    worst = max(errors, key=lambda key: errors[key])
+    assert errors[worst] < 1e-5, f"gradient of {worst}: {errors[worst]:.1e}"
+    assert len(spread.losses) == STEPS
+    assert spread.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert spread.grad_norms == pytest.approx(alone.grad_norms, rel=1e-4)
+    print(name, "gradient", errors[worst], "loss", max(abs(a / b - 1) for a, b in zip(spread.losses, alone.losses)))

@@ -1,0 +1,256 @@
+"""Generation from checkpoints of other layouts, against transformers on the same weights and against recomputation."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import dist_checkpointing
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_ko.config import RunConfig
+from megatron_ko.config.load import build
+from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
+from megatron_ko.errors import CheckpointError, DataError, TokenizerError
+from megatron_ko.eval.generate import continue_tokens, generate
+from megatron_ko.eval.load import Loaded, load_run
+from megatron_ko.eval.sampling import Sampler, Sampling
+from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models.build import build_model
+from megatron_ko.models.weights import sharded_weights
+from megatron_ko.parallel.groups import initialise
+from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.parallel.spawn import run_ranks
+
+VOCABULARY = 397  # prime, so that every tensor-parallel size pads it differently
+CONTEXT = 96
+TEXT = """한국어 말뭉치는 작지만 문장은 여럿이다. 봄에는 꽃이 피고 여름에는 비가 온다.
+가을 하늘은 높고 푸르며, 겨울에는 눈이 내린다. 서울에서 부산까지 기차로 두 시간 반이 걸린다.
+프로그램은 print("안녕하세요")로 시작하고, 숫자 1234567890과 기호 +-*/=를 쓴다.
+"""
+PROMPTS = ["서울에서", "봄에는 꽃이 피고 여름에는", "", "가을"]
+
+
+def make_config(folder: Path, **parallel: int) -> RunConfig:
+    model = {
+        "num_layers": 4, "hidden_size": 96, "ffn_hidden_size": 192, "num_attention_heads": 12, "num_query_groups": 6,
+        "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "init_std": 0.15, "vocab_multiple": 8,
+        "tie_embeddings": False,
+    }  # fmt: skip
+    tree = {
+        "run": {"dir": str(folder), "name": "생성", "seed": 11},
+        "model": model,
+        "parallel": parallel,
+        "precision": {"dtype": "fp32"},
+        "data": {
+            "tokenizer": str(folder.parent / "tokenizer"),
+            "sources": [{"prefix": "corpus"}],
+            "sequence_length": 32,
+        },
+        "optim": {"lr": 1e-3},
+        "training": {"steps": 4, "global_batch_size": 4},
+    }
+    return build(RunConfig, tree, origin="test")
+
+
+def write_checkpoint(config: RunConfig, step: int, fingerprint: str) -> None:
+    """What one rank does to save initial weights; every rank of the layout runs it."""
+    groups = initialise(config.parallel, 60)
+    seed_everything(config.run.seed, groups)
+    chunks = build_model(config, groups)
+    temporary = config.run.dir / "temporary"
+    if groups.rank == 0:
+        (temporary / "model").mkdir(parents=True)
+    torch.distributed.barrier()
+    dist_checkpointing.save(sharded_weights(chunks), str(temporary / "model"))
+    if groups.rank > 0:
+        return
+    written = [path for path in temporary.rglob("*") if path.is_file()]
+    manifest = files.Manifest(
+        step=step, samples=0, tokens=0, files={str(p.relative_to(temporary)): files.record_file(p) for p in written},
+        layout={}, state={}, metrics={}, config=config.model_dump(mode="json"), config_sha256="", tokenizer=fingerprint,
+        versions={}, created=time.time(),
+    )  # fmt: skip
+    final = config.run.dir / "checkpoints"
+    final.mkdir(exist_ok=True)
+    files.publish(temporary.rename(final / ".tmp-written"), manifest)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer and two runs of the same weights, saved under different layouts."""
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "corpus.txt").write_text(TEXT * 20, encoding="utf-8")
+    train_tokenizer([folder / "corpus.txt"], folder / "tokenizer", TokenizerOptions("byte-bpe", VOCABULARY))
+    fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
+    for name, layout in {"tensor3": {"tensor": 3}, "grid": {"tensor": 2, "pipeline": 2}}.items():
+        config = make_config(folder / name, **layout)
+        config.run.dir.mkdir()
+        assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint), timeout_s=60) == 0
+    return folder
+
+
+def in_one_rank(check: Any, *args: Any) -> None:
+    """Run a check in a process of its own, because a process can be in one world only."""
+    assert run_ranks(check, 1, args, timeout_s=60) == 0
+
+
+def to_transformers(loaded: Loaded) -> LlamaForCausalLM:
+    """The same weights in transformers' model."""
+    model, state = loaded.config.model, loaded.model.state_dict()
+    peer = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            intermediate_size=model.ffn_hidden_size,
+            num_hidden_layers=model.num_layers,
+            num_attention_heads=model.num_attention_heads,
+            num_key_value_heads=model.query_groups,
+            max_position_embeddings=model.max_position_embeddings,
+            rms_norm_eps=model.norm_eps,
+            tie_word_embeddings=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+    groups, width, hidden = model.query_groups, model.kv_channels, model.hidden_size
+    heads = model.num_attention_heads // groups
+    renamed = {
+        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"][: model.vocab_size],
+        "model.norm.weight": state["decoder.final_layernorm.weight"],
+        "lm_head.weight": state["output_layer.weight"][: model.vocab_size],
+    }
+    for number in range(model.num_layers):
+        ours, theirs = f"decoder.layers.{number}.", f"model.layers.{number}."
+        fused = state[ours + "self_attention.linear_qkv.weight"].view(groups, heads + 2, width, hidden)
+        query, key, value = fused.split([heads, 1, 1], dim=1)
+        gate, up = state[ours + "mlp.linear_fc1.weight"].chunk(2)
+        renamed |= {
+            theirs + "self_attn.q_proj.weight": query.reshape(-1, hidden),
+            theirs + "self_attn.k_proj.weight": key.reshape(-1, hidden),
+            theirs + "self_attn.v_proj.weight": value.reshape(-1, hidden),
+            theirs + "self_attn.o_proj.weight": state[ours + "self_attention.linear_proj.weight"],
+            theirs + "mlp.gate_proj.weight": gate,
+            theirs + "mlp.up_proj.weight": up,
+            theirs + "mlp.down_proj.weight": state[ours + "mlp.linear_fc2.weight"],
+            theirs + "input_layernorm.weight": state[ours + "input_layernorm.weight"],
+            theirs + "post_attention_layernorm.weight": state[ours + "pre_mlp_layernorm.weight"],
+        }
+    peer.load_state_dict(renamed)
+    return peer.eval()
+
+
+def greedy(loaded: Loaded, prompts: list[list[int]], number: int) -> list[list[int]]:
+    """Greedy continuations of exactly ``number`` tokens, through the cache and in one batch."""
+    grown: list[list[int]] = [[] for _ in prompts]
+    for chosen in continue_tokens(loaded, prompts, Sampler(Sampling(temperature=0), len(prompts)), number):
+        for row, token in chosen.items():
+            grown[row].append(token)
+    return [tokens[:number] for tokens in grown]
+
+
+def recomputed(loaded: Loaded, prompt: list[int], number: int) -> list[int]:
+    """The same without a cache: the whole text again for every token."""
+    tokens = torch.tensor([prompt])
+    for _ in range(number):
+        positions = torch.arange(tokens.shape[1]).unsqueeze(0)
+        with torch.inference_mode():
+            logits = loaded.model(tokens, positions, None)[:, -1, :VOCABULARY]
+        tokens = torch.cat([tokens, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    return tokens[0, len(prompt) :].tolist()
+
+
+def check_greedy(run: Path) -> None:
+    loaded = load_run(run)
+    prompts = [[loaded.tokenizer.eod, *loaded.tokenizer.encode(text)] for text in PROMPTS]
+    assert len({len(prompt) for prompt in prompts}) > 2
+    ours = greedy(loaded, prompts, 24)
+    assert len({token for tokens in ours for token in tokens}) > 10, "a test on one repeated token proves little"
+    peer = to_transformers(loaded)
+    for prompt, tokens in zip(prompts, ours, strict=True):
+        assert tokens == recomputed(loaded, prompt, 24)
+        theirs = peer.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)
+        assert tokens == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("run", ["tensor3", "grid"])
+def test_greedy_equals_recomputation_and_transformers(work: Path, run: str) -> None:
+    in_one_rank(check_greedy, work / run)
+
+
+def check_texts(run: Path) -> None:
+    loaded = load_run(run)
+    pieces: list[str] = []
+    sampling = Sampling(max_new_tokens=30, temperature=1.0, top_p=0.95, seed=4)
+    together = generate(loaded, PROMPTS, sampling, pieces.append)
+    assert generate(loaded, PROMPTS, sampling) == together
+    assert generate(loaded, PROMPTS[:1], sampling) == together[:1], "neighbours must not change a continuation"
+    assert "".join(pieces) == together[0].text
+    other = generate(loaded, PROMPTS, Sampling(max_new_tokens=30, temperature=1.0, top_p=0.95, seed=40))
+    assert [c.text for c in other] != [c.text for c in together]
+    for completion in together:
+        ids = loaded.tokenizer.encode(completion.prompt) + completion.tokens
+        assert loaded.tokenizer.decode(ids) == completion.prompt + completion.text
+        assert loaded.tokenizer.eod not in completion.tokens
+        assert (completion.stop == "max_new_tokens") == (len(completion.tokens) == 30)
+
+
+def test_texts_are_reproducible_and_streamed(work: Path) -> None:
+    in_one_rank(check_texts, work / "grid")
+
+
+def check_stops(run: Path) -> None:
+    loaded = load_run(run)
+    full = generate(loaded, ["봄"], Sampling(max_new_tokens=1000, temperature=0))[0]
+    start = 1 + len(loaded.tokenizer.encode("봄"))
+    assert full.stop == "context" and len(full.tokens) == CONTEXT - start
+    with pytest.raises(DataError, match="context"):
+        generate(loaded, [TEXT * 3], Sampling())
+    row = next(i for i in range(3, 20) if full.tokens[i] not in full.tokens[:i])
+    output, eod = loaded.model.output_layer.weight.data, loaded.tokenizer.eod
+    output[[eod, full.tokens[row]]] = output[[full.tokens[row], eod]]
+    ended = generate(loaded, ["봄"], Sampling(max_new_tokens=40, temperature=0))[0]
+    assert (ended.stop, ended.tokens) == ("end_of_document", full.tokens[:row])
+    assert len(output) == VOCABULARY + 3
+    output[VOCABULARY] = 100 * output[0]
+    output[VOCABULARY + 1] = -100 * output[0]  # one of the two rows has by far the largest logit
+    assert generate(loaded, ["봄"], Sampling(max_new_tokens=40, temperature=0))[0] == ended
+
+
+def test_ends_and_padding_rows(work: Path) -> None:
+    in_one_rank(check_stops, work / "tensor3")
+
+
+def check_refusals(work: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        load_run(work)
+    with pytest.raises(CheckpointError, match="manifest"):
+        load_run(work / "grid", step=999)
+    other = work / "other"
+    train_tokenizer([work / "corpus.txt"], other, TokenizerOptions("byte-bpe", VOCABULARY - 1))
+    with pytest.raises(TokenizerError, match="trained with"):
+        load_run(work / "grid", tokenizer_dir=other)
+
+
+def test_what_cannot_be_trusted_is_refused(work: Path) -> None:
+    in_one_rank(check_refusals, work)
+
+
+def test_the_verb(work: Path) -> None:
+    command = [sys.executable, "-m", "megatron_ko.cli.main", "generate", str(work / "grid"), "--temperature", "0"]
+    command += ["--max-new-tokens", "8"]
+    one = subprocess.run([*command, "--prompt", "봄에는"], capture_output=True, text=True, timeout=120, check=True)
+    assert one.stdout.startswith("봄에는")
+    assert "step 3, greedy" in one.stderr
+    listed = subprocess.run(
+        [*command, "--prompt", "봄에는", "--prompt", "가을", "--json", "--seed", "5"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    printed = json.loads(listed.stdout)
+    assert (printed["step"], printed["seed"]) == (3, 5)
+    assert [c["prompt"] for c in printed["completions"]] == ["봄에는", "가을"]
+    assert "봄에는" + printed["completions"][0]["text"] == one.stdout.removesuffix("\n")

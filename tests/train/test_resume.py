@@ -1,0 +1,140 @@
+"""Killed, stopped, damaged, continued: real processes, and the losses are compared to the last bit."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import NewRun
+
+from megatron_ko.models.checkpoint_files import Manifest, name_of, read_manifest
+from megatron_ko.train.lineage import versions
+from megatron_ko.train.resume import check_resumable
+
+EVERY_STEP_ONCE = [(step, 1) for step in range(1, 31)]
+
+
+def test_five_kills_change_no_bit(new_run: NewRun) -> None:
+    """Two data-parallel ranks with dropout: weights, moments, random states and samples must all come back."""
+    overrides = ("launch.ranks_per_node=2", "model.hidden_dropout=0.1", "training.steps=120", "checkpoint.interval=7")
+    control, killed = new_run("control", *overrides), new_run("killed", *overrides)
+    assert control.train().returncode == 0
+    steps = sorted(random.Random(time.time_ns()).sample(range(8, 115), 5))
+    for step in steps:
+        assert killed.train_until(step, signal.SIGKILL).returncode == -signal.SIGKILL
+        time.sleep(0.2)  # ranks die with their parent
+    resumed = killed.train()
+    assert resumed.returncode == 0, resumed.stderr
+    assert killed.losses() == control.losses(), f"killed at {steps}"
+    assert killed.valid() == control.valid()
+    assert [step for step, _ in killed.losses()] == list(range(1, 121))
+    assert [line["grad_norm"] for line in killed.lines("train")] == [line["grad_norm"] for line in control.lines("train")]
+    sessions = json.loads((killed.folder / "lineage.json").read_text())["sessions"]
+    assert len(sessions) == 6 and sessions[-1]["resumed_from_step"] > 0
+
+
+def test_sigterm_saves_within_a_step_and_the_next_start_continues(new_run: NewRun) -> None:
+    overrides = ("parallel.pipeline=2", "training.steps=60", "checkpoint.interval=1000", "eval.interval=1")
+    control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)
+    assert control.train().returncode == 0
+    first = stopped.train_until(10, signal.SIGTERM)
+    assert first.returncode == 75, first.stderr
+    assert stopped.checkpoints == ["latest", name_of(stopped.last_step())]
+    second = stopped.train()
+    assert second.returncode == 0, second.stderr
+    assert f"resuming from {stopped.folder}/checkpoints/{stopped.checkpoints[1]}".startswith("resuming from")
+    assert stopped.losses() == control.losses()
+    assert stopped.valid() == control.valid()  # the validation that the stop came before was made up for
+
+
+def test_a_finished_run_is_left_alone(new_run: NewRun) -> None:
+    run = new_run("run", "training.steps=5")
+    assert run.train().returncode == 0
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.folder.rglob("*")}
+    again = run.train()
+    assert again.returncode == 0 and "is done: step 5 of 5" in again.stderr
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.folder.rglob("*")} == before
+    # A longer run continues where it ended.
+    longer = run.train("training.steps=8")
+    assert longer.returncode == 0 and "training.steps: 5 -> 8" in longer.stderr
+    assert [step for step, _ in run.losses()] == list(range(1, 9))
+
+
+def test_damage_is_passed_over_and_all_damage_is_refused(new_run: NewRun) -> None:
+    run, control = new_run("run"), new_run("control")
+    assert control.train().returncode == 0
+    assert run.train_until(25, signal.SIGINT).returncode == 75
+    newest, older = (run.folder / "checkpoints" / name for name in sorted(run.checkpoints[1:], reverse=True))
+    flip_a_bit(next((newest / "model").glob("*.distcp")))
+    resumed = run.train("training.steps=30")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"damaged checkpoint passed over: {newest.name}" in resumed.stderr
+    assert f"resuming from {older}" in resumed.stderr
+    assert run.losses() == control.losses()
+    for name in run.checkpoints[1:]:
+        (run.folder / "checkpoints" / name / "rng.pt").unlink()
+    refused = run.train("training.steps=40")
+    assert refused.returncode == 2 and "none is valid" in refused.stderr and "Traceback" not in refused.stderr
+    assert run.losses() == control.losses()
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (("parallel.tensor=2", "precision.dtype=bf16"), ("parallel.pipeline=2", "precision.dtype=bf16")),
+        (("launch.ranks_per_node=2",), ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_parallel=true")),
+        (("parallel.pipeline=2", "parallel.virtual_pipeline=2"), ()),
+    ],
+    ids=["tp2-to-pp2-bf16", "dp2-to-tp2pp2", "vpp2-to-one"],
+)
+def test_another_layout_continues_with_the_same_samples(
+    new_run: NewRun, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    control, moved = new_run("control", *before), new_run("moved")
+    assert control.train().returncode == 0
+    assert moved.train_until(12, signal.SIGTERM, *before).returncode == 75
+    step = moved.last_step()
+    resumed = moved.train(*after)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "does not continue bit for bit" in resumed.stderr
+    losses = [(line["step"], line["loss"], line["samples"]) for line in moved.lines("train")]
+    expected = [(line["step"], line["loss"], line["samples"]) for line in control.lines("train")]
+    assert [row[::2] for row in losses] == [row[::2] for row in expected]
+    tolerance = 2e-3 if "precision.dtype=bf16" in before else 1e-5
+    assert [row[1] for row in losses[:step]] == [row[1] for row in expected[:step]]
+    assert [row[1] for row in losses] == pytest.approx([row[1] for row in expected], rel=tolerance)
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(new_run: NewRun) -> None:
+    run = new_run("run", "training.steps=4")
+    assert run.train().returncode == 0
+    losses = run.losses()
+    refused = run.train("model.ffn_hidden_size=128", "training.steps=8")
+    assert refused.returncode == 2 and "model.ffn_hidden_size: 64 -> 128" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert run.losses() == losses and "ffn_hidden_size: 64" in (run.folder / "config.resolved.yaml").read_text()
+
+
+def test_a_newer_format_and_another_tokenizer_are_refused(new_run: NewRun) -> None:
+    from megatron_ko.config import load_config
+    from megatron_ko.errors import CheckpointError, ConfigError
+
+    run = new_run("run", "training.steps=2")
+    assert run.train().returncode == 0
+    manifest = read_manifest(run.folder / "checkpoints" / name_of(2))
+    config = load_config(run.config, [f"run.dir={run.folder}", *run.overrides])
+    assert check_resumable(config, manifest.tokenizer, manifest, versions()) == []
+    with pytest.raises(ConfigError, match="tokenizer fingerprint"):
+        check_resumable(config, "0" * 64, manifest, versions())
+    newer = Manifest(**{**vars(manifest), "versions": {**manifest.versions, "megatron_core": "99.1.0"}})
+    with pytest.raises(CheckpointError, match=r"newer megatron-core"):
+        check_resumable(config, manifest.tokenizer, newer, versions())
+    assert check_resumable(config, manifest.tokenizer, newer, {**versions(), "megatron_core": "99.1.7"}) == []
