@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
-from megatron_ko.data.pretrain import TokenBatches, build_datasets
 from torch import Tensor, nn
 
 from megatron_ko.config import ModelConfig, RunConfig, load_config
+from megatron_ko.data.pretrain import TokenBatches, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.train.schedule import lr_at
 
@@ -169,7 +169,14 @@ def run_trainer(config: RunConfig, batches: TokenBatches) -> tuple[list[float], 
         use_cpu=True,
         optim="adamw_torch_fused",
     )
-    trainer = transformers.Trainer(
+
+    class InOrder(transformers.Trainer):
+        """The sequences in the order in which the others read them."""
+
+        def _get_train_sampler(self, *args: object) -> torch.utils.data.Sampler:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    trainer = InOrder(
         model=network,
         args=arguments,
         train_dataset=Sequences(batches, training.steps),

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class BlockEncoder:
         )
 
 
-def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: int) -> Iterator[EncodedBlock]:
+def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: int) -> Generator[EncodedBlock, None, None]:
     """Encode blocks on ``workers`` processes; the results come in the order of the blocks, whatever ``workers`` is.
 
     Raises:
@@ -91,13 +91,12 @@ def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: int)
     )
     waiting: deque[Future[EncodedBlock]] = deque()
     try:
-        iterator = iter(blocks)
-        for block in iterator:
+        for block in blocks:
             waiting.append(pool.submit(_encode, block))
             if len(waiting) >= workers * _BLOCKS_PER_WORKER:
                 yield waiting.popleft().result()
-        for future in _drain(waiting):
-            yield future.result()
+        while waiting:
+            yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
             "a worker process died",
@@ -107,11 +106,6 @@ def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: int)
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _drain(waiting: "deque[Future[EncodedBlock]]") -> Iterator[Future[EncodedBlock]]:
-    while waiting:
-        yield waiting.popleft()
 
 
 _encoder: BlockEncoder | None = None

@@ -25,17 +25,20 @@ def explained(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        # numpy tells a short write without an error number: "9000 requested and 1000 written".
+        if error.errno in _NO_SPACE or (error.errno is None and "requested and" in str(error)):
             raise DataError(
                 f"the disk is full: {target} was not written",
                 got=str(error),
                 expected="free space",
-                remedy="free space or choose another --output; nothing was left behind",
+                remedy="free space, or write elsewhere; nothing was left behind",
             ) from error
         if error.errno in _NOT_ALLOWED:
             path = error.filename or target
             raise DataError(
-                f"no permission for {path}", got=str(error), remedy="check who may read and write it"
+                f"no permission for {path}",
+                got=str(error),
+                remedy="check who may read and write it, or write elsewhere",
             ) from error
         raise
 

@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,15 +59,16 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
         tally = _Tally()
         writer = IndexedWriter(staged.open(bin_path(prefix)), token_dtype(tokenizer.vocab_size), prefix.parent)
         rejected_stream = None
-        for encoded in _encoded(options):
-            writer.add(encoded.ids, encoded.lengths)
-            tally.add(encoded)
-            if encoded.rejected and rejected_stream is None:
-                rejected_stream = staged.open(rejected_path(prefix))
-            for record in encoded.rejected:
-                assert rejected_stream is not None
-                rejected_stream.write(_rejected_line(record))
-            progress(tally.read_bytes())
+        with closing(_encoded(options)) as results:
+            for encoded in results:
+                writer.add(encoded.ids, encoded.lengths)
+                tally.add(encoded)
+                if encoded.rejected and rejected_stream is None:
+                    rejected_stream = staged.open(rejected_path(prefix))
+                for record in encoded.rejected:
+                    assert rejected_stream is not None
+                    rejected_stream.write(_rejected_line(record))
+                progress(tally.read_bytes())
         if not writer.documents:
             raise _empty(options, tally)
         idx_sha256 = writer.write_index(staged.open(idx_path(prefix)))
@@ -76,7 +78,7 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
     return manifest
 
 
-def _encoded(options: PreprocessOptions) -> Iterator[EncodedBlock]:
+def _encoded(options: PreprocessOptions) -> Generator[EncodedBlock, None, None]:
     encode = EncodeOptions(tokenizer=options.tokenizer, key=options.key, append_eod=options.append_eod)
     return encode_blocks(_all_blocks(options), encode, options.workers)
 

@@ -71,7 +71,7 @@ class Datasets:
     corpus: list[dict[str, Any]]
 
 
-class EpochDataset(GPTDataset):  # type: ignore[misc]
+class EpochDataset(GPTDataset):
     """One epoch of megatron-core's samples, and as many permutations of it as are asked for."""
 
     def __init__(
@@ -221,9 +221,14 @@ def _build(
     config.split_matrix = [
         border if size is not None else None for border, size in zip(config.split_matrix, sizes, strict=True)
     ]
-    built: list[Any] = BlendedMegatronDatasetBuilder(
-        EpochDataset, [size or 0 for size in sizes], lambda: True, config
-    ).build()
+    builder = BlendedMegatronDatasetBuilder(EpochDataset, [size or 0 for size in sizes], lambda: True, config)
+    try:
+        built: list[Any] = builder.build()
+    except Exception as error:
+        # megatron-core hides a full or read-only disk in a plain Exception.
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
+        raise
     return built
 
 
@@ -231,7 +236,7 @@ class _NoTokenizer:
     """megatron-core wants a tokenizer only for padding and masks at document borders; neither is used here."""
 
     vocab_size = None
-    eod = -1
+    eod = -2  # no token; -1 is what megatron-core takes for padding
 
     def __init__(self, fingerprint: str) -> None:
         self.unique_identifiers = {"fingerprint": fingerprint}
@@ -262,7 +267,11 @@ def _whole_cache(folder: Path) -> Iterator[None]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            # Some network file systems have no locks. Then two runs must not start on one cache at once.
+            _log.debug("no lock on %s: %s", lock.name, error)
         if not (folder / _COMPLETE).exists() and folder.exists():
             shutil.rmtree(folder)
         yield

@@ -1,5 +1,7 @@
 """A trained model in one process: the newest valid checkpoint of a run, whatever layout wrote it."""
 
+import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +59,10 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     groups = single_world()
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
-    load_weights(chunks, directory / "model")
+    with warnings.catch_warnings():
+        # megatron-core's reader calls what PyTorch has deprecated; nothing that a user could change.
+        warnings.simplefilter("ignore", FutureWarning)
+        load_weights(chunks, directory / "model")
     return Loaded(chunks[0].eval(), tokenizer, config, manifest.step, get_platform().device)
 
 
@@ -68,8 +73,9 @@ def single_rank(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"parallel": ParallelConfig(), "precision": precision})
 
 
+@functools.cache
 def single_world() -> Groups:
-    """A world of one rank, created if this process is not in one yet."""
+    """The world of one rank, created by the first call; every model that this process loads is in it."""
     if not dist.is_initialized():
         alone = Place(rank=0, local_rank=0, world_size=1, local_size=1)
         take_place(alone, None)

@@ -1,6 +1,6 @@
 """Initial weights that depend on the seed alone: the same numbers at every parallel layout, device and precision.
 
-Every parameter is found through ``sharded_state_dict()``, which says which part of which global tensor it is. The global
+Every parameter is found through ``sharded_state_dict()``, which says which part of which global tensor it is. A global
 tensor is drawn in blocks of rows, each from its own generator, so a rank draws only the rows that it holds, and padding
 the vocabulary moves nothing.
 """
@@ -65,7 +65,7 @@ def _fill(part: ShardedTensor, model: ModelConfig, seed: int) -> None:
 
 
 def _blocks(name: str, rows: range, columns: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Standard normal rows of a global matrix: (number of the first row, [rows, columns]) for parts that cover ``rows``."""
+    """Standard normal rows of a global matrix, as (first row, [rows, columns]) pairs that together cover ``rows``."""
     for number in range(rows.start // _BLOCK_ROWS, -(-rows.stop // _BLOCK_ROWS)):
         digest = hashlib.sha256(f"{name}/{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -4,7 +4,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 
-class RMSNorm(torch.nn.RMSNorm):
+class RMSNorm(torch.nn.RMSNorm):  # type: ignore[misc]
     """Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
     Args:
@@ -17,4 +17,4 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(hidden_size, eps=eps)
         # Under sequence parallelism each tensor-parallel rank sees a part of the tokens: megatron-core adds up the
         # gradients of the parameters that carry this mark.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight.sequence_parallel = config.sequence_parallel

@@ -1,18 +1,24 @@
 """Differences between megatron-core 0.16 and 0.19, and between installations of them. Nothing else knows a version."""
 
-import importlib
 import importlib.util
 import logging
 import warnings
+from importlib.metadata import version
 
 from megatron_ko.errors import LaunchError
 
-# What megatron-core warns of on every machine and nobody who reads it can change.
-_NOISE = (
-    "(Transformer Engine and Apex are|Apex is) not installed",
-    "full scope is deprecated",
-    "`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+# Warnings from inside the engine speak to whoever calls it: missing optional packages, names that will change, PyTorch
+# interfaces that megatron-core has not left yet. A user of this project can change none of it.
+_NOISY_MODULES = (r"megatron\.", r"torch\.distributed\.")
+# The same through logging: 0.19 announces with every model that GPTModel will be replaced (both releases have it), and
+# that it computes a parameter layout itself; PyTorch for CUDA reports that it finds no GPU, which the platform knows.
+_NOISY_LOGGERS = (
+    "megatron.core.models.gpt.gpt_model",
+    "megatron.core.distributed.distributed_data_parallel",
+    "torch.utils.cpp_extension",
 )
+# Imported on every machine from this release on, for kernels that only a GPU runs; PyTorch for CPUs does not bring it.
+_NEEDS_TRITON = (0, 17)
 
 
 def prepare_imports() -> None:
@@ -21,16 +27,12 @@ def prepare_imports() -> None:
     Raises:
         LaunchError: a package is missing that megatron-core needs and does not declare.
     """
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    # 0.19 announces with every model that GPTModel will be replaced; both releases have it.
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
-    if importlib.util.find_spec("triton") is None:
-        # 0.19 imports it on every machine, for kernels that only a GPU runs; PyTorch for CPUs does not bring it.
-        # (An inert module in its place would break PyTorch's own compiler, which takes it for the real one.)
-        try:
-            importlib.import_module("megatron.core")
-        except ModuleNotFoundError as error:
-            if error.name != "triton":
-                raise
-            raise LaunchError("this release of megatron-core needs triton", remedy="pip install triton") from error
+    for module in _NOISY_MODULES:
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=module)
+    for name in _NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    release = tuple(int(part) for part in version("megatron-core").split(".")[:2])
+    if release >= _NEEDS_TRITON and importlib.util.find_spec("triton") is None:
+        # An inert module in its place would break PyTorch's own compiler, which takes it for the real one.
+        raise LaunchError(f"megatron-core {version('megatron-core')} needs triton", remedy="pip install triton")

@@ -82,7 +82,7 @@ def install() -> None:
 
 def _names_cuda(device: object) -> bool:
     if isinstance(device, torch.device):
-        return device.type == "cuda"
+        return bool(device.type == "cuda")
     return isinstance(device, str) and device.startswith("cuda")
 
 

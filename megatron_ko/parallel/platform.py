@@ -97,7 +97,8 @@ class Platform:
             return MemoryUse(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return MemoryUse(peak, psutil.Process().memory_info().rss)
+        resident = psutil.Process().memory_info().rss
+        return MemoryUse(max(peak, resident), resident)  # the kernel counts its maximum a little late
 
     def reset_peak(self) -> None:
         """Start a new peak on CUDA. The peak of a resident set is kept by the kernel for the life of a process."""

@@ -57,7 +57,9 @@ class Place:
     local_size: int
 
 
-def run_rank(target: Callable[..., int | None], args: tuple[Any, ...], place: Place, join: Callable[[], None]) -> Ending:
+def run_rank(
+    target: Callable[..., int | None], args: tuple[Any, ...], place: Place, join: Callable[[], None]
+) -> Ending:
     """Call ``join``, then ``target(*args)``, in this process, and turn every exception into an ``Ending``."""
     try:
         join()

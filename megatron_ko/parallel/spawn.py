@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkProcess
 from types import FrameType
@@ -25,7 +25,7 @@ import torch.distributed as dist
 from megatron_ko.errors import EXIT_DONE, LaunchError
 from megatron_ko.log import get_logger
 from megatron_ko.parallel.platform import get_platform
-from megatron_ko.parallel.rank import EXIT_CRASH, Ending, Place, join_world, run_rank, take_place, threads_per_rank
+from megatron_ko.parallel.rank import EXIT_CRASH, Ending, Place, join_world, run_rank, take_place
 
 Target = Callable[..., int | None]
 
@@ -62,39 +62,38 @@ def run_ranks(
         signal killed (128 + its number), else the first that crashed (1); or the lowest rank's code that is not 0.
     """
     get_platform()
-    # Read by the thread pools of numerical libraries that the ranks load or start later.
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads or threads_per_rank(world_size)))
-    listener = socket.create_server((_LOOPBACK, 0), backlog=max(128, world_size))
-    reports: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(world_size)]
-    context = multiprocessing.get_context("fork")
-    parent = os.getpid()
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((_LOOPBACK, 0), backlog=max(128, world_size)))
+        reports: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(world_size)]
+        parent = os.getpid()
 
-    def rank_main(rank: int) -> None:
-        _die_with(parent)
-        os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
-        for number in _FORWARDED:
-            signal.signal(number, signal.SIG_DFL)
-        place = Place(rank, rank, world_size, world_size)
-        ending = run_rank(target, args, place, lambda: _join(place, listener, threads, timeout_s))
-        reports[rank].write(pickle.dumps(ending))
-        reports[rank].flush()
-        sys.exit(ending.exit_code)
+        def rank_main(rank: int) -> None:
+            _die_with(parent)
+            os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
+            for number in _FORWARDED:
+                signal.signal(number, signal.SIG_DFL)
+            place = Place(rank, rank, world_size, world_size)
+            ending = run_rank(target, args, place, lambda: _join(place, listener, threads, timeout_s))
+            reports[rank].write(pickle.dumps(ending))
+            reports[rank].flush()
+            sys.exit(ending.exit_code)
 
-    ranks = [context.Process(target=rank_main, args=(rank,), name=f"rank {rank}") for rank in range(world_size)]
-    try:
+        fork = multiprocessing.get_context("fork")
+        ranks = [fork.Process(target=rank_main, args=(rank,), name=f"rank {rank}") for rank in range(world_size)]
         with _forwarding(ranks):
+            stack.callback(_kill, ranks)
             for process in ranks:
                 process.start()
             listener.close()
             stopped = _watch(ranks, reports, grace_s)
-    finally:
-        for process in ranks:
-            if process.pid is not None and process.is_alive():
-                process.kill()
-        endings = [_ending(process, report) for process, report in zip(ranks, reports, strict=True)]
-        for report in reports:
-            report.close()
-    return _tell(ranks, endings, stopped)
+        return _tell([_ending(process, report) for process, report in zip(ranks, reports, strict=True)], stopped)
+
+
+def _kill(ranks: list[ForkProcess]) -> None:
+    for process in ranks:
+        if process.pid is not None and process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _join(place: Place, listener: socket.socket, threads: int | None, timeout_s: float) -> None:
@@ -173,7 +172,7 @@ def _ending(process: ForkProcess, report: IO[bytes]) -> Ending:
     return Ending(code or EXIT_CRASH, f"{process.name} exited without a word, code {code}")
 
 
-def _tell(ranks: list[ForkProcess], endings: list[Ending], stopped: set[int]) -> int:
+def _tell(endings: list[Ending], stopped: set[int]) -> int:
     """Print the error that explains the others, once, and give the exit code of the whole."""
     failed = [rank for rank, ending in enumerate(endings) if ending.failed]
     if not failed:
@@ -231,7 +230,7 @@ def join_cluster(
             "this process does not know its world",
             got=f"without {', '.join(missing)}" if place else "neither torchrun's nor srun's variables",
             expected="RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS; MASTER_ADDR and MASTER_PORT",
-            remedy="start with torchrun, or export MASTER_ADDR and MASTER_PORT (the first node, any free port) before srun",
+            remedy="start with torchrun, or export MASTER_ADDR (the first node) and MASTER_PORT (a free port) for srun",
         )
     known = place
 

@@ -1,0 +1,1 @@
+"""Exact arithmetic from a configuration, without building anything: parameters and FLOPs."""

@@ -189,9 +189,16 @@ def _sessions(run: RunRecord) -> str:
 
 
 def _layout(layout: Any) -> str:
-    if isinstance(layout, dict):
-        return ", ".join(f"{axis.replace('_', ' ')} {size}" for axis, size in layout.items())
-    return str(layout or "–")
+    """Axes that are split and switches that are on: "world 4, tensor 2, pipeline 2, distributed optimizer"."""
+    if not isinstance(layout, dict):
+        return str(layout or "–")
+    parts = []
+    for name, value in layout.items():
+        if value is True:
+            parts.append(name.replace("_", " "))
+        elif value is not False and (value != 1 or name == "world"):
+            parts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(parts)
 
 
 def _checkpoints(run: RunRecord) -> str:

@@ -27,6 +27,7 @@ class PortableAdam(torch.optim.Optimizer):
         eps: added to the root of the second moment.
         weight_decay: decoupled decay.
         adam_w_mode: must be True; the coupled variant is not offered.
+        capturable: must be False; megatron-core 0.19 passes it, for CUDA graphs.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class PortableAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
+        capturable: bool = False,
     ) -> None:
-        assert adam_w_mode, "only decoupled weight decay is implemented"
+        assert adam_w_mode and not capturable, "only decoupled weight decay is implemented, without CUDA graphs"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -1,5 +1,6 @@
 """From a configuration to a finished run, inside one rank: build everything, resume, train, say how it ended."""
 
+import gc
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ def main(config: RunConfig) -> int:
         destroy()
         return EXIT_DONE
     run = build_run(config, groups, signals)
+    # What exists now lives as long as the run. Without it the collections that megatron-core asks for in every save
+    # would walk a million objects of imported modules.
+    gc.freeze()
     try:
         complete = train(run)
     finally:

@@ -136,7 +136,8 @@ def pieces_of(chunks: list[torch.nn.Module]) -> Pieces:
     found = []
     for part in sharded_parts(chunks):
         data = part.data.detach().float().clone()
-        found.append((part.key, part.global_shape, part.global_offset, data.reshape((1,) * part.prepend_axis_num + data.shape)))
+        stacked = data.reshape((1,) * part.prepend_axis_num + data.shape)
+        found.append((part.key, part.global_shape, part.global_offset, stacked))
     return found
 
 

@@ -29,7 +29,9 @@ def build_rank(config: RunConfig, load: Path | None, save: Path | None) -> Piece
     return pieces
 
 
-def weights_of(config: RunConfig, world_size: int, load: Path | None = None, save: Path | None = None) -> dict[str, torch.Tensor]:
+def weights_of(
+    config: RunConfig, world_size: int, load: Path | None = None, save: Path | None = None
+) -> dict[str, torch.Tensor]:
     ranks = collect_from_ranks(build_rank, world_size, config, load, save)
     return assemble(piece for pieces in ranks for piece in pieces)
 

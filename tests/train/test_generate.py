@@ -35,7 +35,7 @@ TEXT = """한국어 말뭉치는 작지만 문장은 여럿이다. 봄에는 꽃
 PROMPTS = ["서울에서", "봄에는 꽃이 피고 여름에는", "", "가을"]
 
 
-def make_config(folder: Path, **parallel: int) -> RunConfig:
+def make_config(folder: Path, dtype: str, **parallel: int) -> RunConfig:
     model = {
         "num_layers": 4, "hidden_size": 96, "ffn_hidden_size": 192, "num_attention_heads": 12, "num_query_groups": 6,
         "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "init_std": 0.15, "vocab_multiple": 8,
@@ -45,7 +45,7 @@ def make_config(folder: Path, **parallel: int) -> RunConfig:
         "run": {"dir": str(folder), "name": "생성", "seed": 11},
         "model": model,
         "parallel": parallel,
-        "precision": {"dtype": "fp32"},
+        "precision": {"dtype": dtype},
         "data": {
             "tokenizer": str(folder.parent / "tokenizer"),
             "sources": [{"prefix": "corpus"}],
@@ -82,13 +82,14 @@ def write_checkpoint(config: RunConfig, step: int, fingerprint: str) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer and two runs of the same weights, saved under different layouts."""
+    """A folder with a tokenizer and three runs of the same weights, saved under different layouts and precisions."""
     folder = tmp_path_factory.mktemp("generate")
     (folder / "corpus.txt").write_text(TEXT * 20, encoding="utf-8")
     train_tokenizer([folder / "corpus.txt"], folder / "tokenizer", TokenizerOptions("byte-bpe", VOCABULARY))
     fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
-    for name, layout in {"tensor3": {"tensor": 3}, "grid": {"tensor": 2, "pipeline": 2}}.items():
-        config = make_config(folder / name, **layout)
+    layouts = {"tensor3": {"tensor": 3}, "grid": {"tensor": 2, "pipeline": 2}, "half": {"tensor": 2}}
+    for name, layout in layouts.items():
+        config = make_config(folder / name, "bf16" if name == "half" else "fp32", **layout)
         config.run.dir.mkdir()
         assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint), timeout_s=60) == 0
     return folder
@@ -180,6 +181,21 @@ def check_greedy(run: Path) -> None:
 @pytest.mark.parametrize("run", ["tensor3", "grid"])
 def test_greedy_equals_recomputation_and_transformers(work: Path, run: str) -> None:
     in_one_rank(check_greedy, work / run)
+
+
+def check_half(work: Path) -> None:
+    half, full = load_run(work / "half"), load_run(work / "grid")
+    theirs = full.model.state_dict()
+    for name, value in half.model.state_dict().items():
+        if value is not None:
+            assert value.dtype == torch.bfloat16
+            assert torch.equal(value, theirs[name.removeprefix("module.")].bfloat16()), name
+    texts = generate(half, PROMPTS, Sampling(max_new_tokens=10, seed=3))
+    assert all(completion.tokens for completion in texts)
+
+
+def test_half_precision_runs_are_read_as_they_are(work: Path) -> None:
+    in_one_rank(check_half, work)
 
 
 def check_texts(run: Path) -> None:

@@ -7,21 +7,19 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import NewRun
+from train_runs import NewRun
 
 from megatron_ko.models.checkpoint_files import Manifest, name_of, read_manifest
 from megatron_ko.train.lineage import versions
 from megatron_ko.train.resume import check_resumable
 
-EVERY_STEP_ONCE = [(step, 1) for step in range(1, 31)]
-
 
 def test_five_kills_change_no_bit(new_run: NewRun) -> None:
     """Two data-parallel ranks with dropout: weights, moments, random states and samples must all come back."""
-    overrides = ("launch.ranks_per_node=2", "model.hidden_dropout=0.1", "training.steps=120", "checkpoint.interval=7")
+    overrides = ("launch.ranks_per_node=2", "model.hidden_dropout=0.1", "training.steps=100", "checkpoint.interval=7")
     control, killed = new_run("control", *overrides), new_run("killed", *overrides)
     assert control.train().returncode == 0
-    steps = sorted(random.Random(time.time_ns()).sample(range(8, 115), 5))
+    steps = sorted(random.Random(time.time_ns()).sample(range(8, 97), 5))
     for step in steps:
         assert killed.train_until(step, signal.SIGKILL).returncode == -signal.SIGKILL
         time.sleep(0.2)  # ranks die with their parent
@@ -29,8 +27,8 @@ def test_five_kills_change_no_bit(new_run: NewRun) -> None:
     assert resumed.returncode == 0, resumed.stderr
     assert killed.losses() == control.losses(), f"killed at {steps}"
     assert killed.valid() == control.valid()
-    assert [step for step, _ in killed.losses()] == list(range(1, 121))
-    assert [line["grad_norm"] for line in killed.lines("train")] == [line["grad_norm"] for line in control.lines("train")]
+    assert [step for step, _ in killed.losses()] == list(range(1, 101))
+    assert killed.column("grad_norm") == control.column("grad_norm")
     sessions = json.loads((killed.folder / "lineage.json").read_text())["sessions"]
     assert len(sessions) == 6 and sessions[-1]["resumed_from_step"] > 0
 
@@ -41,10 +39,11 @@ def test_sigterm_saves_within_a_step_and_the_next_start_continues(new_run: NewRu
     assert control.train().returncode == 0
     first = stopped.train_until(10, signal.SIGTERM)
     assert first.returncode == 75, first.stderr
-    assert stopped.checkpoints == ["latest", name_of(stopped.last_step())]
+    step = stopped.last_step()
+    assert stopped.checkpoints == ["latest", name_of(step)]
     second = stopped.train()
     assert second.returncode == 0, second.stderr
-    assert f"resuming from {stopped.folder}/checkpoints/{stopped.checkpoints[1]}".startswith("resuming from")
+    assert f"resuming from {stopped.folder}/checkpoints/{name_of(step)}" in second.stderr
     assert stopped.losses() == control.losses()
     assert stopped.valid() == control.valid()  # the validation that the stop came before was made up for
 
@@ -105,12 +104,10 @@ def test_another_layout_continues_with_the_same_samples(
     resumed = moved.train(*after)
     assert resumed.returncode == 0, resumed.stderr
     assert "does not continue bit for bit" in resumed.stderr
-    losses = [(line["step"], line["loss"], line["samples"]) for line in moved.lines("train")]
-    expected = [(line["step"], line["loss"], line["samples"]) for line in control.lines("train")]
-    assert [row[::2] for row in losses] == [row[::2] for row in expected]
+    assert moved.column("step") == control.column("step") and moved.column("samples") == control.column("samples")
+    assert moved.column("loss_hex")[:step] == control.column("loss_hex")[:step]
     tolerance = 2e-3 if "precision.dtype=bf16" in before else 1e-5
-    assert [row[1] for row in losses[:step]] == [row[1] for row in expected[:step]]
-    assert [row[1] for row in losses] == pytest.approx([row[1] for row in expected], rel=tolerance)
+    assert moved.column("loss") == pytest.approx(control.column("loss"), rel=tolerance)
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(new_run: NewRun) -> None:

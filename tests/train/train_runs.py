@@ -1,17 +1,33 @@
-"""Starting real training runs on a tiny corpus, and reading what they wrote."""
+"""Starting real training runs on a tiny corpus, and reading what they wrote.
 
+A run is started by the function behind the verb, in a forked process: the same as the command without the seconds that
+importing PyTorch takes. ``Run.command`` is the command itself.
+"""
+
+import contextlib
 import json
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from megatron_ko.cli.train import train
+from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
+from megatron_ko.errors import KoError
+from megatron_ko.train import setup  # noqa: F401  (imported before forking, so that a start takes no time)
+
 ROOT = Path(__file__).parents[2]
+NewRun = Callable[..., "Run"]
 TIMEOUT = 120.0
 
 CONFIG = """
@@ -25,40 +41,100 @@ training: {{steps: 30, global_batch_size: 8, micro_batch_size: 2}}
 eval: {{interval: 10, samples: 10}}
 checkpoint: {{interval: 10, keep: 2}}
 logging: {{tensorboard: false}}
+launch: {{threads_per_rank: 1}}
 """
+
+
+def make_corpus(folder: Path) -> Path:
+    """Fill a folder from the project's hand-written corpus."""
+    corpus = tuple(sorted((ROOT / "demo/corpus").glob("*.jsonl")))
+    tokenizer = folder / "tokenizer"
+    train_tokenizer(corpus, tokenizer, TokenizerOptions(model="byte-bpe", vocab_size=600))
+    preprocess(PreprocessOptions(inputs=corpus, tokenizer=tokenizer, output=folder / "corpus"))
+    (folder / "tiny.yaml").write_text(CONFIG.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: exit code (minus the signal number when killed), standard output and standard error."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory and the command that trains in it."""
+    """One run directory and the configuration that trains in it."""
 
     config: Path
     folder: Path
     overrides: Sequence[str] = ()
+    largest_file: int | None = None  # bytes that a file may have: stands for a disk that fills up while writing
+
+    def words(self, *more: str) -> list[str]:
+        """Overrides of this run."""
+        return [f"run.dir={self.folder}", *self.overrides, *more]
 
     def command(self, *more: str) -> list[str]:
         """The command line."""
-        own = (str(self.config), f"run.dir={self.folder}", *self.overrides, *more)
-        return [sys.executable, "-m", "megatron_ko.cli.main", "train", *own]
+        return [sys.executable, "-m", "megatron_ko.cli.main", "train", str(self.config), *self.words(*more)]
 
-    def train(self, *more: str) -> subprocess.CompletedProcess[str]:
+    def train(self, *more: str) -> Ended:
         """Train to the end."""
-        return subprocess.run(
-            self.command(*more), capture_output=True, text=True, timeout=TIMEOUT, env=environment(), check=False
-        )
+        return self._end(self._start(*more))
 
-    def train_until(self, step: int, number: signal.Signals, *more: str) -> subprocess.CompletedProcess[str]:
-        """Train, and send a signal to the parent once a step is in the metric store."""
-        process = subprocess.Popen(
-            self.command(*more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-        )
+    def train_until(self, step: int, number: signal.Signals, *more: str) -> Ended:
+        """Train, and send a signal to the parent of the ranks once a step is in the metric store."""
+        process = self._start(*more)
         deadline = time.monotonic() + TIMEOUT
-        while process.poll() is None and self.last_step() < step and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert process.poll() is None, process.communicate()[1]
-        process.send_signal(number)
-        out, err = process.communicate(timeout=TIMEOUT)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        while process.is_alive() and self.last_step() < step and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert process.is_alive(), self._end(process)
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        return self._end(process)
+
+    def _start(self, *more: str) -> ForkProcess:
+        self._log("out").parent.mkdir(parents=True, exist_ok=True)
+        process = multiprocessing.get_context("fork").Process(target=self._child, args=more)
+        process.start()
+        return process
+
+    def _end(self, process: ForkProcess) -> Ended:
+        process.join(TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        assert process.exitcode is not None
+        return Ended(process.exitcode, self._log("out").read_text(), self._log("err").read_text())
+
+    def _child(self, *more: str) -> None:
+        os.environ["MEGATRON_KO_DEVICE"] = "cpu"
+        if self.largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest_file, self.largest_file))
+        with (
+            self._log("out").open("w") as out,
+            self._log("err").open("w") as err,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = self._exit_code(*more)
+        os._exit(code)  # nothing of the test runner must run here
+
+    def _exit_code(self, *more: str) -> int:
+        try:
+            train(self.config, self.words(*more))
+        except typer.Exit as end:
+            return end.exit_code
+        except KoError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+        return 0
+
+    def _log(self, kind: str) -> Path:
+        return self.folder.parent / f"{self.folder.name}.{kind}.log"
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """Whole lines of a metric file."""
@@ -69,6 +145,10 @@ class Run:
     def last_step(self) -> int:
         """Newest step in the metric store."""
         return max((line["step"] for line in self.lines("train")), default=0)
+
+    def column(self, name: str) -> list[Any]:
+        """One value of every step."""
+        return [line[name] for line in self.lines("train")]
 
     def losses(self) -> list[tuple[int, str]]:
         """(step, exact loss) of every line."""
@@ -83,8 +163,3 @@ class Run:
         """Names in the checkpoint folder."""
         folder = self.folder / "checkpoints"
         return sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-
-
-def environment() -> dict[str, str]:
-    """One thread a rank: tests share the machine."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MEGATRON_KO_DEVICE": "cpu"}

@@ -5,6 +5,14 @@ import math
 import random
 from pathlib import Path
 
+_LAYOUT = {
+    "world": 4,
+    "tensor": 2,
+    "pipeline": 2,
+    "context": 1,
+    "sequence_parallel": False,
+    "distributed_optimizer": True,
+}
 _SHA = "9f2c4d1e7a6b8035"
 _MODEL = "{num_layers: 4, hidden_size: 128, ffn_hidden_size: 384, num_attention_heads: 4, vocab_size: 4096}"
 
@@ -58,7 +66,7 @@ def write_run(directory: Path, steps: int = 120, name: str = "한국어 데모",
     write_lines(directory / "metrics" / "train.jsonl", rows)
     every = max(1, steps // 6)
     write_lines(directory / "metrics" / "valid.jsonl", [valid_row(s, steps) for s in range(every, steps + 1, every)])
-    sessions = [{"started": "2025-10-09T08:53:20+00:00", "resumed_from_step": None, "layout": {"tensor": 2, "data": 1}}]
+    sessions = [{"started": "2025-10-09T08:53:20+00:00", "resumed_from_step": None, "layout": _LAYOUT}]
     if resumed is not None:
         sessions.append({**sessions[0], "started": "2025-10-09T09:01:12+00:00", "resumed_from_step": resumed})
         again = [train_row(step, steps, rng) for step in range(resumed + 1, resumed + 8)]

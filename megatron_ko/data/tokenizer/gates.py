@@ -92,18 +92,11 @@ def _check_special_tokens(tokenizer: Tokenizer) -> None:
 
 
 def _check_bytes(tokenizer: Tokenizer) -> None:
-    """Every byte that UTF-8 uses must be spelt by its own token when nothing else fits."""
-    if tokenizer.kind == "byte-bpe":
-        missing = sum(tokenizer.id_of(letter) is None for letter in _byte_letters())
-    else:
-        missing = sum(tokenizer.id_of(f"<0x{byte:02X}>") is None for byte in range(256))
+    """Every byte has a token: <0x00> to <0xFF>, or the letters that byte-level BPE writes for them."""
+    spellings = ([f"<0x{byte:02X}>" for byte in range(256)], pre_tokenizers.ByteLevel.alphabet())
+    missing = min(sum(tokenizer.id_of(token) is None for token in tokens) for tokens in spellings)
     if missing:
         _fail("byte tokens are missing", f"{missing} of 256", "not in the vocabulary")
-
-
-def _byte_letters() -> list[str]:
-    letters: list[str] = pre_tokenizers.ByteLevel.alphabet()
-    return letters
 
 
 def _fail(what: str, text: str, got: object, expected: object = None) -> None:

@@ -26,8 +26,8 @@ SENTENCEPIECE_MODEL = "tokenizer.model"
 # Written by `tokenizer train` only; a folder without it is a plain Hugging Face tokenizer.
 RECORD = "megatron_ko.json"
 
-# What decides ids and their meaning; padding and truncation settings do not.
-_DECISIVE = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
+# What decides ids and their meaning. Padding, truncation and post-processing are never applied here.
+_DECISIVE = ("normalizer", "pre_tokenizer", "model", "decoder")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from tokenizers import Tokenizer as Backend
+
 from megatron_ko import __version__
 from megatron_ko.data.blocks import check_inputs
 from megatron_ko.data.documents import Document, read_documents
@@ -187,12 +189,17 @@ class _Corpus:
 
 def _train(corpus: _Corpus, folder: Path, options: TokenizerOptions) -> None:
     if options.model == "byte-bpe":
-        train_byte_bpe(corpus.texts_for_training(), options.vocab_size).save(str(folder / TOKENIZER_JSON))
+        _write_backend(folder, train_byte_bpe(corpus.texts_for_training(), options.vocab_size))
         return
     sentences = corpus.sentences_for_training()
     model = train_sentencepiece(sentences, options.model, options.vocab_size, options.character_coverage)
     (folder / SENTENCEPIECE_MODEL).write_bytes(model)
-    to_tokenizer_json(model).save(str(folder / TOKENIZER_JSON))
+    _write_backend(folder, to_tokenizer_json(model))
+
+
+def _write_backend(folder: Path, backend: Backend) -> None:
+    # Not backend.save: that tells a full disk as a plain Exception.
+    (folder / TOKENIZER_JSON).write_text(backend.to_str(pretty=True), encoding="utf-8")
 
 
 def _write_transformers_config(folder: Path) -> None:

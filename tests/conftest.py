@@ -1,0 +1,68 @@
+"""Fixtures for all tests: a small Korean corpus, tokenizers trained on it, and the real corpora where they are."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+_SYLLABLES = (
+    "가나다라마바사아자차카타파하고노도로모보소오조호기니디리미비시이지치학교사람시간바다나무언어자료역사음악날씨"
+)
+_ENDINGS = ("이", "가", "을", "를", "은", "는", "에서", "으로", "에게", "의", "도", "만", "까지")
+_VERBS = ("간다", "왔다", "보았다", "만들었다", "좋다", "ㅋㅋ", "배웠습니다", "읽는다", "생각했어요", "없다")
+_CODE = "def f(x):\n    if x > 10:\n        return x\n    return [i for i in range(x)]\n"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real Korean corpora; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("MEGATRON_KO_SHARED_DATA", ROOT.parent / "shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real corpora at {folder}; set MEGATRON_KO_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def korean() -> Callable[[int, int], list[str]]:
+    """A seeded generator of small documents: ``korean(number, seed)``."""
+
+    def generate(number: int, seed: int = 0) -> list[str]:
+        draw = random.Random(seed)
+        words = random.Random(0)
+        nouns = ["".join(words.choices(_SYLLABLES, k=words.randint(1, 3))) for _ in range(400)]
+        documents = []
+        for index in range(number):
+            sentences = [
+                f"{draw.choice(nouns)}{draw.choice(_ENDINGS)} {draw.choice(nouns)}{draw.choice(_ENDINGS)} "
+                f"{draw.choice(_VERBS)} {draw.randrange(1000)}."
+                for _ in range(draw.randint(1, 12))
+            ]
+            code = _CODE if index % 10 == 0 else ""
+            documents.append(draw.choice([" ", "\n"]).join(sentences) + code)
+        return documents
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(
+    tmp_path_factory: pytest.TempPathFactory, korean: Callable[..., list[str]]
+) -> Callable[[str], Path]:
+    """A trained tokenizer by algorithm, trained once a session: ``tokenizer_folder("unigram")``."""
+    base = tmp_path_factory.mktemp("tokenizers")
+    text = base / "text.txt"
+    text.write_text("\n".join(korean(3000, 1)), encoding="utf-8")
+
+    def folder(model: str) -> Path:
+        output = base / model
+        if not output.exists():
+            train_tokenizer([text], output, TokenizerOptions(model=model, vocab_size=640))
+        return output
+
+    return folder

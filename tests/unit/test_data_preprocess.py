@@ -1,0 +1,256 @@
+"""Preprocessing: tokens are conserved, the output does not depend on the workers, failures leave nothing behind."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from megatron_ko.data.blocks import read_blocks
+from megatron_ko.data.encode import EncodeOptions, encode_blocks
+from megatron_ko.data.indexed import bin_path, idx_path
+from megatron_ko.data.manifest import manifest_path, read_manifest, rejected_path, verify_shard
+from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.errors import DataError
+
+ROOT = Path(__file__).parents[2]
+Folder = Callable[[str], Path]
+
+
+@pytest.fixture
+def options(tmp_path: Path, korean: Callable[..., list[str]], tokenizer_folder: Folder) -> PreprocessOptions:
+    jsonl, text = tmp_path / "a.jsonl", tmp_path / "b.txt"
+    lines = [json.dumps({"text": document}, ensure_ascii=False) for document in korean(9000, 11)]
+    lines[17:17] = ["{broken", '{"no": 1}', ""]
+    jsonl.write_text("\n".join(lines), encoding="utf-8")
+    text.write_text("\n".join(document.replace("\n", " ") for document in korean(300, 12)), encoding="utf-8")
+    return PreprocessOptions((jsonl, text), tokenizer_folder("unigram"), tmp_path / "out" / "shard.v1")
+
+
+def contents(prefix: Path) -> dict[str, bytes]:
+    return {path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.iterdir()}
+
+
+def test_documents_come_out_in_order_and_whole(options: PreprocessOptions, korean: Callable[..., list[str]]) -> None:
+    manifest = preprocess(options)
+    tokenizer = load_tokenizer(options.tokenizer)
+    oracle = IndexedDataset(str(options.output))
+    texts = [*korean(9000, 11), *(document.replace("\n", " ") for document in korean(300, 12))]
+    assert len(oracle) == manifest.documents == len(texts)
+    for index in (0, 1, 17, 4500, 8999, 9000, 9299):
+        ids = oracle[index].tolist()
+        assert ids[-1] == tokenizer.eod and tokenizer.eod not in ids[:-1]
+        assert tokenizer.decode(ids[:-1]) == texts[index]
+    assert manifest.tokens == int(oracle.sequence_lengths.sum()) == sum(map(len, tokenizer.encode_batch(texts))) + 9300
+    assert manifest.bytes == sum(len(text.encode()) for text in texts)
+    assert manifest.rejected_reasons == {"malformed JSON": 1, "no 'text'": 1}
+    assert [(source.documents, source.rejected) for source in manifest.sources] == [(9000, 2), (300, 0)]
+    rejected = [json.loads(line) for line in rejected_path(options.output).read_text(encoding="utf-8").splitlines()]
+    assert [(record["position"], record["reason"].split(":")[0]) for record in rejected] == [
+        (18, "malformed JSON"),
+        (19, "no 'text'"),
+    ]
+    assert verify_shard(options.output) == read_manifest(options.output) == manifest
+
+
+def test_the_number_of_workers_changes_no_byte(options: PreprocessOptions, tmp_path: Path) -> None:
+    preprocess(options)
+    several = replace(options, output=tmp_path / "other" / "shard.v1", workers=3)
+    preprocess(several)
+    assert contents(options.output) == contents(several.output)
+    assert set(contents(options.output)) == {".bin", ".idx", ".manifest.json", ".rejected.jsonl"}
+
+
+def test_without_eod_and_with_another_tokenizer(options: PreprocessOptions, tokenizer_folder: Folder) -> None:
+    ended = preprocess(replace(options, tokenizer=tokenizer_folder("byte-bpe")))
+    bare_prefix = options.output.with_name("bare")
+    bare = preprocess(replace(options, tokenizer=tokenizer_folder("byte-bpe"), output=bare_prefix, append_eod=False))
+    assert bare.eod is None and ended.eod == 2
+    assert ended.tokens - bare.tokens == ended.documents == bare.documents
+    assert bare.tokenizer_kind == "byte-bpe"
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=20))
+def test_tokens_are_conserved(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Folder, texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("conserved")
+    lines = [json.dumps({"text": text}, ensure_ascii=index % 2 == 0) for index, text in enumerate(texts)]
+    (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = PreprocessOptions((folder / "a.jsonl",), tokenizer_folder("unigram"), folder / "out")
+    kept = [text for text in texts if text.strip()]
+    if not kept:
+        with pytest.raises(DataError, match="corpus is empty"):
+            preprocess(options)
+        return
+    manifest = preprocess(options)
+    tokenizer = load_tokenizer(options.tokenizer)
+    assert manifest.documents + manifest.rejected == len(texts)
+    oracle = IndexedDataset(str(options.output))
+    assert [tokenizer.decode(oracle[index].tolist()[:-1]) for index in range(len(oracle))] == kept
+    assert manifest.tokens == sum(len(oracle[index]) for index in range(len(oracle)))
+    assert manifest.max_token_id == max(int(oracle[index].max()) for index in range(len(oracle)))
+
+
+def test_an_existing_output_is_not_touched(options: PreprocessOptions) -> None:
+    preprocess(options)
+    before = contents(options.output)
+    with pytest.raises(DataError, match="exists already"):
+        preprocess(options)
+    assert contents(options.output) == before
+    for path in (bin_path, idx_path, manifest_path):
+        path(options.output).unlink()
+    with pytest.raises(DataError, match="exists already"):
+        preprocess(options)
+
+
+def test_an_empty_corpus_says_what_was_there(options: PreprocessOptions, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="corpus is empty") as caught:
+        preprocess(replace(options, inputs=options.inputs[:1], key="body"))
+    assert "9002 rejected" in str(caught.value) and "no 'body'" in str(caught.value)
+    assert not contents(options.output)
+
+
+def limited(*words: object, file_size: int) -> subprocess.CompletedProcess[str]:
+    """The command with a limit on file sizes: writing beyond it fails as on a full disk."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+    command = [sys.executable, "-m", "megatron_ko.cli.main", *map(str, words)]
+    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_told_and_leaves_nothing(options: PreprocessOptions, workers: int) -> None:
+    words = ("--input", options.inputs[0], "--tokenizer", options.tokenizer, "--output", options.output)
+    result = limited("data", "preprocess", *words, "--workers", workers, file_size=100_000)
+    assert result.returncode == 2
+    assert "disk is full" in result.stderr and "Traceback" not in result.stderr
+    assert not contents(options.output)
+
+
+def test_a_dead_worker_is_noticed(options: PreprocessOptions) -> None:
+    encode = EncodeOptions(options.tokenizer, "text", True)
+    blocks = [block for _ in range(40) for block in read_blocks(options.inputs[0])]
+    results = encode_blocks(blocks, encode, 2)
+    next(results)
+    workers = psutil.Process().children(recursive=True)
+    victims = [child for child in workers if "spawn_main" in " ".join(child.cmdline())]
+    victims[0].send_signal(signal.SIGKILL)
+    with pytest.raises(DataError, match="worker process died"):
+        list(results)
+
+
+def test_workers_die_with_the_parent_and_a_new_run_is_clean(options: PreprocessOptions) -> None:
+    words = ["--input", str(options.inputs[0]), "--tokenizer", str(options.tokenizer), "--output", str(options.output)]
+    command = [sys.executable, "-m", "megatron_ko.cli.main", "data", "preprocess", *words, "--workers", "2"]
+    parent = subprocess.Popen(command, cwd=ROOT)
+    deadline = time.monotonic() + 60
+    children: list[psutil.Process] = []
+    while time.monotonic() < deadline and len(children) < 2 and parent.poll() is None:
+        children = [c for c in psutil.Process(parent.pid).children(recursive=True) if "spawn_main" in str(c.cmdline())]
+        time.sleep(0.01)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert not {".bin", ".idx", ".manifest.json"} & set(contents(options.output))
+    preprocess(options)
+    verify_shard(options.output)
+    assert not [name for name in contents(options.output) if name.endswith(".partial")]
+
+
+def test_a_second_writer_is_refused(options: PreprocessOptions) -> None:
+    import fcntl
+
+    options.output.parent.mkdir()
+    partial = bin_path(options.output).with_name(bin_path(options.output).name + ".partial")
+    with partial.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process"):
+            preprocess(options)
+
+
+def test_verify_and_inspect(options: PreprocessOptions, tokenizer_folder: Folder) -> None:
+    words = ["--input", str(options.inputs[0]), str(options.inputs[1]), "--tokenizer", str(options.tokenizer)]
+    done = run("data", "preprocess", *words, "--output", str(options.output), "--workers", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["documents"] == 9300
+    view = json.loads(
+        run("data", "inspect", str(options.output), "--tokenizer", str(options.tokenizer), "--json").stdout
+    )
+    assert view["manifest"]["tokens"] == read_manifest(options.output).tokens
+    assert len(view["samples"]) == 3 and view["samples"][0]["text"].endswith("</s>")
+    assert json.loads(run("data", "verify", str(options.output), "--json").stdout)["ok"]
+    other = run("data", "inspect", str(options.output), "--tokenizer", str(tokenizer_folder("bpe")))
+    assert other.returncode == 2 and "another tokenizer" in other.stderr
+    flip(bin_path(options.output), 5000)
+    broken = run("data", "verify", str(options.output))
+    assert broken.returncode == 2 and "sha256" in broken.stderr
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "megatron_ko.cli.main", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_manifests(options: PreprocessOptions) -> None:
+    preprocess(options)
+    path = manifest_path(options.output)
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    for change, what in (
+        ({"format": 99}, "another format"),
+        ({"tokens": whole["tokens"] + 1}, "not what its manifest describes"),
+        ({"max_token_id": 9}, "contradicts its manifest"),
+        ({"vocab_size": 100}, "contradicts its manifest"),
+        ({"sources": 3}, "damaged"),
+    ):
+        path.write_text(json.dumps({**whole, **change}), encoding="utf-8")
+        with pytest.raises(DataError, match=what):
+            verify_shard(options.output)
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="damaged"):
+        read_manifest(options.output)
+    path.unlink()
+    with pytest.raises(DataError, match="no manifest"):
+        read_manifest(options.output)
+
+
+def test_progress_reaches_the_size_of_the_inputs(options: PreprocessOptions) -> None:
+    seen: list[int] = []
+    preprocess(options, seen.append)
+    assert seen == sorted(seen) and seen[-1] == sum(path.stat().st_size for path in options.inputs)
+
+
+def test_workers_import_no_torch() -> None:
+    code = "import sys, megatron_ko.data.encode; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+def test_uint16_ids_survive(options: PreprocessOptions) -> None:
+    manifest = preprocess(options)
+    assert manifest.dtype == "uint16" and bin_path(options.output).stat().st_size == 2 * manifest.tokens
+    assert np.fromfile(bin_path(options.output), dtype=np.uint16).max() == manifest.max_token_id
+    assert os.path.getsize(idx_path(options.output)) == manifest.sizes["idx"]

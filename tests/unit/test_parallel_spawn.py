@@ -1,0 +1,203 @@
+"""Ranks: how they start, how they end, and what is told about it. Real processes on gloo."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_ko.errors import ConfigError, LaunchError
+from megatron_ko.parallel import spawn
+from megatron_ko.parallel.collectives import all_reduce_sum, any_rank, barrier, broadcast_object
+
+
+def meet(folder: Path) -> None:
+    rank = dist.get_rank()
+    total = all_reduce_sum(torch.tensor(float(rank)))
+    assert total.item() == 6.0
+    assert any_rank(rank == 3) and not any_rank(False)
+    assert broadcast_object({"from": rank}, src=2) == {"from": 2}
+    barrier()
+    (folder / str(rank)).write_text(f"{torch.get_num_threads()} {os.environ['LOCAL_RANK']} {os.environ['WORLD_SIZE']}")
+
+
+def test_ranks_meet_and_exchange(tmp_path: Path) -> None:
+    assert spawn.run_ranks(meet, 4, (tmp_path,), threads=1) == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in range(4)] == [f"1 {rank} 4" for rank in range(4)]
+
+
+def fail(kind: str, culprit: int) -> int:
+    if dist.get_rank() == culprit:
+        if kind == "user error":
+            raise ConfigError("the value is wrong", got=3, remedy="set it to 4")
+        if kind == "crash":
+            raise ValueError("a bug")
+        if kind == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))  # the others wait for the culprit
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "culprit", "code", "message"),
+    [
+        ("user error", 1, 2, "megatron-ko: the value is wrong"),
+        ("crash", 2, 1, "ValueError: a bug"),
+        ("killed", 0, 137, "rank 0 was killed by SIGKILL"),
+    ],
+)
+def test_a_failing_rank_stops_the_others_and_is_the_one_that_is_told(
+    kind: str, culprit: int, code: int, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    started = time.monotonic()
+    assert spawn.run_ranks(fail, 3, (kind, culprit), threads=1) == code
+    assert time.monotonic() - started < 5
+    told = capfd.readouterr().err
+    assert told.count(message) == 1
+    assert told.count("Traceback") == (kind == "crash")
+
+
+def all_wrong() -> None:
+    raise ConfigError(f"seen by rank {dist.get_rank()}")
+
+
+def test_an_error_of_all_ranks_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    assert spawn.run_ranks(all_wrong, 3, (), threads=1) == 2
+    assert capfd.readouterr().err.count("seen by rank") == 1
+
+
+def stubborn() -> None:
+    if dist.get_rank() == 1:
+        raise RuntimeError("gone")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+
+
+def test_a_rank_that_does_not_stop_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    assert spawn.run_ranks(stubborn, 2, (), threads=1, grace_s=0.5) == 1
+    assert time.monotonic() - started < 5
+    assert "RuntimeError: gone" in capfd.readouterr().err
+
+
+def requeue(folder: Path) -> int:
+    rank = dist.get_rank()
+    if rank == 1:
+        return 75
+    time.sleep(0.5)
+    (folder / "finished").touch()
+    return 75
+
+
+def test_a_returned_code_lets_the_other_ranks_finish(tmp_path: Path) -> None:
+    assert spawn.run_ranks(requeue, 2, (tmp_path,), threads=1) == 75
+    assert (tmp_path / "finished").exists()
+
+
+PARENT = """
+import signal, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from megatron_ko.parallel.spawn import run_ranks
+
+def wait(folder):
+    stop = []
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda received, frame: stop.append(received))
+    import os
+    (folder / f"pid{dist.get_rank()}").write_text(str(os.getpid()))
+    while not stop:
+        time.sleep(0.02)
+    (folder / f"stopped{dist.get_rank()}").write_text(signal.Signals(stop[0]).name)
+    return 75
+
+sys.exit(run_ranks(wait, 2, (Path(sys.argv[1]),), threads=1))
+"""
+
+
+def start_parent(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
+    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PARENT, str(folder)])
+    files = [folder / f"pid{rank}" for rank in range(2)]
+    until(lambda: all(file.exists() and file.read_text() for file in files), 60)
+    return parent, [int(file.read_text()) for file in files]
+
+
+def until(condition: object, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_are_passed_on_to_every_rank(number: signal.Signals, tmp_path: Path) -> None:
+    parent, _ = start_parent(tmp_path)
+    parent.send_signal(number)
+    assert parent.wait(timeout=10) == 75
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)] == [number.name] * 2
+
+
+def test_ranks_die_with_their_parent(tmp_path: Path) -> None:
+    parent, pids = start_parent(tmp_path)
+    assert all(map(is_running, pids))
+    parent.kill()
+    parent.wait()
+    until(lambda: not any(map(is_running, pids)), 5)
+
+
+MEMBER = """
+import sys
+import torch
+import torch.distributed as dist
+from megatron_ko.parallel.spawn import cluster_world_size, join_cluster
+
+def add():
+    total = torch.tensor(float(dist.get_rank() + 1))
+    dist.all_reduce(total)
+    assert total.item() == 3.0 and cluster_world_size() == 2
+    return 40 + dist.get_rank()
+
+sys.exit(join_cluster(add, threads=1))
+"""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "srun"])
+def test_joining_a_world_that_a_launcher_started(launcher: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    members = []
+    for rank in range(2):
+        names = (
+            {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+            if launcher == "torchrun"
+            else {"SLURM_PROCID": rank, "SLURM_NTASKS": 2, "SLURM_LOCALID": rank, "SLURM_STEP_ID": 0}
+        )
+        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        env |= {name: str(value) for name, value in names.items()}
+        members.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", MEMBER], env=env))
+    assert [member.wait(timeout=60) for member in members] == [40, 41]
+
+
+def test_a_launcher_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spawn.cluster_world_size() is None
+    with pytest.raises(LaunchError, match="does not know its world"):
+        spawn.join_cluster(meet)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert spawn.cluster_world_size() == 2
+    with pytest.raises(LaunchError, match="MASTER_ADDR"):
+        spawn.join_cluster(meet)
