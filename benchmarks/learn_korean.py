@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from megatron_ko.data.pretrain import build_datasets
 
 from megatron_ko.config import load_config
+from megatron_ko.data.pretrain import build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -8,6 +8,8 @@ import typer
 
 from megatron_ko.errors import CheckpointError
 
+_AXES = {"tensor": "tp", "pipeline": "pp", "data": "dp"}
+
 app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run.")
 
 
@@ -48,7 +50,7 @@ def list_(
             row.name + (" (latest)" if row.latest else ""),
             "-" if row.tokens is None else f"{row.tokens:,}",
             "-" if row.bytes is None else f"{row.bytes / 2**20:.1f}",
-            " x ".join(f"{axis} {layout[axis]}" for axis in ("tensor", "pipeline", "data") if axis in layout) or "-",
+            " ".join(f"{short}{layout[axis]}" for axis, short in _AXES.items() if axis in layout) or "-",
             "-" if row.age_s is None else f"{row.age_s:.0f} s",
             state,
         )

@@ -41,11 +41,11 @@ def train(
         return
     from megatron_ko.train import setup
 
-    settings = {"threads": config.launch.threads_per_rank, "timeout_s": config.resilience.timeout_s}
+    threads, timeout_s = config.launch.threads_per_rank, config.resilience.timeout_s
     if joined:
-        code = spawn.join_cluster(setup.main, (config,), **settings)
+        code = spawn.join_cluster(setup.main, (config,), threads=threads, timeout_s=timeout_s)
     else:
-        code = spawn.run_ranks(setup.main, world_size, (config,), **settings)
+        code = spawn.run_ranks(setup.main, world_size, (config,), threads=threads, timeout_s=timeout_s)
     raise typer.Exit(code)
 
 

@@ -12,7 +12,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 
-class PortableAttention(MegatronModule):  # type: ignore[misc]
+class PortableAttention(MegatronModule):
     """Grouped-query attention (Ainslie et al., 2023, arXiv:2305.13245) with megatron-core's core-attention interface.
 
     Args:

@@ -68,7 +68,7 @@ class Manifest:
     complete: bool = True
 
     @property
-    def bytes(self) -> int:
+    def total_bytes(self) -> int:
         """Size of all files together."""
         return sum(record.bytes for record in self.files.values())
 
@@ -271,7 +271,7 @@ def _listed(directory: Path, step: int, latest: str | None, hashes: bool) -> Lis
         )  # fmt: skip
     problems = problems_of(directory, manifest.files.items(), hashes)
     return Listed(
-        name=directory.name, step=step, tokens=manifest.tokens, samples=manifest.samples, bytes=manifest.bytes,
+        name=directory.name, step=step, tokens=manifest.tokens, samples=manifest.samples, bytes=manifest.total_bytes,
         layout=manifest.layout, valid=not problems, latest=directory.name == latest,
         age_s=round(time.time() - manifest.created, 1), problems=tuple(problems),
     )  # fmt: skip

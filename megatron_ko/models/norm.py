@@ -4,7 +4,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 
 
-class RMSNorm(torch.nn.RMSNorm):  # type: ignore[misc]
+class RMSNorm(torch.nn.RMSNorm):
     """Root mean square normalisation (Zhang and Sennrich, 2019, arXiv:1910.07467).
 
     Args:

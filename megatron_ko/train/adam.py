@@ -44,7 +44,7 @@ class PortableAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Update every parameter that has a gradient. A closure is not supported."""
         assert closure is None, "the trainer computes the loss outside the optimizer"
         for group in self.param_groups:

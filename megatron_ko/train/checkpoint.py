@@ -57,7 +57,7 @@ class Checkpointer:
     Args:
         config: the resolved configuration.
         groups: process groups.
-        model: model chunks, without the data-parallel wrapper.
+        model: model chunks in their data-parallel wrapper.
         optimizer: the optimizer over them.
         identity: hashes and versions that the manifest names.
     """
@@ -71,7 +71,8 @@ class Checkpointer:
         identity: Identity,
     ) -> None:
         self._config, self._groups, self._identity = config, groups, identity
-        self._model, self._optimizer = model, optimizer
+        self._wrapped, self._optimizer = model, optimizer
+        self._model = [chunk.module for chunk in model]
         self._folder = config.run.dir / "checkpoints"
         self._layout = layout_of(config, groups.world_size)
 
@@ -87,10 +88,14 @@ class Checkpointer:
         """
         started = time.perf_counter()
         first = self._groups.rank == 0
+        if self._config.parallel.overlap_param_gather:
+            for chunk in self._wrapped:  # otherwise the update of other ranks comes with the next forward pass
+                chunk.start_param_sync(force_sync=True)
         tensors = self._sharded_state(is_loading=False)
         needed = sum(gathered(_bytes_of(tensors)))
         made = together("room for a checkpoint", lambda: self._make_room(state.step, needed) if first else None)
-        temporary: Path = broadcast_object(made)
+        temporary = broadcast_object(made)
+        assert temporary is not None, "rank 0 made it, or all ranks have failed"
         try:
             together("writing weights and optimizer", lambda: self._write_tensors(tensors, temporary / MODEL))
             random = gathered(rng_state())
@@ -105,7 +110,7 @@ class Checkpointer:
         if first:
             apply_retention(self._folder, self._config.checkpoint.keep)
             name, seconds = files.name_of(state.step), time.perf_counter() - started
-            _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.bytes / 2**20, seconds)
+            _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
 
     def _make_room(self, step: int, needed: int) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -204,13 +209,13 @@ class Checkpointer:
         return None
 
     def _verify(self, directory: Path) -> tuple[files.Manifest | None, list[str]]:
+        manifest: files.Manifest | None = None
         try:
             manifest = files.read_manifest(directory)
-        except CheckpointError as error:
-            manifest, mine = None, [error.what]
-        else:
             share = sorted(manifest.files.items())[self._groups.rank :: self._groups.world_size]
             mine = files.problems_of(directory, share)
+        except CheckpointError as error:
+            mine = [error.what]
         return manifest, [problem for part in gathered(mine) for problem in part]
 
     def _load_tensors(self, directory: Path) -> None:

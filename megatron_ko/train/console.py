@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, total_steps: int, total_tokens: int) -> None:
         self.total_steps, self.total_tokens = total_steps, total_tokens
         self._rate: float | None = None
-        self._valid: str = "-"
+        self.valid: str = "-"
 
     def fields(self, record: Record) -> dict[str, str]:
         """Name -> text of everything worth showing about a training step."""
@@ -35,23 +35,23 @@ class Progress:
         fields = {
             "step": f"{record['step']}/{self.total_steps}",
             "loss": "skipped" if record["skipped"] else f"{_number(record['loss']):.4f}",
-            "valid": self._valid,
+            "valid": self.valid,
             "lr": f"{_number(record['lr']):.2e}",
             "grad norm": "-" if record["grad_norm"] is None else f"{_number(record['grad_norm']):.3f}",
             "tokens": f"{short(tokens)}/{short(self.total_tokens)}",
             "tokens/s": f"{rate:,.0f}",
             "eta": clock(left),
-            "memory": f"{_number(record['memory_peak']) / 2**30:.2f} GiB peak, "
-            f"{_number(record['memory_reserved']) / 2**30:.2f} reserved",
+            "peak": f"{_number(record['memory_peak']) / 2**30:.2f} GiB",
+            "reserved": f"{_number(record['memory_reserved']) / 2**30:.2f} GiB",
         }
-        fields["TFLOP/s"] = f"{_number(record['tflops']):.3g} a rank"
+        fields["TFLOP/s/rank"] = f"{_number(record['tflops']):.3g}"
         if record["mfu"] is not None:
             fields["MFU"] = f"{100 * _number(record['mfu']):.1f} %"
         return fields
 
     def remember_eval(self, record: Record) -> None:
         """Show this validation loss from now on."""
-        self._valid = f"{_number(record['valid_loss']):.4f}"
+        self.valid = f"{_number(record['valid_loss']):.4f}"
 
     def eval_line(self, record: Record) -> str:
         """One line about a validation."""
@@ -92,25 +92,31 @@ class LiveConsole:
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self._progress = progress
+        self._shown: tuple[dict[str, str], int] = {}, 0
         self._live = Live(console=console, refresh_per_second=4)
         self._live.start()
         self._redirect_logs()
 
     def write_step(self, record: Record) -> None:
         """Redraw the panel."""
-        fields = self._progress.fields(record)
+        self._draw(self._progress.fields(record), int(_number(record["step"])))
+
+    def _draw(self, fields: dict[str, str], step: int) -> None:
+        self._shown = fields, step
         grid = Table.grid(padding=(0, 3))
         names = list(fields)
         for start in range(0, len(names), 4):
             row = [f"[dim]{name}[/dim] [bold]{fields[name]}[/bold]" for name in names[start : start + 4]]
             grid.add_row(*row)
-        bar = ProgressBar(total=self._progress.total_steps, completed=int(_number(record["step"])))
+        bar = ProgressBar(total=self._progress.total_steps, completed=step)
         self._live.update(Panel(Group(grid, bar), title="megatron-ko train", border_style="cyan"))
 
     def write_eval(self, record: Record) -> None:
         """Print the validation above the panel and keep its loss in it."""
         self._progress.remember_eval(record)
         self._live.console.print(self._progress.eval_line(record))
+        fields, step = self._shown
+        self._draw({**fields, "valid": self._progress.valid}, step)
 
     def close(self) -> None:
         """Leave the last panel on the screen and give the terminal back."""

@@ -66,9 +66,7 @@ def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
     }
 
 
-def write_lineage(
-    config: RunConfig, identity: Identity, corpus: list[dict[str, Any]], session: dict[str, Any]
-) -> None:
+def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, Any]], session: dict[str, Any]) -> None:
     """Write ``lineage.json``, or add a session to it when the run is continued.
 
     Args:

@@ -38,7 +38,7 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
     """Refuse a checkpoint that this configuration or installation cannot continue.
 
     Returns:
-        One line for every other difference that can change results.
+        One line for every other difference, of configuration or software, that can change results.
 
     Raises:
         ConfigError: the weights do not fit, or their tokenizer was another one.
@@ -56,9 +56,10 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
             remedy="set them back, or choose another run.dir",
         )
     _check_version(manifest, versions)
+    software = differences({"versions": manifest.versions}, {"versions": versions})
     return [
         f"{path}: {old} -> {new}"
-        for path, (old, new) in changed.items()
+        for path, (old, new) in {**changed, **software}.items()
         if not path.startswith(_SILENT) and path not in _BOUND
     ]
 

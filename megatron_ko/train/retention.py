@@ -21,7 +21,8 @@ def surplus(valid: Collection[int], damaged: Collection[int], keep: int) -> list
 
 def apply_retention(checkpoints: Path, keep: int) -> list[int]:
     """Delete surplus checkpoints of a run, judged by manifest and file sizes; returns their steps."""
-    valid, damaged = [], []
+    valid: list[int] = []
+    damaged: list[int] = []
     for step in steps_in(checkpoints):
         (valid if _looks_valid(checkpoints / name_of(step)) else damaged).append(step)
     doomed = surplus(valid, damaged, keep)

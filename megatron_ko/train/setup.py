@@ -12,6 +12,7 @@ from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, CheckpointError, ConfigError
 from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models.build import build_model
+from megatron_ko.models.specs import uses_transformer_engine
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.collectives import barrier, broadcast_object
 from megatron_ko.parallel.groups import Groups, destroy, initialise
@@ -94,7 +95,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     model = wrap_data_parallel(config, chunks, groups)
     optimizer = build_optimizer(config, model, groups)
     identity = identify(config, tokenizer.fingerprint)
-    checkpointer = Checkpointer(config, groups, chunks, optimizer, identity)
+    checkpointer = Checkpointer(config, groups, model, optimizer, identity)
     restored = checkpointer.restore()
     state = restored.state if restored else TrainState()
     if first:
@@ -176,4 +177,6 @@ def _announce(config: RunConfig, groups: Groups, chunks: list[torch.nn.Module]) 
     for line in summarise(config, groups.world_size):
         _log.info(line)
     built = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
-    _log.info("device      %s (%s), %d parameters on rank 0", platform.device_name, platform.backend, built)
+    layers = "transformer_engine" if uses_transformer_engine(config.precision.backend) else "portable"
+    device = f"{platform.device_name} ({platform.backend}), {layers} layers"
+    _log.info("device      %s, %s parameters on rank 0", device, f"{built:,}")

@@ -51,7 +51,12 @@ def test_a_run_directory_holds_what_is_promised(new_run: NewRun) -> None:
     assert run.checkpoints == ["latest", "step_00000020", "step_00000030"]
     manifest = read_manifest(run.folder / "checkpoints/step_00000030")
     assert (manifest.step, manifest.samples, manifest.tokens) == (30, 240, 7680)
-    assert manifest.layout["data"] == 2 and {"rng.pt", "model/metadata.json"} < set(manifest.files)
+    assert manifest.layout["data"] == 2 and {
+        "rng.pt",
+        "model/.metadata",
+        "model/__0_0.distcp",
+        "model/__1_0.distcp",
+    } < set(manifest.files)
 
     lineage = json.loads((run.folder / "lineage.json").read_text())
     assert lineage["tokenizer"]["fingerprint"] == manifest.tokenizer and lineage["corpus"][0]["tokens"] > 0
@@ -97,7 +102,7 @@ def test_samples_do_not_depend_on_the_number_of_data_ranks(tiny: Path) -> None:
 
 def test_fp16_lowers_its_scale_until_gradients_fit(new_run: NewRun) -> None:
     settings = ("precision.dtype=fp16", "precision.initial_loss_scale=1.0e+9", "precision.loss_scale_hysteresis=1")
-    run, half = new_run("run", *settings), new_run("half", *settings)
+    run, half = new_run("run", *settings, "eval.samples=0"), new_run("half", *settings, "eval.samples=0")
     ended = run.train()
     assert ended.returncode == 0, ended.stderr
     skipped, scale = run.column("skipped"), run.column("loss_scale")
@@ -166,7 +171,7 @@ def test_a_full_disk_is_told_before_anything_is_written(new_run: NewRun, tmp_pat
 
 
 def test_a_dry_run_tells_and_writes_nothing(new_run: NewRun) -> None:
-    run = new_run("run", "parallel.tensor=2")
+    run = new_run("run", "parallel.tensor=2", "training.steps=3")
     ended = run.train()
     assert ended.returncode == 0
     other = replace(run, folder=run.folder.with_name("other"))

@@ -43,7 +43,7 @@ def test_publish_and_read_back(tmp_path: Path) -> None:
     directory = write(tmp_path, 20)
     manifest = files.read_manifest(directory)
     assert directory.name == "step_00000020"
-    assert manifest.step == 20 and manifest.bytes == 703 and manifest.complete
+    assert manifest.step == 20 and manifest.total_bytes == 703 and manifest.complete
     assert files.problems_of(directory, manifest.files.items()) == []
     assert files.latest_name(tmp_path) == "step_00000020"
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".tmp")] == []

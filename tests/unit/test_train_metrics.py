@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,7 @@ def test_plain_console_tells_a_step_in_a_line(capsys: pytest.CaptureFixture[str]
     console.write_eval(EVAL)
     console.write_step({**STEP, "skipped": True, "grad_norm": None})
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == (
-        "step 3/10  loss 2.5000  lr 3.00e-04  grad norm 1.250  tokens 3k/10k  tokens/s 2,000  eta 0:00:04"
-    )
+    assert first == ("step 3/10  loss 2.5000  lr 3.00e-04  grad norm 1.250  tokens 3k/10k  tokens/s 2,000  eta 0:00:04")
     assert second == "valid at step 3: loss 2.0000, perplexity 7.39, 1.5000 bits/byte, 8 sequences in 0.2 s"
     assert "loss skipped" in third and "grad norm -" in third
 
@@ -79,6 +78,7 @@ def test_live_console_draws_and_gives_the_terminal_back() -> None:
     log.get_logger("x").info("a message")
     live.close()
     text = stream.getvalue()
+    assert "valid 2.0000" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)  # the panel shows it at once
     assert "3/10" in text and "41.0 %" in text and "a message" in text and "bits/byte" in text
     handler = logging.getLogger("megatron_ko").handlers[0]
     assert isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr

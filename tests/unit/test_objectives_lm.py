@@ -1,0 +1,60 @@
+"""The language-modelling objective: sums and counts over exactly the unmasked labels."""
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.objectives import LanguageModelling
+
+VOCABULARY = 17
+
+
+class Bigram(nn.Module):
+    """The smallest model with the call of a model chunk: next-token logits from the present token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, tokens: Tensor, position_ids: Tensor, attention_mask: None, labels: Tensor) -> Tensor:
+        """[b, s] -> losses [b, s]."""
+        return functional.cross_entropy(self.table[tokens].flatten(0, 1), labels.flatten(), reduction="none").view_as(
+            tokens
+        )
+
+
+def batch(mask: Tensor) -> TokenBatch:
+    tokens = torch.randint(0, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(5))
+    return TokenBatch(tokens[:, :-1], tokens[:, 1:], mask, torch.arange(5).repeat(2, 1))
+
+
+def test_sum_and_count_are_those_of_the_counted_labels() -> None:
+    mask = torch.tensor([[1.0, 0, 1, 1, 0], [0, 0, 0, 0, 1]])
+    model, objective, sample = Bigram(), LanguageModelling(), batch(mask)
+    found = objective.loss(objective.forward(sample, model), sample)
+    kept = mask.bool()
+    expected = functional.cross_entropy(model.table[sample.tokens[kept]], sample.labels[kept], reduction="sum")
+    assert found.count.item() == 4 and found.count.dtype == torch.int64
+    torch.testing.assert_close(found.loss_sum, expected)
+    assert found.metrics == {} and objective.metric_names == ()
+    (gradient,) = torch.autograd.grad(found.loss_sum, model.table)
+    (oracle,) = torch.autograd.grad(expected, model.table)
+    torch.testing.assert_close(gradient, oracle)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_losses_are_added_in_fp32(dtype: torch.dtype) -> None:
+    mask = torch.ones(1, 4096)
+    sample = TokenBatch(mask.long(), mask.long(), mask, mask.long())
+    output = torch.full((1, 4096), 2.0078125, dtype=torch.float32).to(dtype)
+    found = LanguageModelling().loss(output, sample)
+    assert found.loss_sum.dtype == torch.float32
+    assert found.loss_sum.item() == pytest.approx(4096 * output[0, 0].item(), rel=1e-6)
+
+
+def test_a_fully_masked_batch_counts_nothing() -> None:
+    sample = batch(torch.zeros(2, 5))
+    found = LanguageModelling().loss(LanguageModelling().forward(sample, Bigram()), sample)
+    assert found.loss_sum.item() == 0.0 and found.count.item() == 0
