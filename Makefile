@@ -35,8 +35,14 @@ test-py312:      ## the parity tests on Python 3.12 with the newest supported me
 	@if [ -z "$(PYTHON312)" ]; then echo "test-py312: no Python 3.12 found: NOT RUN"; else \
 	  bash tools/install.sh "$(PYTHON312)" .venv312 && .venv312/bin/python -m pytest tests/parity -m "not slow and not gpu" -n 2; fi
 
-bench: install   ## the benchmarks that run on a CPU; each prints one table
-	$(BIN)/python benchmarks/train_step.py
+bench: install   ## the benchmarks that run on a CPU; their tables go to docs/performance.md
+	$(BIN)/python benchmarks/record.py train_step.py --threads 1
+	$(BIN)/python benchmarks/record.py train_step.py --threads 2
+
+docs: install    ## the README's picture, from the run that `make demo` left
+	mkdir -p docs/images
+	$(BIN)/python -c "from pathlib import Path; from megatron_ko.report.plots import loss_curve_png; \
+	  loss_curve_png(Path('runs/demo'), Path('docs/images/demo-loss.png'))"
 
 clean:           ## remove what the demo made
 	rm -rf runs/demo

@@ -11,6 +11,10 @@ from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
+# Tests compute in this process and also fork ranks from it. A fork does not take a pool of OpenMP threads along, and
+# a rank that then computes with several threads waits for them forever: so no pool is ever started here.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 _SYLLABLES = (
     "가나다라마바사아자차카타파하고노도로모보소오조호기니디리미비시이지치학교사람시간바다나무언어자료역사음악날씨"
 )

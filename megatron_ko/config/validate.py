@@ -17,14 +17,14 @@ def check_world(config: RunConfig, world_size: int) -> list[Problem]:
     """Every problem of running on ``world_size`` ranks."""
     parallel, training = config.parallel, config.training
     if world_size % parallel.model_size:
-        fitting = ", ".join(_describe_layouts(config, world_size)) or "none"
+        layouts = ", ".join(_describe_layouts(config, world_size)) or "none"
         return [
             Problem(
                 path="parallel",
                 got=f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x context {parallel.context} "
                 f"on {world_size} ranks",
                 expected=f"a product that divides {world_size}",
-                remedy=f"layouts that fit {world_size} ranks: {fitting}; or set launch.ranks_per_node to a "
+                remedy=f"layouts that fit {world_size} ranks: {layouts}; or set launch.ranks_per_node to a "
                 f"multiple of {parallel.model_size}",
             )
         ]
@@ -32,13 +32,13 @@ def check_world(config: RunConfig, world_size: int) -> list[Problem]:
     portion = training.micro_batch_size * data_size
     if training.global_batch_size % portion:
         below = training.global_batch_size // portion * portion
-        remedy = f"training.global_batch_size={below or portion} or {below + portion}"
+        fitting = " or ".join(str(size) for size in (below, below + portion) if size)
         return [
             Problem(
                 path="training.global_batch_size",
                 got=training.global_batch_size,
                 expected=f"a multiple of micro_batch_size {training.micro_batch_size} x {data_size} data ranks",
-                remedy=remedy,
+                remedy=f"training.global_batch_size={fitting}",
             )
         ]
     micro_batches = training.global_batch_size // portion

@@ -1,10 +1,12 @@
 """Which kind of machine this is: the only place that chooses between CUDA with NCCL and CPU with gloo."""
 
 import os
+import platform
 import resource
 import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -56,8 +58,8 @@ class Platform:
 
     @property
     def device_name(self) -> str:
-        """Name of the device, as its driver tells it."""
-        return torch.cuda.get_device_name() if self.device_type == "cuda" else "cpu"
+        """Name of the device, as its driver or the operating system tells it."""
+        return torch.cuda.get_device_name() if self.device_type == "cuda" else _cpu_name()
 
     @property
     def device_count(self) -> int:
@@ -137,3 +139,11 @@ def get_platform() -> Platform:
         return Platform("cuda", "nccl")
     cpu_compat.install()
     return Platform("cpu", "gloo")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "CPU"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
