@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) 2>/dev/null)))
-PYTHON312 ?= $(firstword $(shell command -v python3.12 2>/dev/null) $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12))
+PYTHON ?= $(shell bash tools/find_python.sh 3.11 3.12 3.13)
+PYTHON312 ?= $(shell bash tools/find_python.sh 3.12)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
