@@ -1,9 +1,15 @@
 """What a user can get wrong, said in one shape: what, got, expected, remedy; and the exit codes of the program."""
 
+import errno
+
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
 EXIT_REQUEUE = 75
 EXIT_NO_PROGRESS = 76
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
 class KoError(Exception):
@@ -60,3 +66,28 @@ class ConvertError(KoError):
 
 class LaunchError(KoError):
     """Processes that could not be started or kept together."""
+
+
+def repairable(error: OSError, target: object = None, kind: type[KoError] = KoError) -> KoError | None:
+    """What a full or read-only disk, or a file where a folder should be, means to the user.
+
+    Args:
+        error: what the operating system said.
+        target: what was being written, where the error does not name it.
+        kind: class of the result.
+
+    Returns:
+        None when it is nothing that the user can repair.
+    """
+    path = error.filename or target
+    # numpy tells a short write without an error number: "9000 requested and 1000 written".
+    if error.errno in _NO_SPACE or (error.errno is None and "requested and" in str(error)):
+        what = "the disk is full" + (f": {target or path} was not written" if path else "")
+        return kind(what, got=str(error), expected="free space", remedy="free space, or write elsewhere")
+    if path is not None and error.errno in _NOT_ALLOWED:
+        remedy = "check who may read and write it, or write elsewhere"
+        return kind(f"no permission for {path}", got=str(error), remedy=remedy)
+    if path is not None and error.errno in _IN_THE_WAY:
+        remedy = "choose another path, or move away what is there"
+        return kind(f"a file or folder is in the way of {path}", got=str(error), remedy=remedy)
+    return None

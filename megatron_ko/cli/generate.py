@@ -4,10 +4,13 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:
     from megatron_ko.eval.generate import Completion
@@ -20,7 +23,9 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Draw from this share of the probability.")] = 0.9,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from this many tokens; 0: all.")] = 0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides the draws; a new one is chosen and told.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**62, help="Decides the draws; a new one is chosen and told.")
+    ] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Checkpoint; the newest valid one.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, if it has moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -31,6 +36,7 @@ def generate(
 
     Example: megatron-ko generate runs/demo --prompt "한국의 수도는" --temperature 0
     """
+    _check(prompt)
     from megatron_ko.eval.generate import generate as continue_prompts
     from megatron_ko.eval.load import load_run
     from megatron_ko.eval.sampling import Sampling
@@ -44,10 +50,8 @@ def generate(
     )
     loaded = load_run(directory, step, tokenizer)
     streamed = len(prompt) == 1 and not as_json
-    if streamed:
-        _write(prompt[0])
     start = time.perf_counter()
-    completions = continue_prompts(loaded, prompt, sampling, _write if streamed else None)
+    completions = continue_prompts(loaded, prompt, sampling, _after(prompt[0]) if streamed else None)
     rate = sum(len(c.tokens) for c in completions) / (time.perf_counter() - start)
     if as_json:
         typer.echo(_as_json(completions, loaded.step, sampling.seed, rate))
@@ -58,6 +62,25 @@ def generate(
         typer.echo("\n\n".join(c.prompt + c.text for c in completions))
     chosen = f", seed {sampling.seed}" if temperature else ", greedy"
     typer.echo(f"step {loaded.step}{chosen}, {rate:.1f} tokens/s", err=True)
+
+
+def _check(prompts: list[str]) -> None:
+    for text in prompts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            shown = text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+            raise DataError("a prompt is not valid UTF-8", got=shown, expected="text in UTF-8") from error
+
+
+def _after(prompt: str) -> Callable[[str], None]:
+    """Writes what it is given, and the prompt before the first piece: not before it is clear that it is accepted."""
+    waiting = [prompt]
+
+    def write(text: str) -> None:
+        _write((waiting.pop() if waiting else "") + text)
+
+    return write
 
 
 def _write(text: str) -> None:

@@ -1,13 +1,13 @@
 """The `megatron-ko` program: one verb a file, and one place that turns errors into exit codes."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from megatron_ko import __version__
 from megatron_ko.cli import checkpoint, config, data, generate, plan, report, tokenizer, train
-from megatron_ko.errors import KoError
+from megatron_ko.errors import KoError, repairable
 
 app = typer.Typer(
     name="megatron-ko",
@@ -45,8 +45,16 @@ def main() -> None:
     try:
         app()
     except KoError as error:
-        print(f"megatron-ko: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _end(error)
+    except OSError as error:
+        if (explanation := repairable(error)) is None:
+            raise
+        _end(explanation)
+
+
+def _end(error: KoError) -> NoReturn:
+    print(f"megatron-ko: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

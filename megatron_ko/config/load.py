@@ -54,8 +54,12 @@ def load_model_config(path: str | Path) -> ModelConfig:
 def build(schema: type[S], tree: Tree, origin: str) -> S:
     """Turn a plain tree into a section, or raise one ConfigError with every problem."""
     try:
+        text = json.dumps(tree, default=str)
+    except TypeError as error:
+        raise ConfigError(f"a key in {origin} is no text", got=str(error), expected="keys that are names") from None
+    try:
         # Through JSON, because pydantic's strict mode then still turns text into paths and lists into tuples.
-        return schema.model_validate_json(json.dumps(tree, default=str))
+        return schema.model_validate_json(text)
     except ValidationError as error:
         raise_problems(from_validation(error, schema), origin)
         raise AssertionError("a validation error without errors") from error
@@ -80,11 +84,11 @@ def read_tree(path: Path, _chain: tuple[Path, ...] = ()) -> Tree:
     _anchor_paths(tree, path.parent)
     parents = tree.pop("extends", [])
     merged: Tree = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = merge(merged, read_tree(path.parent / parent, chain))
+    for parent in parents if isinstance(parents, list) else [parents]:
+        merged = merge(merged, read_tree(_other_file(path, "extends", parent), chain))
     for name, section in tree.items():
         if isinstance(section, dict) and "from" in section:
-            base = read_tree(path.parent / section.pop("from"), chain)
+            base = read_tree(_other_file(path, f"{name}.from", section.pop("from")), chain)
             tree[name] = merge(base, section)
     return merge(merged, tree)
 
@@ -98,12 +102,22 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
     return result
 
 
+def _other_file(path: Path, key: str, value: object) -> Path:
+    """The file that ``key`` of the file ``path`` names."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"'{key}' in {path} names no file", got=repr(value), expected="the path of a YAML file")
+    other = _anchored(value, path.parent)
+    if not other.exists():
+        raise ConfigError(f"'{key}' in {path} names a file that does not exist", got=other)
+    return other
+
+
 def _read_yaml(path: Path) -> Tree:
     try:
         content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("configuration file not found", got=path, remedy="see configs/runs for examples") from None
-    except (YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError("configuration file is not readable YAML", got=f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError("configuration file does not hold sections", got=path, expected="'section:' mappings")

@@ -10,36 +10,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from megatron_ko.errors import DataError
+from megatron_ko.errors import DataError, repairable
 from megatron_ko.log import get_logger
 
 _log = get_logger(__name__)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a DataError that says so; other errors pass."""
+    """Turn a full or read-only disk, or a path that is taken, into a DataError that says so; other errors pass."""
     try:
         yield
     except OSError as error:
-        # numpy tells a short write without an error number: "9000 requested and 1000 written".
-        if error.errno in _NO_SPACE or (error.errno is None and "requested and" in str(error)):
-            raise DataError(
-                f"the disk is full: {target} was not written",
-                got=str(error),
-                expected="free space",
-                remedy="free space, or write elsewhere; nothing was left behind",
-            ) from error
-        if error.errno in _NOT_ALLOWED:
-            path = error.filename or target
-            raise DataError(
-                f"no permission for {path}",
-                got=str(error),
-                remedy="check who may read and write it, or write elsewhere",
-            ) from error
+        if (explanation := repairable(error, target, DataError)) is not None:
+            raise explanation from error
         raise
 
 

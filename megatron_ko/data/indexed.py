@@ -34,14 +34,25 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size < _UINT16_VOCABULARY else np.int32)
 
 
+def beside(prefix: Path, suffix: str) -> Path:
+    """PREFIX and a suffix; the prefix may itself hold dots.
+
+    Raises:
+        DataError: the prefix is empty.
+    """
+    if not prefix.name:
+        raise DataError("a prefix without a name", got=f"'{prefix}'", expected="for example data/corpus")
+    return prefix.with_name(prefix.name + suffix)
+
+
 def bin_path(prefix: Path) -> Path:
-    """PREFIX.bin; the prefix may itself hold dots."""
-    return prefix.with_name(prefix.name + ".bin")
+    """PREFIX.bin."""
+    return beside(prefix, ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
     """PREFIX.idx."""
-    return prefix.with_name(prefix.name + ".idx")
+    return beside(prefix, ".idx")
 
 
 class IndexedWriter:

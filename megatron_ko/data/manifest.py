@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.data.indexed import IndexedReader, bin_path, idx_path
+from megatron_ko.data.indexed import IndexedReader, beside, bin_path, idx_path
 from megatron_ko.errors import DataError
 
 FORMAT = 1
@@ -62,12 +62,12 @@ class Manifest:
 
 def manifest_path(prefix: Path) -> Path:
     """PREFIX.manifest.json."""
-    return prefix.with_name(prefix.name + ".manifest.json")
+    return beside(prefix, ".manifest.json")
 
 
 def rejected_path(prefix: Path) -> Path:
     """PREFIX.rejected.jsonl."""
-    return prefix.with_name(prefix.name + ".rejected.jsonl")
+    return beside(prefix, ".rejected.jsonl")
 
 
 def read_manifest(prefix: Path) -> Manifest:

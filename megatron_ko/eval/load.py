@@ -54,6 +54,12 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     """
     directory, manifest = newest_valid(run_dir / "checkpoints", step)
     config = single_rank(build(RunConfig, manifest.config, origin=str(directory)))
+    if tokenizer_dir is None and not config.data.tokenizer.is_dir():
+        raise TokenizerError(
+            "the tokenizer of the run is not where it was in training",
+            got=f"no folder {config.data.tokenizer}",
+            remedy="say where it is now: --tokenizer DIR",
+        )
     tokenizer = load_tokenizer(tokenizer_dir or config.data.tokenizer)
     _check_tokenizer(tokenizer, manifest, tokenizer_dir or config.data.tokenizer)
     groups = single_world()

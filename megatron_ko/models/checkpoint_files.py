@@ -134,6 +134,9 @@ def newest_valid(checkpoints: Path, step: int | None = None) -> tuple[Path, Mani
     wanted = steps_in(checkpoints) if step is None else [step]
     if not wanted:
         raise CheckpointError("there is no checkpoint", got=checkpoints, remedy="train first, or name another folder")
+    if step is not None and step not in (present := steps_in(checkpoints)):
+        known = ", ".join(map(str, present)) or "none"
+        raise CheckpointError(f"there is no checkpoint of step {step}", got=checkpoints, expected=f"one of: {known}")
     found = []
     for candidate in wanted:
         directory = checkpoints / name_of(candidate)

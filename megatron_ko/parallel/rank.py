@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_ko.errors import EXIT_DONE, KoError
+from megatron_ko.errors import EXIT_DONE, KoError, repairable
 from megatron_ko.parallel.platform import get_platform
 
 EXIT_CRASH = 1
@@ -70,8 +70,11 @@ def run_rank(
         return Ending(error.exit_code, str(error), repairable=True, time=time.monotonic())
     except SystemExit as stop:
         return Ending(stop.code if isinstance(stop.code, int) else EXIT_CRASH if stop.code else EXIT_DONE)
-    except BaseException:  # PyTorch's CheckpointException is not an Exception
+    except BaseException as error:  # PyTorch's CheckpointException is not an Exception
         now = time.monotonic()
+        explanation = repairable(error) if isinstance(error, OSError) else None
+        if explanation is not None:
+            return Ending(explanation.exit_code, str(explanation), repairable=True, time=now)
         return Ending(EXIT_CRASH, f"[rank {place.rank}] {traceback.format_exc()}", time=now)
 
 

@@ -35,11 +35,16 @@ def save_page(run_dir: Path, run: RunRecord) -> Path:
     path = run_dir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".index.html.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(render(run, summarise(run)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    page = render(run, summarise(run))
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     return path
 
 

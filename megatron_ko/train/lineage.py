@@ -13,6 +13,7 @@ import orjson
 
 import megatron_ko
 from megatron_ko.config import RunConfig, dump
+from megatron_ko.errors import KoError
 from megatron_ko.models.checkpoint_files import write_atomic
 from megatron_ko.plan.params import count_parameters
 
@@ -77,7 +78,7 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
     """
     path = config.run.dir / FILE
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    previous: dict[str, Any] = orjson.loads(path.read_bytes()) if path.is_file() else {}
+    previous = _read(path) if path.is_file() else {}
     content = {
         "run": config.run.name,
         "created": previous.get("created", now),
@@ -94,6 +95,14 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
         ],
     }
     write_atomic(path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        remedy = "restore it from a copy, or move it away: the run then starts a new one"
+        raise KoError("the lineage of the run is damaged", got=f"{path}: {error}", remedy=remedy) from None
 
 
 def _commit() -> str | None:

@@ -44,9 +44,28 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
         ConfigError: the weights do not fit, or their tokenizer was another one.
         CheckpointError: a newer megatron-core wrote it.
     """
+    changed = check_bound(config, manifest, tokenizer)
+    _check_version(manifest, versions)
+    software = differences({"versions": manifest.versions}, {"versions": versions})
+    return [
+        f"{path}: {old} -> {new}"
+        for path, (old, new) in {**changed, **software}.items()
+        if not path.startswith(_SILENT) and path not in _BOUND
+    ]
+
+
+def check_bound(config: RunConfig, manifest: Manifest, tokenizer: str | None = None) -> dict[str, tuple[Any, Any]]:
+    """Refuse a checkpoint of another model; the tokenizer is compared when it is known.
+
+    Returns:
+        What differs and is allowed to.
+
+    Raises:
+        ConfigError: the weights do not fit, or their tokenizer was another one.
+    """
     changed = differences(manifest.config, config.model_dump(mode="json"))
     refused = [f"{path}: {old} -> {new}" for path, (old, new) in changed.items() if path in _BOUND]
-    if manifest.tokenizer != tokenizer:
+    if tokenizer is not None and manifest.tokenizer != tokenizer:
         refused.append(f"tokenizer fingerprint: {manifest.tokenizer[:16]} -> {tokenizer[:16]}")
     if refused:
         raise ConfigError(
@@ -55,13 +74,7 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
             expected="the values that the run was started with",
             remedy="set them back, or choose another run.dir",
         )
-    _check_version(manifest, versions)
-    software = differences({"versions": manifest.versions}, {"versions": versions})
-    return [
-        f"{path}: {old} -> {new}"
-        for path, (old, new) in {**changed, **software}.items()
-        if not path.startswith(_SILENT) and path not in _BOUND
-    ]
+    return changed
 
 
 def _check_version(manifest: Manifest, versions: dict[str, str]) -> None:

@@ -21,11 +21,13 @@ from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.plan.flops import flops_per_token
 from megatron_ko.train.checkpoint import Checkpointer
 from megatron_ko.train.console import make_console
+from megatron_ko.train.exclusive import hold
 from megatron_ko.train.lineage import identify, layout_of, write_lineage
 from megatron_ko.train.loop import train
 from megatron_ko.train.metrics import MetricStore, Rates, rewind
 from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
 from megatron_ko.train.resilience.signals import StopSignals
+from megatron_ko.train.resume import check_bound
 from megatron_ko.train.run import Run
 from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
 from megatron_ko.train.state import TrainState
@@ -48,8 +50,8 @@ def main(config: RunConfig) -> int:
     groups = initialise(config.parallel, config.resilience.timeout_s)
     log.configure(groups.rank, config.logging.level)
     raise_problems(check_world(config, groups.world_size), f"{groups.world_size} ranks")
+    hold(config.run.dir, groups.rank == 0)
     if finished(config):
-        _log.info("%s is done: step %d of %d", config.run.dir, config.training.steps, config.training.steps)
         destroy()
         return EXIT_DONE
     run = build_run(config, groups, signals)
@@ -67,17 +69,27 @@ def main(config: RunConfig) -> int:
 
 
 def finished(config: RunConfig) -> bool:
-    """Whether the newest checkpoint is a whole one of the last step. Decided by rank 0 for all."""
+    """Whether the newest checkpoint is a whole one of the last step. Decided by rank 0 for all.
+
+    Raises:
+        ConfigError: it is, but of another model.
+    """
     folder = config.run.dir / "checkpoints"
     steps = files.steps_in(folder)
     done = False
     if steps and steps[0] >= config.training.steps:
         directory = folder / files.name_of(steps[0])
         try:
-            done = not files.problems_of(directory, files.read_manifest(directory).files.items(), hashes=False)
+            manifest = files.read_manifest(directory)
+            done = not files.problems_of(directory, manifest.files.items(), hashes=False)
         except CheckpointError as error:
             _log.warning("damaged checkpoint: %s", error.what)
-    return bool(broadcast_object(done))
+        else:
+            check_bound(config, manifest)
+    done = broadcast_object(done)
+    if done and steps:  # another rank may not see the folder yet
+        _log.info("%s is done: step %d of %d", config.run.dir, steps[0], config.training.steps)
+    return done
 
 
 def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:

@@ -244,7 +244,7 @@ def test_ends_and_padding_rows(work: Path) -> None:
 def check_refusals(work: Path) -> None:
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         load_run(work)
-    with pytest.raises(CheckpointError, match="manifest"):
+    with pytest.raises(CheckpointError, match="no checkpoint of step 999"):
         load_run(work / "grid", step=999)
     other = work / "other"
     train_tokenizer([work / "corpus.txt"], other, TokenizerOptions("byte-bpe", VOCABULARY - 1))

@@ -78,6 +78,8 @@ def test_a_finished_run_is_left_alone(new_run: NewRun) -> None:
     # A longer run continues where it ended.
     longer = run.train("training.steps=8")
     assert longer.returncode == 0 and "training.steps: 5 -> 8" in longer.stderr
+    # A shorter one is told what there is.
+    assert "is done: step 8 of 5" in run.train().stderr
     assert [step for step, _ in run.losses()] == list(range(1, 9))
 
 
@@ -135,9 +137,10 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(new_run: NewRun) -> No
     run = new_run("run", "training.steps=4")
     assert run.train().returncode == 0
     losses = run.losses()
-    refused = run.train("model.ffn_hidden_size=128", "training.steps=8")
-    assert refused.returncode == 2 and "model.ffn_hidden_size: 64 -> 128" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    for steps in (4, 8):  # the first of them is already complete
+        refused = run.train("model.ffn_hidden_size=128", f"training.steps={steps}")
+        assert refused.returncode == 2 and "model.ffn_hidden_size: 64 -> 128" in refused.stderr
+        assert "Traceback" not in refused.stderr
     assert run.losses() == losses and "ffn_hidden_size: 64" in (run.folder / "config.resolved.yaml").read_text()
 
 

@@ -1,5 +1,6 @@
 """What a run writes, and how it behaves when numbers, disks or requests are not as they should be."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -178,3 +179,22 @@ def test_a_dry_run_tells_and_writes_nothing(new_run: NewRun) -> None:
     dry = subprocess.run(other.command("--dry-run"), capture_output=True, text=True, check=True).stdout
     assert dry and dry.splitlines() == [line for line in ended.stderr.splitlines() if line in dry]
     assert not other.folder.exists()
+
+
+def test_a_second_training_in_the_same_directory_is_refused(new_run: NewRun) -> None:
+    run = new_run("run")
+    run.folder.mkdir(parents=True)
+    with (run.folder / ".lock").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ended = run.train()
+    assert ended.returncode == 2 and "another process is training" in ended.stderr
+    assert [entry.name for entry in run.folder.iterdir()] == [".lock"]
+
+
+def test_a_run_directory_that_is_a_file_is_told(new_run: NewRun) -> None:
+    run = new_run("run")
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    run.folder.write_text("mine")
+    ended = run.train()
+    assert ended.returncode == 2 and "in the way" in ended.stderr and "Traceback" not in ended.stderr
+    assert run.folder.read_text() == "mine"

@@ -205,3 +205,24 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     assert "not found" in problems(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("extends: 5\n", "names no file"),
+        ("extends: [a.yaml, 5]\n", "does not exist"),
+        ("model: {from: [a]}\n", "names no file"),
+        ("model: {from: none.yaml}\n", "'model.from'"),
+        ("? [a, b]\n: 3\n", "is no text"),
+        ("optim: {? [a] : 1}\n", "is no text"),
+    ],
+)
+def test_references_and_keys_that_are_none(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    assert expected in problems(path)
+
+
+def test_a_path_below_a_file(run_file: Path) -> None:
+    assert "not readable" in problems(run_file / "x.yaml")

@@ -1,12 +1,13 @@
 """Errors say what, got, expected, remedy, and survive the way between processes."""
 
+import errno
 import logging
 import pickle
 
 import pytest
 
 from megatron_ko import log
-from megatron_ko.errors import DataError, KoError
+from megatron_ko.errors import DataError, KoError, repairable
 
 
 def test_message_has_every_part_that_was_given() -> None:
@@ -19,6 +20,25 @@ def test_message_has_every_part_that_was_given() -> None:
 def test_errors_cross_process_borders() -> None:
     copy = pickle.loads(pickle.dumps(DataError("broken", got=1, remedy="mend")))
     assert type(copy) is DataError and str(copy) == str(DataError("broken", got=1, remedy="mend"))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), "no permission for /a/b"),
+        (FileExistsError(errno.EEXIST, "File exists", "/a/b"), "in the way of /a/b"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "/a/b"), "in the way of /a/b"),
+        (PermissionError(errno.EPERM, "Operation not permitted"), None),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), None),
+    ],
+)
+def test_errors_of_the_system_that_a_user_can_repair(error: OSError, expected: str | None) -> None:
+    explanation = repairable(error, kind=DataError)
+    if expected is None:
+        assert explanation is None
+    else:
+        assert isinstance(explanation, DataError) and expected in explanation.what and explanation.remedy
 
 
 def test_only_rank_zero_chats(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,12 @@ def test_damage_is_found_and_the_older_one_is_used(tmp_path: Path, damage: objec
         files.newest_valid(tmp_path, step=20)
 
 
+def test_a_step_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7[\s\S]*one of: 5"):
+        files.newest_valid(tmp_path, 7)
+
+
 def test_manifests_that_are_not_manifests(tmp_path: Path) -> None:
     directory = write(tmp_path, 10)
     for text in ("", "{", "[]", "{}", '{"files": {"a": {"bytes": 1}}}', '{"files": 3}'):
