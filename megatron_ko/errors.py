@@ -7,7 +7,7 @@ EXIT_USER_ERROR = 2
 EXIT_REQUEUE = 75
 EXIT_NO_PROGRESS = 76
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
@@ -81,7 +81,7 @@ def repairable(error: OSError, target: object = None, kind: type[KoError] = KoEr
     """
     path = error.filename or target
     # numpy tells a short write without an error number: "9000 requested and 1000 written".
-    if error.errno in _NO_SPACE or (error.errno is None and "requested and" in str(error)):
+    if error.errno in NO_SPACE or (error.errno is None and "requested and" in str(error)):
         what = "the disk is full" + (f": {target or path} was not written" if path else "")
         return kind(what, got=str(error), expected="free space", remedy="free space, or write elsewhere")
     if path is not None and error.errno in _NOT_ALLOWED:

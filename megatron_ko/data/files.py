@@ -1,6 +1,5 @@
 """Writing that is never half seen: files get their names only when all of them are complete and on the disk."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -10,12 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from megatron_ko.errors import DataError, repairable
+from megatron_ko.errors import NO_SPACE, DataError, repairable
 from megatron_ko.log import get_logger
 
 _log = get_logger(__name__)
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -138,5 +135,5 @@ def _close(stream: BinaryIO, lost: bool) -> None:
     try:
         stream.close()
     except OSError as error:
-        if not (lost and error.errno in _NO_SPACE):
+        if not (lost and error.errno in NO_SPACE):
             raise
