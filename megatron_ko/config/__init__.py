@@ -6,13 +6,15 @@ from megatron_ko.config.evaluation import EvalConfig
 from megatron_ko.config.launch import LaunchConfig
 from megatron_ko.config.load import dump, load_config, load_model_config
 from megatron_ko.config.logging import LoggingConfig
-from megatron_ko.config.model import ModelConfig, RopeConfig
+from megatron_ko.config.model import ModelConfig
+from megatron_ko.config.moe import MoeConfig
 from megatron_ko.config.objective import ObjectiveConfig
 from megatron_ko.config.optim import OptimConfig
 from megatron_ko.config.parallel import ParallelConfig
 from megatron_ko.config.precision import PrecisionConfig
 from megatron_ko.config.problems import Problem, raise_problems
 from megatron_ko.config.resilience import ResilienceConfig
+from megatron_ko.config.rope import RopeConfig
 from megatron_ko.config.run import RunConfig, RunSection
 from megatron_ko.config.schema import run_schema
 from megatron_ko.config.training import TrainingConfig
@@ -25,6 +27,7 @@ __all__ = [
     "LaunchConfig",
     "LoggingConfig",
     "ModelConfig",
+    "MoeConfig",
     "ObjectiveConfig",
     "OptimConfig",
     "ParallelConfig",

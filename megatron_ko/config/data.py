@@ -25,6 +25,9 @@ class DataConfig(Section):
         (98.0, 2.0, 0.0), description="Weights of the train, validation and test parts; documents are split in order."
     )
     sequence_length: int = Field(gt=0, description="Tokens in one training sample.")
+    document_mask: bool = Field(
+        False, description="A token sees its own document only, not those before it in the sample."
+    )
     cache_dir: Path | None = Field(
         None, description="Where sample indices are cached; None: 'cache' beside the first source."
     )

@@ -5,22 +5,25 @@ from typing import Literal
 
 from pydantic import Field
 
+from megatron_ko.config.moe import MoeConfig
+from megatron_ko.config.rope import RopeConfig
 from megatron_ko.config.section import Section
 
-
-class RopeConfig(Section):
-    """Rotary position embedding (Su et al., 2021, arXiv:2104.09864)."""
-
-    theta: float = Field(10000.0, gt=0, description="Base of the rotation frequencies; larger for longer contexts.")
+Family = Literal["llama", "qwen3", "mixtral", "qwen3_moe", "keural"]
+# Families whose query and key heads are normalised before the rotation, and those whose feed-forward layer has experts.
+QK_NORM_FAMILIES = ("qwen3", "qwen3_moe")
+MOE_FAMILIES = ("mixtral", "qwen3_moe", "keural")
 
 
 class ModelConfig(Section):
     """A decoder-only transformer: grouped-query attention, RMSNorm, SwiGLU, no biases."""
 
-    family: Literal["llama"] = Field("llama", description="Architecture family.")
+    family: Family = Field(
+        "llama", description="Architecture; qwen3: QK-norm; mixtral, qwen3_moe: experts; keural: experts and windows."
+    )
     num_layers: int = Field(gt=0, description="Transformer layers.")
     hidden_size: int = Field(gt=0, description="Width of the residual stream.")
-    ffn_hidden_size: int = Field(gt=0, description="Width of the feed-forward layer (one of gate and up).")
+    ffn_hidden_size: int = Field(gt=0, description="Width of the feed-forward layer (gate or up) or of one expert.")
     num_attention_heads: int = Field(gt=0, description="Query heads.")
     num_query_groups: int | None = Field(
         None, gt=0, description="Key/value heads; None: as many as query heads (no grouping)."
@@ -31,6 +34,10 @@ class ModelConfig(Section):
     vocab_size: int = Field(gt=0, description="Token ids of the tokenizer, without padding rows.")
     max_position_embeddings: int = Field(gt=0, description="Longest context in tokens.")
     rope: RopeConfig = Field(default_factory=RopeConfig, description="Rotary position embedding.")
+    windows: tuple[int | None, ...] | None = Field(
+        None, description="For each layer, earlier tokens that a token sees beside itself; null: all of them."
+    )
+    moe: MoeConfig | None = Field(None, description="Mixture of experts; for the families that have one.")
     norm_eps: float = Field(1e-5, gt=0, description="Epsilon of RMSNorm; 1e-5 as in Llama.")
     tie_embeddings: bool = Field(
         False, description="Share the input embedding with the output layer; saves much of a small model."
@@ -51,6 +58,15 @@ class ModelConfig(Section):
     def kv_channels(self) -> int:
         """Width of one head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether query and key heads are normalised."""
+        return self.family in QK_NORM_FAMILIES
+
+    def window_of(self, layer: int) -> int | None:
+        """Earlier tokens that layer number ``layer``, counted from 0, sees; None: all."""
+        return self.windows[layer] if self.windows else None
 
     def padded_vocab_size(self, tensor: int) -> int:
         """Rows of the embedding: the vocabulary, rounded up so that ``tensor`` ranks hold equally many."""

@@ -1,5 +1,7 @@
 """How the model is spread over ranks."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from megatron_ko.config.section import Section
@@ -14,6 +16,25 @@ class ParallelConfig(Section):
         1, gt=0, description="Model chunks per pipeline stage (interleaved schedule); more chunks, smaller bubble."
     )
     context: int = Field(1, gt=0, description="Ranks that share each sequence.")
+    context_exchange: Literal["all_gather", "p2p", "a2a"] = Field(
+        "all_gather",
+        description="How they exchange keys and values; portable layers can all_gather only.",
+    )
+    expert: int = Field(1, gt=0, description="Ranks that share the experts of a layer; taken from the other axes.")
+    expert_tensor: int | None = Field(
+        None, gt=0, description="Ranks that share the matrices of one expert; None: as many as parallel.tensor."
+    )
+    dispatcher: Literal["alltoall", "allgather", "flex"] = Field(
+        "alltoall", description="How tokens travel to their experts; flex: DeepEP, where it is installed."
+    )
+    first_stage_layers: int | None = Field(
+        None, gt=0, description="Layers on the first pipeline stage; None: as many as on the others."
+    )
+    last_stage_layers: int | None = Field(
+        None, gt=0, description="Layers on the last pipeline stage; None: as many as on the others."
+    )
+    embedding_as_layer: bool = Field(False, description="Count the embedding as one layer when stages are laid out.")
+    loss_as_layer: bool = Field(False, description="Count the output layer and the loss as one layer likewise.")
     sequence_parallel: bool = Field(
         False, description="Split norms and dropout along the sequence over the tensor-parallel ranks; saves memory."
     )
@@ -24,6 +45,11 @@ class ParallelConfig(Section):
     overlap_param_gather: bool = Field(
         False, description="Gather parameters while the forward pass runs; needs the distributed optimizer."
     )
+
+    @property
+    def expert_tensor_size(self) -> int:
+        """Ranks that share the matrices of one expert."""
+        return self.expert_tensor or self.tensor
 
     @property
     def model_size(self) -> int:

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.models.memory import memory_settings
+from megatron_ko.models.moe import moe_settings
+from megatron_ko.models.precision import precision_settings
 from megatron_ko.models.specs import has_fused_weight_gradient, uses_transformer_engine
 from megatron_ko.parallel.platform import get_platform
 
@@ -14,7 +17,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def transformer_config(config: RunConfig) -> TransformerConfig:
-    """The TransformerConfig of a dense Llama: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
+    """The TransformerConfig of a decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
 
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed.
@@ -33,6 +36,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         gated_linear_unit=True,
         activation_func=F.silu,
         add_bias_linear=False,
+        qk_layernorm=model.qk_norm,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         # Weights come from models/initialise.py. megatron-core still has to go through its own initialisation, because
@@ -53,7 +57,9 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=has_fused_weight_gradient(),
         **_parallel(config.parallel),
-        **_recompute(config.training.recompute),
+        **moe_settings(config),
+        **precision_settings(config),
+        **memory_settings(config),
     )
 
 
@@ -68,6 +74,13 @@ def _parallel(parallel: ParallelConfig) -> dict[str, Any]:
         "pipeline_model_parallel_size": parallel.pipeline,
         "virtual_pipeline_model_parallel_size": parallel.virtual_pipeline if interleaved else None,
         "context_parallel_size": parallel.context,
+        "cp_comm_type": parallel.context_exchange,
+        "expert_model_parallel_size": parallel.expert,
+        "expert_tensor_parallel_size": parallel.expert_tensor_size,
+        "num_layers_in_first_pipeline_stage": parallel.first_stage_layers,
+        "num_layers_in_last_pipeline_stage": parallel.last_stage_layers,
+        "account_for_embedding_in_pipeline_split": parallel.embedding_as_layer,
+        "account_for_loss_in_pipeline_split": parallel.loss_as_layer,
         "sequence_parallel": parallel.sequence_parallel,
         # Activations that were sent to the next stage are freed at once. The interleaved schedule does not wait for the
         # send before it does so.
@@ -77,11 +90,3 @@ def _parallel(parallel: ParallelConfig) -> dict[str, Any]:
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
     }
-
-
-def _recompute(recompute: str) -> dict[str, Any]:
-    if recompute == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if recompute == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {}

@@ -24,6 +24,7 @@ class Groups:
         pp_rank, pp_size: pipeline axis.
         cp_rank, cp_size: context axis.
         dp_rank, dp_size: data axis (without context).
+        ep_rank, ep_size: expert axis, which crosses the others.
         vp_size: model chunks per pipeline stage.
     """
 
@@ -38,6 +39,8 @@ class Groups:
     cp_size: int
     dp_rank: int
     dp_size: int
+    ep_rank: int
+    ep_size: int
     vp_size: int
 
     @property
@@ -63,6 +66,8 @@ def initialise(parallel: ParallelConfig, timeout_s: float) -> Groups:
         pipeline_model_parallel_size=parallel.pipeline,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
         context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor_size,
         distributed_timeout_minutes=timeout_s / 60,
         order=_ORDER,
         # Groups on gloo are needed beside NCCL only for a checkpoint format that is not used here.
@@ -81,6 +86,8 @@ def initialise(parallel: ParallelConfig, timeout_s: float) -> Groups:
         cp_size=pg.cp.size(),
         dp_rank=pg.dp.rank(),
         dp_size=pg.dp.size(),
+        ep_rank=pg.ep.rank(),
+        ep_size=pg.ep.size(),
         vp_size=parallel.virtual_pipeline,
     )
 

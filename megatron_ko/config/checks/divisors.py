@@ -1,0 +1,6 @@
+"""Numbers that fit."""
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [d for d in range(1, number + 1) if number % d == 0]

@@ -1,0 +1,61 @@
+"""Are sequence, schedule and data of one mind?"""
+
+from collections.abc import Iterator
+
+from megatron_ko.config.problems import Problem
+from megatron_ko.config.run import RunConfig
+
+
+def check_lengths(config: RunConfig) -> Iterator[Problem]:
+    """Sequences within the context of the network."""
+    if config.data.sequence_length > config.model.max_position_embeddings:
+        yield Problem(
+            path="data.sequence_length",
+            got=config.data.sequence_length,
+            expected=f"at most model.max_position_embeddings {config.model.max_position_embeddings}",
+        )
+
+
+def check_optim(config: RunConfig) -> Iterator[Problem]:
+    """Phases of the schedule within the steps of the run."""
+    optim, steps = config.optim, config.training.steps
+    if optim.warmup_steps >= steps:
+        yield Problem(path="optim.warmup_steps", got=optim.warmup_steps, expected=f"fewer than training.steps {steps}")
+    if optim.decay_steps is not None and optim.schedule != "wsd":
+        yield Problem(
+            path="optim.decay_steps",
+            got=optim.decay_steps,
+            expected=f"nothing: schedule {optim.schedule} does not read it",
+            remedy="optim.schedule=wsd, or remove it",
+        )
+    if optim.decay_steps is not None and optim.decay_steps + optim.warmup_steps > steps:
+        yield Problem(
+            path="optim.decay_steps",
+            got=optim.decay_steps,
+            expected=f"at most {steps - optim.warmup_steps}, the steps after warm-up",
+        )
+
+
+def check_data(config: RunConfig) -> Iterator[Problem]:
+    """Sources, weights and split."""
+    weights = [source.weight for source in config.data.sources]
+    if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
+        yield Problem(path="data.sources", got=f"weights {weights}", expected="a weight for every source, or for none")
+    prefixes = [source.prefix for source in config.data.sources]
+    if len(set(prefixes)) < len(prefixes):
+        yield Problem(
+            path="data.sources",
+            got=[str(p) for p in prefixes if prefixes.count(p) > 1],
+            expected="every prefix once",
+            remedy="raise its weight instead",
+        )
+    train, valid, test = config.data.split
+    if min(train, valid, test) < 0 or train == 0:
+        yield Problem(path="data.split", got=config.data.split, expected="weights >= 0, with a part for training")
+    if config.eval.samples and not valid:
+        yield Problem(
+            path="data.split",
+            got=config.data.split,
+            expected=f"a validation part, because eval.samples is {config.eval.samples}",
+            remedy="data.split=[98,2,0], or eval.samples=0",
+        )
