@@ -30,7 +30,7 @@ def main() -> None:
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout)
     title = f"## {' '.join(command)}"
-    section = f"{title}\n\n{conditions()}\n\n```\n{done.stdout.strip()}\n```\n"
+    section = f"{title}\n\n{conditions()}\n\n```\n{done.stdout.rstrip()}\n```\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else INTRODUCTION
     rest = re.sub(rf"\n{re.escape(title)}\n.*?(?=\n## |\Z)", "", page, flags=re.DOTALL)
     PAGE.write_text(f"{rest.rstrip()}\n\n{section}", encoding="utf-8")
