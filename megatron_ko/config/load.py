@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from megatron_ko.config.checks.model import check_network
 from megatron_ko.config.model import ModelConfig
 from megatron_ko.config.problems import from_validation, raise_problems
 from megatron_ko.config.run import RunConfig
@@ -46,9 +47,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_model_config(path: str | Path) -> ModelConfig:
-    """Read the model section of a run configuration, or a file that holds just that section (``configs/models``)."""
+    """Read the model section of a run configuration, or a file that holds just that section (``configs/models``).
+
+    Raises:
+        ConfigError: every problem of the network, at once.
+    """
     tree = read_tree(Path(path))
-    return build(ModelConfig, tree.get("model", tree), origin=str(path))
+    model = build(ModelConfig, tree.get("model", tree), origin=str(path))
+    raise_problems(list(check_network(model)), str(path))
+    return model
 
 
 def build(schema: type[S], tree: Tree, origin: str) -> S:

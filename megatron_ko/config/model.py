@@ -13,6 +13,9 @@ Family = Literal["llama", "qwen3", "mixtral", "qwen3_moe", "keural"]
 # Families whose query and key heads are normalised before the rotation, and those whose feed-forward layer has experts.
 QK_NORM_FAMILIES = ("qwen3", "qwen3_moe")
 MOE_FAMILIES = ("mixtral", "qwen3_moe", "keural")
+# Families that may have windows, and those whose windows, where they have any, are the same in all layers.
+WINDOW_FAMILIES = ("qwen3", "mixtral", "qwen3_moe", "keural")
+UNIFORM_WINDOW_FAMILIES = ("mixtral",)
 
 
 class ModelConfig(Section):

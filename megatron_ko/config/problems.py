@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -53,14 +53,23 @@ def from_validation(error: ValidationError, schema: type[BaseModel]) -> list[Pro
 
 def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
     loc = [str(part) for part in item["loc"]]
-    path = ".".join(loc)
+    here, above = _locate(schema, loc), _locate(schema, loc[:-1])
+    path = ".".join(here.path)
     if item["type"] == "extra_forbidden":
-        names = _fields_at(schema, loc[:-1])
-        guess = nearest(loc[-1], names)
-        remedy = f"did you mean '{'.'.join([*loc[:-1], guess])}'?" if guess else "remove it"
+        names = [name for section in above.sections for name in section.model_fields]
+        meant = nearest(loc[-1], names)
+        remedy = f"did you mean '{'.'.join([*above.path, meant])}'?" if meant else "remove it"
         return Problem(path=path, got=item["input"], expected=f"a known key: {', '.join(names)}", remedy=remedy)
     if item["type"] == "missing":
-        return Problem(path=path, got=_Nothing(), expected=f"a value: {_describe(schema, loc)}")
+        field = above.sections[0].model_fields[loc[-1]]
+        example = f"for example {path}={field.examples[0]}" if field.examples else None
+        return Problem(path=path, got=_Nothing(), expected=f"a value: {field.description}", remedy=example)
+    if item["type"].startswith("union_tag"):
+        tags = [tag for section in here.sections for tag in _tags(section)]
+        got = item["input"].get("type", _Nothing())
+        meant = nearest(str(got), tags)
+        guess = f"did you mean '{meant}'?" if meant else None
+        return Problem(path=f"{path}.type", got=got, expected=f"one of {', '.join(tags)}", remedy=guess)
     return Problem(path=path, got=item["input"], expected=_sentence(item["msg"]))
 
 
@@ -69,32 +78,39 @@ def _sentence(message: str) -> str:
     return message.removeprefix("Input should be ")
 
 
-def _section_at(schema: type[BaseModel], loc: Sequence[str]) -> type[BaseModel] | None:
-    """The section class that the path leads to, looking through tuples of sections."""
-    current: type[BaseModel] | None = schema
+@dataclass(frozen=True)
+class _Location:
+    """Where pydantic points to.
+
+    Attributes:
+        sections: the section there; several where ``type`` chooses one and it was not read yet.
+        path: the keys that lead there, without the choices of ``type``, which pydantic counts as keys.
+    """
+
+    sections: list[type[BaseModel]]
+    path: list[str]
+
+
+def _locate(schema: type[BaseModel], loc: Sequence[str]) -> _Location:
+    sections, path = [schema], []
     for part in loc:
-        if current is None or part.isdigit():
+        if chosen := [section for section in sections if part in _tags(section)]:
+            sections = chosen
             continue
-        field = current.model_fields.get(part)
-        current = _section_in(field.annotation) if field else None
-    return current
+        path.append(part)
+        if not part.isdigit():
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            sections = [inner for field in fields for inner in _sections_in(field.annotation)]
+    return _Location(sections, path)
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (section := _section_in(inner)) is not None:
-            return section
-    return None
+        return [annotation]
+    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
 
 
-def _fields_at(schema: type[BaseModel], loc: Sequence[str]) -> list[str]:
-    section = _section_at(schema, loc)
-    return list(section.model_fields) if section else []
-
-
-def _describe(schema: type[BaseModel], loc: Sequence[str]) -> str:
-    section = _section_at(schema, loc[:-1])
-    field = section.model_fields.get(loc[-1]) if section else None
-    return (field.description if field else None) or "required"
+def _tags(section: type[BaseModel]) -> list[str]:
+    """The values of ``type`` that choose this section among others."""
+    field = section.model_fields.get("type")
+    return [str(tag) for tag in get_args(field.annotation)] if field else []

@@ -8,6 +8,7 @@ from megatron_ko.config.section import Section
 
 _FACTOR = "Longest context wanted, divided by the original one."
 _ORIGINAL = "Context in tokens that the frequencies were trained with."
+_ORIGINAL_EXAMPLE = 32768
 
 
 class LinearScaling(Section):
@@ -29,7 +30,7 @@ class DynamicScaling(Section):
 
     type: Literal["dynamic"] = Field(description="Which scaling.")
     factor: float = Field(ge=1, description=_FACTOR)
-    original_max_position_embeddings: int = Field(gt=0, description=_ORIGINAL)
+    original_max_position_embeddings: int = Field(gt=0, description=_ORIGINAL, examples=[_ORIGINAL_EXAMPLE])
 
 
 class YarnScaling(Section):
@@ -37,19 +38,23 @@ class YarnScaling(Section):
 
     type: Literal["yarn"] = Field(description="Which scaling.")
     factor: float = Field(ge=1, description=_FACTOR)
-    original_max_position_embeddings: int = Field(gt=0, description=_ORIGINAL)
+    original_max_position_embeddings: int = Field(gt=0, description=_ORIGINAL, examples=[_ORIGINAL_EXAMPLE])
     beta_fast: float = Field(32.0, gt=0, description="Dimensions that turn more often than this are not interpolated.")
     beta_slow: float = Field(1.0, gt=0, description="Dimensions that turn less often are interpolated in full.")
-    mscale: float | None = Field(None, gt=0, description="Weight of the attention factor; None: 0.1 ln(factor) + 1.")
-    mscale_all_dim: float | None = Field(None, gt=0, description="Its counterpart in the denominator; None: 1.")
+    mscale: float | None = Field(
+        None, gt=0, description="m of 0.1 m ln(factor) + 1, the factor on queries and on keys; None: 1."
+    )
+    mscale_all_dim: float | None = Field(
+        None, gt=0, description="m of what that factor is divided by, likewise. Together with mscale, or neither."
+    )
 
 
 class Llama3Scaling(Section):
     """Llama 3.1: low frequencies divided by the factor, high ones kept, a smooth passage between."""
 
     type: Literal["llama3"] = Field(description="Which scaling.")
-    factor: float = Field(ge=1, description=_FACTOR)
-    original_max_position_embeddings: int = Field(gt=0, description=_ORIGINAL)
+    factor: float = Field(ge=1, description="Divides the low frequencies; Llama 3.1 takes 8 for a context 16 times.")
+    original_max_position_embeddings: int = Field(gt=0, description=_ORIGINAL, examples=[_ORIGINAL_EXAMPLE])
     low_freq_factor: float = Field(1.0, gt=0, description="original / this: wavelengths above are divided by factor.")
     high_freq_factor: float = Field(4.0, gt=0, description="original / this: wavelengths below are kept.")
 

@@ -97,13 +97,12 @@ def test_all_problems_at_once_with_nearest_name(run_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("parallel.tensor=3", "one of [1, 2]"),
+        ("parallel.tensor=3", "one of [1, 2, 4]"),
         ("model.num_attention_heads=5", "a divisor of hidden_size 64"),
         ("model.num_query_groups=3", "one of [1, 2, 4]"),
-        ("parallel.pipeline=3", "a product that divides num_layers 4"),
+        ("parallel.pipeline=3", "parallel.pipeline one of [2, 4]"),
         ("parallel.virtual_pipeline=2", "1 without pipeline stages"),
         ("parallel.sequence_parallel=true", "false when parallel.tensor is 1"),
-        ("parallel.context=2", "1: this version"),
         ("parallel.overlap_param_gather=true", "overlap_grad_reduce"),
         ("data.sequence_length=256", "at most model.max_position_embeddings 128"),
         ("optim.warmup_steps=10", "fewer than training.steps 10"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_ko.config.checks.divisors import divisors
+from megatron_ko.config.model import ModelConfig
 from megatron_ko.config.parallel import ParallelConfig
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
@@ -11,31 +12,82 @@ from megatron_ko.config.run import RunConfig
 def check_layout(config: RunConfig) -> Iterator[Problem]:
     """Sizes of the axes against the dimensions of the network."""
     parallel, model = config.parallel, config.model
-    if parallel.tensor not in tensor_sizes(config):
+    if parallel.tensor not in tensor_sizes(model):
         yield Problem(
             path="parallel.tensor",
             got=parallel.tensor,
-            expected=f"a size that divides {model.num_attention_heads} query heads, {model.query_groups} key/value "
-            f"heads and ffn_hidden_size {model.ffn_hidden_size}",
-            remedy=f"one of {tensor_sizes(config)}",
+            expected=f"a size that divides {model.num_attention_heads} query heads and ffn_hidden_size "
+            f"{model.ffn_hidden_size}, and divides or is a multiple of {model.query_groups} key/value heads",
+            remedy=f"one of {tensor_sizes(model)}",
         )
-    chunks = parallel.pipeline * parallel.virtual_pipeline
-    if model.num_layers % chunks:
+    yield from _check_stages(parallel, model.num_layers)
+    yield from _check_switches(parallel, config.data.sequence_length)
+
+
+def tensor_sizes(model: ModelConfig) -> list[int]:
+    """Tensor-parallel sizes that the heads and the feed-forward layer allow.
+
+    More ranks than key/value heads are possible: several ranks then compute the same one.
+    """
+    heads, groups = model.num_attention_heads, model.query_groups
+    qkv = (heads + 2 * groups) * model.kv_channels
+    return [
+        size
+        for size in divisors(heads)
+        if (groups % size == 0 or size % groups == 0) and qkv % size == 0 and model.ffn_hidden_size % size == 0
+    ]
+
+
+def stage_layers(parallel: ParallelConfig, num_layers: int) -> list[int] | None:
+    """Layers of each pipeline stage, with the embedding and the loss where they count as one; None: they do not fit."""
+    first, last = parallel.first_stage_layers, parallel.last_stage_layers
+    rest = num_layers + parallel.embedding_as_layer + parallel.loss_as_layer - (first or 0) - (last or 0)
+    equal = parallel.pipeline - (first is not None) - (last is not None)
+    if equal == 0:
+        stages = [first, last] if rest == 0 else []
+    else:
+        stages = [first, *[rest // equal] * equal, last] if rest > 0 and rest % equal == 0 else []
+    sizes = [size for size in stages if size is not None]
+    return sizes if sizes and not any(size % parallel.virtual_pipeline for size in sizes) else None
+
+
+def _check_stages(parallel: ParallelConfig, num_layers: int) -> Iterator[Problem]:
+    by_number = {"first_stage_layers": parallel.first_stage_layers, "last_stage_layers": parallel.last_stage_layers}
+    by_weight = {"embedding_as_layer": parallel.embedding_as_layer, "loss_as_layer": parallel.loss_as_layer}
+    chunks = {"virtual_pipeline": parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None}
+    if parallel.pipeline == 1:
+        for name, value in (chunks | by_number | by_weight).items():
+            if value:
+                default = "1" if name in chunks else "false" if name in by_weight else "null"
+                yield Problem(path=f"parallel.{name}", got=value, expected=f"{default} without pipeline stages")
+        return
+    if any(by_number.values()) and any(by_weight.values()):
+        yield Problem(
+            path=next(f"parallel.{name}" for name, value in by_weight.items() if value),
+            got=True,
+            expected="false beside first_stage_layers or last_stage_layers, which give the stages by number",
+        )
+    elif stage_layers(parallel, num_layers) is None:
         yield Problem(
             path="parallel.pipeline",
             got=f"{parallel.pipeline} stages x {parallel.virtual_pipeline} chunks",
-            expected=f"a product that divides num_layers {model.num_layers}",
-            remedy=f"a product out of {divisors(model.num_layers)}",
+            expected=f"equally many layers in every chunk, of {_layers_in_words(parallel, num_layers)}",
+            remedy=f"{_fitting_stages(parallel, num_layers)}, or other values of virtual_pipeline, "
+            f"{', '.join(by_number)}, {', '.join(by_weight)}",
         )
-    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
-        yield Problem(
-            path="parallel.virtual_pipeline", got=parallel.virtual_pipeline, expected="1 without pipeline stages"
-        )
-    if parallel.context > 1:
-        yield Problem(
-            path="parallel.context", got=parallel.context, expected="1: this version does not split sequences"
-        )
-    yield from _check_switches(parallel, config.data.sequence_length)
+
+
+def _layers_in_words(parallel: ParallelConfig, num_layers: int) -> str:
+    words = f"num_layers {num_layers}"
+    words += " + the embedding" * parallel.embedding_as_layer + " + the loss" * parallel.loss_as_layer
+    words += f" - {parallel.first_stage_layers} of the first stage" if parallel.first_stage_layers else ""
+    return words + (f" - {parallel.last_stage_layers} of the last stage" if parallel.last_stage_layers else "")
+
+
+def _fitting_stages(parallel: ParallelConfig, num_layers: int) -> str:
+    sizes = range(2, num_layers + 3)
+    fitting = [s for s in sizes if stage_layers(parallel.model_copy(update={"pipeline": s}), num_layers) is not None]
+    return f"parallel.pipeline one of {fitting}" if fitting else "parallel.pipeline=1"
 
 
 def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[Problem]:
@@ -43,11 +95,11 @@ def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[
         yield Problem(
             path="parallel.sequence_parallel", got=True, expected="false when parallel.tensor is 1: it has no effect"
         )
-    if parallel.sequence_parallel and sequence_length % parallel.tensor:
+    if parallel.sequence_parallel and sequence_length % (parallel.tensor * parallel.context):
         yield Problem(
             path="data.sequence_length",
             got=sequence_length,
-            expected=f"a multiple of parallel.tensor {parallel.tensor} under sequence parallelism",
+            expected=f"a multiple of tensor {parallel.tensor} x context {parallel.context} under sequence parallelism",
         )
     if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
         yield Problem(
@@ -57,15 +109,9 @@ def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[
         )
 
 
-def tensor_sizes(config: RunConfig) -> list[int]:
-    """Tensor-parallel sizes that divide the heads, the key/value heads and the feed-forward layer."""
-    model = config.model
-    return [t for t in divisors(model.query_groups) if model.ffn_hidden_size % t == 0]
-
-
 def describe_layouts(config: RunConfig, world_size: int) -> Iterator[str]:
     """Every layout that fits a number of ranks, in words."""
-    for tensor in tensor_sizes(config):
+    for tensor in tensor_sizes(config.model):
         for pipeline in divisors(config.model.num_layers):
             if world_size % (tensor * pipeline) == 0:
                 yield f"tensor {tensor} x pipeline {pipeline} x data {world_size // (tensor * pipeline)}"
