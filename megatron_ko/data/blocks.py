@@ -9,12 +9,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, cast
+from typing import IO, TYPE_CHECKING, Literal, cast
 
 import xxhash
 import zstandard
 
 from megatron_ko.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
 
 BLOCK_BYTES = 1 << 20
 # One record must fit into memory several times over. A file without line breaks is a mistake, not a document.
@@ -34,14 +37,14 @@ class Block:
         source: path as the user gave it.
         format: how to parse ``payload``.
         first: number of the first record; lines count from 1, rows of a parquet file from 0.
-        payload: lines of bytes, the whole file (format "file"), or the values of the text column (parquet).
+        payload: lines of bytes, the whole file (format "file"), or rows, in which strings are bytes (parquet).
         read: bytes of the (compressed) file that have been read so far, for progress.
     """
 
     source: str
     format: Format
     first: int
-    payload: bytes | list[object]
+    payload: "bytes | pyarrow.RecordBatch"
     read: int
 
 
@@ -100,20 +103,23 @@ def format_of(path: Path) -> Format:
     return kind
 
 
-def read_blocks(path: Path, *, key: str = "text", text_unit: str = "line") -> Iterator[Block]:
+def read_blocks(
+    path: Path, *, key: str = "text", text_unit: str = "line", keep_fields: bool = False
+) -> Iterator[Block]:
     """Stream the blocks of one file.
 
     Args:
         path: .txt, .jsonl (either also .gz or .zst) or .parquet.
         key: column of a parquet file.
         text_unit: "line" for one document a line of a .txt file, "file" for one document a file.
+        keep_fields: read the other columns of a parquet file too.
 
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
     """
     kind = format_of(path)
     if kind == "parquet":
-        yield from _parquet_blocks(path, key)
+        yield from _parquet_blocks(path, key, keep_fields)
         return
     with path.open("rb") as raw:
         stream = _decompressed(raw, path.suffix)
@@ -153,7 +159,7 @@ def _line_blocks(path: Path, kind: Format, raw: IO[bytes], stream: IO[bytes]) ->
         yield Block(str(path), kind, first, rest, raw.tell())
 
 
-def _parquet_blocks(path: Path, key: str) -> Iterator[Block]:
+def _parquet_blocks(path: Path, key: str, keep_fields: bool) -> Iterator[Block]:
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -165,17 +171,22 @@ def _parquet_blocks(path: Path, key: str) -> Iterator[Block]:
                 f"{path} has no column {key!r}", got=f"columns {', '.join(names)}", remedy="--json-key COLUMN"
             )
         first, size = 0, path.stat().st_size
-        for batch in file.iter_batches(batch_size=1024, columns=[key]):
-            values = batch.column(0)
-            # Strings are taken as bytes: invalid UTF-8 is one bad record, not the end of the file.
-            if pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type):
-                values = values.cast("large_binary" if pyarrow.types.is_large_string(values.type) else "binary")
-            payload = cast(list[object], values.to_pylist())
-            read = size * (first + len(payload)) // max(1, file.metadata.num_rows)
-            yield Block(str(path), "parquet", first, payload, read)
-            first += len(payload)
+        for batch in file.iter_batches(batch_size=1024, columns=None if keep_fields else [key]):
+            read = size * (first + batch.num_rows) // max(1, file.metadata.num_rows)
+            yield Block(str(path), "parquet", first, _strings_as_bytes(batch, key), read)
+            first += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged", got=str(error), remedy="write the parquet file again") from error
+
+
+def _strings_as_bytes(batch: "pyarrow.RecordBatch", key: str) -> "pyarrow.RecordBatch":
+    """Strings are taken as bytes: invalid UTF-8 is one bad record, not the end of the file. Binary fields are left."""
+    import pyarrow
+
+    binary = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
+    kept = [field.name for field in batch.schema if field.name == key or field.type not in binary.values()]
+    columns = [batch.column(name).cast(binary.get(batch.column(name).type, batch.column(name).type)) for name in kept]
+    return pyarrow.RecordBatch.from_arrays(columns, names=kept)
 
 
 def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:

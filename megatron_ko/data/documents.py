@@ -1,23 +1,33 @@
 """Blocks to documents. A record that is no document is returned as one that was rejected, with where and why."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
 from megatron_ko.data.blocks import Block, read_blocks
 
+if TYPE_CHECKING:
+    import pyarrow
+
 _EXCERPT = 200
+_NO_FIELDS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
 class Document:
-    """Text with its origin: source path and record number (lines from 1, parquet rows from 0)."""
+    """Text with its origin: source path and record number (lines from 1, rows of a table from 0).
+
+    Attributes:
+        fields: what else the record held, without the text; empty unless it was asked for.
+    """
 
     text: str
     source: str
     position: int
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,61 +42,74 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ParsedBlock:
-    """The documents of a block, as lists because there are very many: texts and their record numbers, and the rest."""
+    """The documents of a block, as lists because there are very many: texts and their record numbers, and the rest.
+
+    Attributes:
+        fields: the other fields of each document, None unless they were asked for.
+    """
 
     texts: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    fields: list[dict[str, object]] | None = None
+
+    def documents(self, source: str) -> Iterator[Document]:
+        """The documents of a block of ``source``, in order."""
+        others: Sequence[Mapping[str, object]] = self.fields or [_NO_FIELDS] * len(self.texts)
+        for text, position, fields in zip(self.texts, self.positions, others, strict=True):
+            yield Document(text, source, position, fields)
 
 
-def read_documents(path: Path, *, key: str = "text", text_unit: str = "line") -> Iterator[Document | Rejected]:
+def read_documents(
+    path: Path, *, key: str = "text", text_unit: str = "line", keep_fields: bool = False
+) -> Iterator[Document | Rejected]:
     """Stream the documents of a file in order, and what was rejected; blank lines are no records.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    for block in read_blocks(path, key=key, text_unit=text_unit):
-        parsed = parse_block(block, key)
-        for text, position in zip(parsed.texts, parsed.positions, strict=True):
-            yield Document(text, block.source, position)
+    for block in read_blocks(path, key=key, text_unit=text_unit, keep_fields=keep_fields):
+        parsed = parse_block(block, key, keep_fields)
+        yield from parsed.documents(block.source)
         yield from parsed.rejected
 
 
-def parse_block(block: Block, key: str = "text") -> ParsedBlock:
+def parse_block(block: Block, key: str = "text", keep_fields: bool = False) -> ParsedBlock:
     """Every record of a block, either as a text or as rejected; blank lines of a text file are neither."""
-    parsed = ParsedBlock()
-    records: Sequence[object]
-    if block.format == "parquet":
-        assert isinstance(block.payload, list)
-        records = block.payload
-    else:
-        assert isinstance(block.payload, bytes)
-        records = [block.payload] if block.format == "file" else block.payload.split(b"\n")
+    parsed = ParsedBlock(fields=[] if keep_fields else None)
+    if not isinstance(block.payload, bytes):
+        _parse_table(block, block.payload, key, parsed)
+        return parsed
+    records = [block.payload] if block.format == "file" else block.payload.split(b"\n")
     if block.format == "jsonl":
         _parse_json(block, records, key, parsed)
     else:
-        _parse_text(block, records, key, parsed)
+        _parse_text(block, records, parsed)
     return parsed
 
 
-def _parse_json(block: Block, records: Sequence[object], key: str, parsed: ParsedBlock) -> None:
+def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> None:
     """The hot loop: what is in order takes the short way, all else is looked at again by ``_json_problem``."""
     loads = orjson.loads
+    fields = parsed.fields
     for position, record in enumerate(records, block.first):
         try:
-            text = loads(record)[key]  # type: ignore[arg-type]
+            value = loads(record)
+            text = value[key]
             usable = text.strip()
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
             usable = ""
         if usable:
             parsed.texts.append(text)
             parsed.positions.append(position)
-        elif record.strip():  # type: ignore[attr-defined]
+            if fields is not None:
+                del value[key]
+                fields.append(value)
+        elif record.strip():
             parsed.rejected.append(Rejected(block.source, position, _json_problem(record, key), _excerpt(record)))
 
 
-def _json_problem(record: object, key: str) -> str:
-    assert isinstance(record, bytes)
+def _json_problem(record: bytes, key: str) -> str:
     try:
         value = orjson.loads(record)
     except orjson.JSONDecodeError as error:
@@ -98,20 +121,45 @@ def _json_problem(record: object, key: str) -> str:
     return "empty text" if isinstance(value[key], str) else f"{key!r} is no text"
 
 
-def _parse_text(block: Block, records: Sequence[object], key: str, parsed: ParsedBlock) -> None:
+def _parse_text(block: Block, records: Sequence[bytes], parsed: ParsedBlock) -> None:
     for position, record in enumerate(records, block.first):
-        text = _decoded(record) if isinstance(record, bytes) else None
-        if text is not None and block.format == "txt":
+        text = _decoded(record)
+        if text is None:
+            parsed.rejected.append(Rejected(block.source, position, "invalid UTF-8", _excerpt(record)))
+            continue
+        if block.format == "txt":
             text = text.removesuffix("\r")
-        if text is not None and text.strip():
+        if text.strip():
             parsed.texts.append(text)
             parsed.positions.append(position)
-        elif text is None or block.format == "parquet":
-            reason = _text_problem(record, text, key)
+            if parsed.fields is not None:
+                parsed.fields.append({})
+
+
+def _parse_table(block: Block, table: "pyarrow.RecordBatch", key: str, parsed: ParsedBlock) -> None:
+    """Rows. Strings come as bytes (see ``blocks``): invalid UTF-8 is one bad row, not the end of the file."""
+    names = table.schema.names
+    others = [name for name in names if name != key] if parsed.fields is not None else []
+    columns = [cast(list[object], table.column(name).to_pylist()) for name in others]
+    for row, record in enumerate(table.column(names.index(key)).to_pylist()):
+        position = block.first + row
+        text = _decoded(record) if isinstance(record, bytes) else None
+        fields = {name: _as_text(column[row]) for name, column in zip(others, columns, strict=True)}
+        if text is None or not text.strip():
+            reason = _row_problem(record, text, key)
             parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
+            continue
+        parsed.texts.append(text)
+        parsed.positions.append(position)
+        if parsed.fields is not None:
+            parsed.fields.append(fields)
 
 
-def _text_problem(record: object, text: str | None, key: str) -> str:
+def _as_text(value: object) -> object:
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+
+
+def _row_problem(record: object, text: str | None, key: str) -> str:
     if record is None:
         return f"no {key!r}"
     if not isinstance(record, bytes):

@@ -1,0 +1,273 @@
+"""Work in chunks that survives any kill: finished parts are recorded and never done again.
+
+FOLDER/job.json             what the job is; a run that asks for something else is refused
+FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, synced, renamed
+FOLDER/rank-00000.jsonl     one line a finished part of a rank: its size, hash and statistics; the last line says "all"
+
+Ranks share nothing but the folder. Rank r of n takes every n-th chunk.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_ko.data.blocks import content_hash
+from megatron_ko.data.files import explained, sync_folder
+from megatron_ko.data.workers import map_unordered
+from megatron_ko.errors import DataError
+from megatron_ko.log import get_logger
+
+_log = get_logger(__name__)
+
+# Writes one part from the payload of a chunk; what it returns must survive JSON.
+Work = Callable[[Any, Path], dict[str, Any]]
+_DESCRIPTION = "job.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where the parts of a job are kept, and what decides their content.
+
+    Attributes:
+        folder: beside the output; the caller removes it (``remove_job``) when the output has its name.
+        identity: options and hashes of the inputs, as JSON values; not the number of workers.
+        workers: processes of this rank; 1 works in this process.
+        rank, size: this process and how many share the chunks.
+        suffix: of the part files, for writers that go by it.
+    """
+
+    folder: Path
+    identity: Mapping[str, object]
+    workers: int = 1
+    rank: int = 0
+    size: int = 1
+    suffix: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished chunk: its number, its file, and what ``work`` returned."""
+
+    index: int
+    path: Path
+    statistics: dict[str, Any]
+
+
+def run_job(
+    job: Job, chunks: Iterable[tuple[int, Any]], work: Work, progress: Callable[[Part], None] = lambda _: None
+) -> None:
+    """Do what is left of this rank's share; then ``job_parts`` gives the parts of all ranks.
+
+    Args:
+        job: where and what.
+        chunks: (index, payload), the same in every run; each payload is needed once only.
+        work: picklable; called as ``work(payload, path)``, in a worker that it was sent to once.
+        progress: told of every part of this rank, also of those that were done before.
+
+    Raises:
+        DataError: another job left the folder, the same rank is running, a worker died, a full disk.
+    """
+    with explained(job.folder), _opened(job) as records:
+        done, finished = _resumed(job, records)
+        for part in done.values():
+            progress(part)
+        if finished:
+            return
+        total = 0
+
+        def missing() -> Iterator[tuple[int, Any]]:
+            nonlocal total
+            for index, payload in chunks:
+                total += 1
+                if (total - 1) % job.size == job.rank and index not in done:
+                    yield index, payload
+
+        with closing(map_unordered(_Runner(job, work), missing(), job.workers)) as results:  # type: ignore[type-var]
+            for record in results:
+                _append(records, record)
+                progress(_part(job.folder, record))
+        _append(records, {"finished": total})
+
+
+def job_parts(folder: Path, *, verify: bool = False) -> list[Part]:
+    """The parts of all ranks, in order.
+
+    Args:
+        folder: of a job whose ranks are all finished.
+        verify: compare hashes, not only sizes.
+
+    Raises:
+        DataError: which ranks have not finished, or which part was changed.
+    """
+    size = _read_description(folder)["size"]
+    records: dict[int, dict[str, Any]] = {}
+    unfinished = []
+    for rank in range(size):
+        path = _records_path(folder, rank)
+        lines = _whole_lines(path.read_bytes()) if path.is_file() else []
+        if not lines or "finished" not in lines[-1]:
+            unfinished.append(rank)
+        records |= _by_index(lines)
+    if unfinished:
+        raise DataError(
+            f"the work in {folder} is not finished",
+            got=f"{len(unfinished)} of {size} ranks are missing: {', '.join(map(str, unfinished[:20]))}",
+            expected="every rank run to its end",
+            remedy="run these ranks (again): they go on from what is done",
+        )
+    for record in records.values():
+        if not _intact(folder, record, verify):
+            raise DataError(
+                f"{_part(folder, record).path} was changed or damaged",
+                got="another size or hash",
+                expected=f"{record['bytes']} bytes, xxh3 {record['xxh3_128']}",
+                remedy="run its rank again: it is made anew",
+            )
+    return [_part(folder, records[index]) for index in sorted(records)]
+
+
+def remove_job(folder: Path) -> None:
+    """Forget a job, once its output has its name."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _records_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.jsonl"
+
+
+def _part(folder: Path, record: Mapping[str, Any]) -> Part:
+    return Part(record["index"], folder / record["name"], record["statistics"])
+
+
+class _Runner:
+    """Makes one part durable; sent to the workers once, together with ``work``."""
+
+    def __init__(self, job: Job, work: Work) -> None:
+        self._folder, self._suffix, self._work = job.folder, job.suffix, work
+
+    def __call__(self, chunk: tuple[int, Any]) -> dict[str, Any]:
+        index, payload = chunk
+        name = f"part-{index:08d}{self._suffix}"
+        writing = self._folder / f"writing-{index:08d}{self._suffix}"
+        writing.unlink(missing_ok=True)
+        statistics = self._work(payload, writing)
+        with writing.open("rb") as stream:
+            os.fsync(stream.fileno())
+        record = {
+            "index": index,
+            "name": name,
+            "bytes": writing.stat().st_size,
+            "xxh3_128": content_hash(writing),
+            "statistics": statistics,
+        }
+        os.rename(writing, self._folder / name)
+        return record
+
+
+@contextmanager
+def _opened(job: Job) -> Iterator[BinaryIO]:
+    """This rank's records, locked against a second process of the same rank."""
+    assert 0 <= job.rank < job.size
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _describe(job)
+    with _records_path(job.folder, job.rank).open("ab+") as records:
+        try:
+            fcntl.flock(records, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another process is working in {job.folder}"
+                + (f" as rank {job.rank} of {job.size}" if job.size > 1 else ""),
+                remedy="wait for it, or choose another --output",
+            ) from error
+        except OSError as error:
+            # Some network file systems have no locks. Parts are renamed atomically without them.
+            _log.debug("no lock in %s: %s", job.folder, error)
+        yield records
+
+
+def _describe(job: Job) -> None:
+    """Write job.json, or compare with the one that is there."""
+    wanted = json.loads(json.dumps({"size": job.size, "identity": dict(job.identity)}))
+    path = job.folder / _DESCRIPTION
+    if not path.exists():
+        mine = path.with_name(f"{_DESCRIPTION}.{job.rank}.{os.getpid()}")
+        with mine.open("w", encoding="utf-8") as stream:
+            json.dump(wanted, stream, ensure_ascii=False, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(mine, path)  # ranks that start together write the same, or find out below
+        sync_folder(job.folder)
+    found = _read_description(job.folder)
+    if found == wanted:
+        return
+    here, there = ({"ranks": text["size"], **text["identity"]} for text in (wanted, found))
+    differs = [name for name in {**there, **here} if here.get(name) != there.get(name)]
+    raise DataError(
+        f"{job.folder} was left by an unfinished run with other options or inputs",
+        got="; ".join(f"{name}: {_short(here.get(name))}" for name in differs),
+        expected="; ".join(f"{name}: {_short(there.get(name))}" for name in differs),
+        remedy=f"repeat the command that it was, or remove {job.folder} to start anew",
+    )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / _DESCRIPTION
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no unfinished work in {folder}", got=f"no {_DESCRIPTION}", remedy="check the path") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged", got=str(error), remedy=f"remove {folder} to start anew") from error
+    return content
+
+
+def _resumed(job: Job, records: BinaryIO) -> tuple[dict[int, Part], bool]:
+    """What this rank finished before and is still intact, and whether that is all; a line cut short is cut away."""
+    records.seek(0)
+    content = records.read()
+    lines = _whole_lines(content)
+    records.truncate(sum(len(line) + 1 for line in content.split(b"\n")[: len(lines)]))
+    known = _by_index(lines)
+    intact = {
+        index: _part(job.folder, record) for index, record in known.items() if _intact(job.folder, record, verify=True)
+    }
+    return intact, bool(lines) and "finished" in lines[-1] and len(intact) == len(known)
+
+
+def _whole_lines(content: bytes) -> list[dict[str, Any]]:
+    """The records before the first one that a kill cut short."""
+    lines = []
+    for line in content.split(b"\n")[:-1]:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _by_index(lines: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The last record of every part: one that was damaged is made and recorded again."""
+    return {line["index"]: line for line in lines if "index" in line}
+
+
+def _intact(folder: Path, record: Mapping[str, Any], verify: bool) -> bool:
+    path = _part(folder, record).path
+    if not path.is_file() or path.stat().st_size != record["bytes"]:
+        return False
+    return not verify or content_hash(path) == record["xxh3_128"]
+
+
+def _append(records: BinaryIO, record: Mapping[str, Any]) -> None:
+    records.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
+    records.flush()
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else f"{text[:117]}..."
