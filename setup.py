@@ -33,10 +33,18 @@ CORE = [
     "nvidia-ml-py",
 ]
 
+# Each stage of `data clean` that needs one of these says so when it is asked for and missing.
+CLEAN = ["ftfy", "selectolax"]
+
 EXTRAS = {
     "cuda": ["transformer-engine[pytorch]"],
     "wandb": ["wandb"],
-    "dev": ["pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"],
+    "clean": CLEAN,
+    # datatrove and python-stdnum are oracles: outside implementations that the tests compare with
+    "dev": [
+        *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"),
+        *(*CLEAN, "datatrove", "python-stdnum"),
+    ],
 }
 
 setup(

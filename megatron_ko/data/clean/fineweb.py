@@ -1,0 +1,70 @@
+"""FineWeb's quality rules (https://arxiv.org/abs/2406.17557, section 3.6), which FineWeb-2 tuned for each language."""
+
+from functools import cached_property
+
+from pydantic import Field
+
+from megatron_ko.config.section import Section
+from megatron_ko.data.clean.duplicates import repeated
+from megatron_ko.data.clean.marks import TERMINAL
+from megatron_ko.data.clean.page import Page
+from megatron_ko.data.clean.stage import Filter, Kind, Rule
+
+
+class FinewebOptions(Section):
+    """Limits over lines that are not blank; null switches a rule off. Defaults: FineWeb's, for English text."""
+
+    min_punctuated_lines: float | None = Field(0.12, ge=0, description="Share of lines that end with a final mark.")
+    max_short_lines: float | None = Field(0.67, ge=0, description="Share of short lines.")
+    short_line: int = Field(30, ge=0, description="Characters of a short line, at most.")
+    max_duplicate_characters: float | None = Field(0.01, ge=0, description="Share of characters in repeated lines.")
+    max_line_breaks: float | None = Field(0.3, ge=0, description="Line feeds per word: lists have many.")
+
+
+class Lines:
+    """What the rules measure."""
+
+    def __init__(self, page: Page, short_line: int) -> None:
+        self._page, self._short_line = page, short_line
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """Lines that are not blank."""
+        return [line for line in self._page.lines if line and not line.isspace()]
+
+    @property
+    def punctuated(self) -> float:
+        """Share of lines that end with a final mark, in any script."""
+        return sum(line[-1] in TERMINAL for line in self.lines) / len(self.lines)
+
+    @property
+    def short(self) -> float:
+        """Share of short lines."""
+        return sum(len(line) <= self._short_line for line in self.lines) / len(self.lines)
+
+    @property
+    def duplicates(self) -> float:
+        """Share of characters that stand in lines that occurred before."""
+        text = self._page.text
+        return repeated(self.lines)[1] / (len(text) - text.count("\n"))
+
+    @property
+    def breaks(self) -> float:
+        """Line feeds per word."""
+        return self._page.text.count("\n") / max(1, len(self._page.words))
+
+
+def fineweb(options: FinewebOptions) -> Filter[Lines]:
+    """The filter; rules stand in datatrove's order."""
+    return Filter(
+        lambda page: Lines(page, options.short_line),
+        [
+            Rule("few_punctuated_lines", lambda v: v.punctuated, low=options.min_punctuated_lines),
+            Rule("short_lines", lambda v: v.short, high=options.max_short_lines),
+            Rule("duplicate_characters", lambda v: v.duplicates, high=options.max_duplicate_characters),
+            Rule("line_breaks", lambda v: v.breaks, high=options.max_line_breaks),
+        ],
+    )
+
+
+KIND = Kind(FinewebOptions, fineweb)

@@ -1,0 +1,33 @@
+"""The text of one document on its way through the pipeline, with the views of it that several stages share."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+# Text to its words; see words.py.
+Splitter = Callable[[str], list[str]]
+
+
+class Page:
+    """One text and its lazily made views. A changed text is a new page.
+
+    Attributes:
+        text: never changed in place.
+        words: of the pipeline's splitter.
+        lines: between line feeds, blank ones included.
+    """
+
+    def __init__(self, text: str, splitter: Splitter = str.split) -> None:
+        self.text = text
+        self._splitter = splitter
+
+    @cached_property
+    def words(self) -> list[str]:
+        return self._splitter(self.text)
+
+    @cached_property
+    def lines(self) -> list[str]:
+        return self.text.split("\n")
+
+    def changed(self, text: str) -> "Page":
+        """A page of another text with the same splitter."""
+        return Page(text, self._splitter)
