@@ -38,7 +38,7 @@ def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups,
     vp_stage = index if groups.vp_size > 1 else None
     chunk: torch.nn.Module = GPTModel(
         config=settings,
-        transformer_layer_spec=decoder_spec(settings, config.precision.backend, vp_stage),
+        transformer_layer_spec=decoder_spec(settings, config.precision.backend, vp_stage, model.windows),
         vocab_size=model.padded_vocab_size(groups.tp_size),
         max_sequence_length=model.max_position_embeddings,
         pre_process=groups.is_first_stage and index == 0,

@@ -1,6 +1,7 @@
 """Which modules a layer is made of: Transformer Engine's, or this project's portable ones on PyTorch alone."""
 
 import importlib.util
+from collections.abc import Sequence
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_mlp_module_spec
@@ -15,7 +16,9 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_ko.errors import ConfigError
 from megatron_ko.models.attention import PortableAttention
+from megatron_ko.models.moe import portable_experts, use_router
 from megatron_ko.models.norm import RMSNorm
+from megatron_ko.models.windows import set_windows
 from megatron_ko.parallel.platform import get_platform
 
 
@@ -43,21 +46,35 @@ def has_fused_weight_gradient() -> bool:
     return installed and get_platform().runs_fused_kernels
 
 
-def decoder_spec(config: TransformerConfig, backend: str, vp_stage: int | None) -> TransformerBlockSubmodules:
+def decoder_spec(
+    config: TransformerConfig, backend: str, vp_stage: int | None, windows: Sequence[int | None] | None
+) -> TransformerBlockSubmodules:
     """Layers and final norm of one model chunk.
 
     Args:
         config: the model.
         backend: ``precision.backend``.
         vp_stage: number of the chunk on this pipeline stage; None without interleaving.
+        windows: ``model.windows``.
     """
     if uses_transformer_engine(backend):
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
-    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[_portable_layer()] * num_layers, layer_norm=RMSNorm)
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        for layer in spec.layer_specs if config.num_moe_experts else []:
+            use_router(layer.submodules.mlp)
+    else:
+        num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
+        spec = TransformerBlockSubmodules(layer_specs=[_portable_layer(config)] * num_layers, layer_norm=RMSNorm)
+    set_windows(spec, windows)
+    return spec
 
 
-def _portable_layer() -> ModuleSpec:
+def _portable_layer(config: TransformerConfig) -> ModuleSpec:
+    head_norm = RMSNorm if config.qk_layernorm else IdentityOp
+    experts = config.num_moe_experts
+    # Transformer Engine keeps a norm in the linear layer after it: the same names in a checkpoint. Experts have none.
+    stored = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if not experts:
+        stored["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
     attention = ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},
@@ -65,8 +82,8 @@ def _portable_layer() -> ModuleSpec:
             linear_qkv=ColumnParallelLinear,
             core_attention=PortableAttention,
             linear_proj=RowParallelLinear,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
         ),
     )
     return ModuleSpec(
@@ -76,12 +93,8 @@ def _portable_layer() -> ModuleSpec:
             self_attention=attention,
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=get_mlp_module_spec(use_te=False),
+            mlp=portable_experts(experts) if experts else get_mlp_module_spec(use_te=False),
             mlp_bda=get_bias_dropout_add,
-            # Transformer Engine keeps each norm in the linear layer after it: the same names in a checkpoint.
-            sharded_state_dict_keys_map={
-                "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
-                "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
-            },
+            sharded_state_dict_keys_map=stored,
         ),
     )

@@ -1,26 +1,37 @@
 """The portable attention against the formula, written out; and the norm against its definition."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from megatron_ko.config import ParallelConfig
 from megatron_ko.models.attention import PortableAttention
 from megatron_ko.models.norm import RMSNorm
+from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.platform import get_platform
+from megatron_ko.parallel.seed import seed_everything
 
 HEADS, WIDTH = 4, 8
 
 
-def attention(mask_type: AttnMaskType = AttnMaskType.causal, scale: float | None = None) -> PortableAttention:
+def transformer_config(**fields: Any) -> TransformerConfig:
     get_platform()
-    settings = TransformerConfig(
-        num_layers=1, hidden_size=HEADS * WIDTH, num_attention_heads=HEADS, attention_dropout=0.0
+    return TransformerConfig(
+        num_layers=1, hidden_size=HEADS * WIDTH, num_attention_heads=HEADS, attention_dropout=0.0, **fields
     )
-    return PortableAttention(settings, 1, mask_type, "self", softmax_scale=scale)
+
+
+def attention(window: int | None = None, scale: float | None = None) -> PortableAttention:
+    settings = transformer_config(window_size=None if window is None else (window, 0))
+    return PortableAttention(settings, 1, AttnMaskType.causal, "self", softmax_scale=scale)
 
 
 def tensors(queries: int, keys: int, groups: int) -> list[Tensor]:
@@ -60,24 +71,44 @@ def test_attention_and_its_gradients_are_those_of_the_formula(queries: int, keys
     torch.testing.assert_close(ours, theirs)
 
 
-def test_a_call_may_name_another_mask() -> None:
-    inputs = tensors(1, 6, 2)
-    for output in (
-        attention()(*inputs, None, attn_mask_type=AttnMaskType.no_mask),
-        attention(AttnMaskType.no_mask)(*inputs, None),
-    ):
-        torch.testing.assert_close(output, reference(*inputs, torch.zeros(2, 1, 6, dtype=torch.bool)))
-
-
-def test_a_given_mask_is_complete() -> None:
-    """Left padding of a batch: the first sample's first two keys are no tokens."""
-    inputs = tensors(5, 5, 2)
-    hidden = causal(5, 5)
-    hidden[0, :, :2] = True
-    hidden[0, :2, 0] = False  # a query must see something
-    for mask_type in (AttnMaskType.causal, AttnMaskType.arbitrary):
-        output = attention()(*inputs, hidden[:, None], attn_mask_type=mask_type)
+@pytest.mark.parametrize(("queries", "keys"), [(9, 9), (1, 9), (4, 9)])
+@pytest.mark.parametrize("window", [1, 3, 20])
+def test_a_window_is_that_many_earlier_tokens_and_oneself(window: int, queries: int, keys: int) -> None:
+    inputs = tensors(queries, keys, 2)
+    older = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries - window - 1)
+    hidden = causal(queries, keys) | older
+    for mask_type in (None, AttnMaskType.no_mask):  # what megatron-core passes after a cache
+        output = attention(window=window)(*inputs, None, attn_mask_type=mask_type)
         torch.testing.assert_close(output, reference(*inputs, hidden))
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """Process groups and random states of one rank, which megatron-core's attention asks for."""
+    get_platform()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    groups = initialise(ParallelConfig(), timeout_s=60)
+    seed_everything(0, groups)
+    yield groups.pg
+    destroy()
+    dist.destroy_process_group()
+
+
+def test_windows_are_those_of_megatron_cores_own_attention(alone: Any) -> None:
+    """Its mask is built from ``window_size`` too, on every layer."""
+    inputs = [tensor.float() for tensor in tensors(12, 12, 2)]
+    for window in (1, 5, 30):
+        settings = transformer_config(window_size=(window, 0), num_query_groups=2)
+        theirs = DotProductAttention(settings, 1, AttnMaskType.causal, "self", pg_collection=alone)
+        torch.testing.assert_close(attention(window=window)(*inputs, None), theirs(*inputs, None))
+
+
+def test_documents_are_kept_apart() -> None:
+    inputs = tensors(7, 7, 2)
+    documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 1]])
+    other = documents.unsqueeze(1) != documents.unsqueeze(2)
+    output = attention()(*inputs, documents)
+    torch.testing.assert_close(output, reference(*inputs, causal(7, 7) | other))
 
 
 def test_scale_is_the_configured_one() -> None:

@@ -1,0 +1,130 @@
+"""Tiled attention against a dense mask, for windows, documents, grouped heads and queries in pieces."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from megatron_ko.models import attention_kernels as kernels
+from megatron_ko.models.attention_kernels import TiledAttention, document_starts, lowest_visible, tiles
+
+WIDTH = 8
+
+
+def visible(length: int, window: int | None, documents: Tensor | None) -> Tensor:
+    """Not later, within the window, of the same document; [1 or b, t, t] from document numbers that never fall."""
+    place = torch.arange(length)
+    mask = place.unsqueeze(1) >= place
+    if window is not None:
+        mask &= place.unsqueeze(1) - place <= window
+    return mask.unsqueeze(0) if documents is None else mask & (documents.unsqueeze(2) == documents.unsqueeze(1))
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention of [b, n, s, d] under [b, s, t]."""
+    repeats = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(repeats, 1).transpose(2, 3) / math.sqrt(WIDTH)
+    weights = scores.masked_fill(~mask.unsqueeze(1), -math.inf).softmax(-1)
+    return weights @ value.repeat_interleave(repeats, 1)
+
+
+def random_tensors(rows: int, heads: int, groups: int, queries: int, keys: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(queries * 1000 + keys * 10 + groups)
+    shapes = [(rows, heads, queries, WIDTH), (rows, groups, keys, WIDTH), (rows, groups, keys, WIDTH)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
+def random_documents(rows: int, length: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(rows, length, generator=generator) < 0.1).cumsum(1)
+
+
+def zigzag(length: int, size: int, rank: int) -> tuple[range, ...]:
+    """Positions of one of ``size`` ranks: chunk ``rank`` from the front and from the back."""
+    chunk = length // (2 * size)
+    places = (rank, 2 * size - 1 - rank)
+    return tuple(range(place * chunk, (place + 1) * chunk) for place in places)
+
+
+# window, documents, ranks that share the sequence
+CASES = {
+    "window": (40, False, 1),
+    "narrow window": (1, False, 1),
+    "nothing but itself": (0, False, 1),
+    "documents": (None, True, 1),
+    "documents and window": (17, True, 1),
+    "split over 2": (None, False, 2),
+    "split over 3, window, documents": (33, True, 3),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_tiles_give_what_a_dense_mask_gives(case: str, groups: int) -> None:
+    window, with_documents, size = CASES[case]
+    length = 300 // (2 * size) * 2 * size  # more than two tiles, and not a multiple of one
+    documents = random_documents(2, length, 3) if with_documents else None
+    mask = visible(length, window, documents)
+    for rank in range(size):
+        positions = zigzag(length, size, rank) if size > 1 else (range(length),)
+        places = torch.tensor([place for run in positions for place in run])
+        query, key, value = random_tensors(2, 4, groups, len(places), length)
+        lowest = lowest_visible(places, window, documents)
+        output = TiledAttention.apply(query, key, value, positions, lowest, None)
+        expected = dense(query, key, value, mask[:, places])
+        torch.testing.assert_close(output, expected)
+        weight = torch.randn_like(output)
+        ours = torch.autograd.grad((output * weight).sum(), (query, key, value))
+        theirs = torch.autograd.grad((expected * weight).sum(), (query, key, value))
+        torch.testing.assert_close(ours, theirs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 40).map(lambda number: 12 * number),
+    window=st.none() | st.integers(0, 60),
+    seed=st.none() | st.integers(0, 1000),
+    size=st.sampled_from([1, 2, 3]),
+)
+def test_masks_never_leak_and_every_query_sees_itself(
+    length: int, window: int | None, seed: int | None, size: int
+) -> None:
+    documents = None if seed is None else random_documents(2, length, seed)
+    expected = visible(length, window, documents)
+    seen = torch.zeros_like(expected)
+    for rank in range(size):
+        positions = zigzag(length, size, rank) if size > 1 else (range(length),)
+        places = torch.tensor([place for run in positions for place in run])
+        lowest = lowest_visible(places, window, documents)
+        for tile in tiles(positions, lowest):
+            assert tile.mask.any(dim=1).all(), "a query without a key"
+            assert tile.mask.any(dim=0)[0] and tile.mask.any(dim=0)[-1], "keys that nobody sees"
+            own = places[tile.queries]
+            assert tile.mask[torch.arange(len(own)), own - tile.keys.start].all(), "a query that does not see itself"
+            for row in range(len(seen))[tile.rows]:
+                block = seen[row, own[0] : own[-1] + 1, tile.keys]
+                assert not block.any(), "tiles overlap"
+                block |= tile.mask
+    assert seen.equal(expected)
+
+
+def test_documents_are_runs_of_equal_numbers() -> None:
+    numbers = torch.tensor([[5, 5, 1, 1, 5, 5], [0, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]])
+    assert document_starts(numbers).tolist() == [[0, 0, 2, 2, 4, 4], [0] * 6, [0, 1, 2, 3, 4, 5]]
+
+
+def test_only_the_inputs_are_kept_for_the_backward_pass() -> None:
+    length, kept = 4 * kernels._TILE, 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    inputs = random_tensors(1, 2, 1, length, length)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        TiledAttention.apply(*inputs, (range(length),), torch.zeros(1, length, dtype=torch.int64), None)
+    assert kept == sum(tensor.numel() for tensor in inputs) + length
