@@ -16,3 +16,6 @@ class TrainingConfig(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="Activations computed again in the backward pass; full: least memory, a third more work."
     )
+    logits_mib: int = Field(
+        256, gt=0, description="Memory for fp32 logits on one rank; what needs more is computed in pieces, and twice."
+    )

@@ -14,6 +14,7 @@ import torch
 
 from megatron_ko.errors import LaunchError
 from megatron_ko.parallel import cpu_compat
+from megatron_ko.parallel.host_memory import keep_freed_memory
 
 # Dense peaks in FLOP/s by a part of the device name; the vendor's data sheets, without structured sparsity.
 _PEAKS: dict[str, dict[str, float]] = {
@@ -67,6 +68,11 @@ class Platform:
         return torch.cuda.device_count() if self.device_type == "cuda" else 0
 
     @property
+    def compute_capability(self) -> tuple[int, int] | None:
+        """Generation of the GPU as NVIDIA counts it, (9, 0) for Hopper; None on a CPU."""
+        return torch.cuda.get_device_capability() if self.device_type == "cuda" else None
+
+    @property
     def runs_fused_kernels(self) -> bool:
         """Whether kernels of Transformer Engine and apex can run here."""
         return self.device_type == "cuda"
@@ -83,6 +89,7 @@ class Platform:
             LaunchError: this machine has fewer devices.
         """
         if self.device_type == "cpu":
+            keep_freed_memory()
             return
         if local_rank >= self.device_count:
             raise LaunchError(

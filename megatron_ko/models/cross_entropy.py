@@ -1,0 +1,131 @@
+"""Output layer and cross entropy in one: the logits of a large vocabulary never exist all at once.
+
+Logits of T tokens over v ids take 4 T v bytes in fp32, more than the rest of a small model. Here they are computed for
+so many tokens at a time as a limit allows. What is kept of them for the backward pass is one number a token, the log of
+the sum of their exponentials; the backward pass computes them again (as Wijmans et al., 2024, arXiv:2411.09009, do). A
+batch that is within the limit is computed in one piece, and once.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from torch import Tensor
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup, *, sequence_parallel: bool, limit: int
+) -> Tensor:
+    """Loss of each token: the negative log-probability of its label under softmax(hidden @ weight.T).
+
+    Args:
+        hidden: [s, b, h], or this rank's part of s under sequence parallelism.
+        weight: [v, h], this rank's rows of the vocabulary.
+        labels: [b, s], ids of the whole vocabulary.
+        group: tensor-parallel ranks, which hold equally many rows each.
+        sequence_parallel: whether ``hidden`` is split along the sequence.
+        limit: bytes that fp32 logits may take at a time on this rank.
+
+    Returns:
+        [b, s] in fp32, the same on all ranks of the group.
+    """
+    if sequence_parallel:
+        hidden = gather_from_sequence_parallel_region(hidden, group=group)
+    else:
+        hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+    losses = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, labels.t().flatten(), group, limit)
+    return losses.view(labels.shape[1], labels.shape[0]).t().contiguous()
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """[t, h], [v, h] and labels [t] to losses [t]. Gradients of ``hidden`` are those of this rank's rows alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup, limit: int
+    ) -> Tensor:
+        tokens, rows = hidden.shape[0], weight.shape[0]
+        labels = labels - group.rank() * rows  # local row of a label; outside [0, rows) on the ranks without it
+        log_sums = hidden.new_empty(tokens, dtype=torch.float32)
+        wanted = hidden.new_zeros(tokens, dtype=torch.float32)
+        pieces = list(_pieces(tokens, rows, limit))
+        for piece in pieces:
+            logits = _logits(hidden[piece], weight)
+            index, mine = _rows_of(labels[piece], rows)
+            wanted[piece] = logits.gather(1, index).squeeze(1).masked_fill(~mine, 0.0)
+            highest = logits.amax(-1)
+            powers = logits.sub_(highest.unsqueeze(1)).exp_()
+            log_sums[piece] = highest + powers.sum(-1).log()
+        total = _log_sum_over(log_sums, group)
+        if group.size() > 1:
+            dist.all_reduce(wanted, group=group)
+        # In one piece, the powers are kept, and turned into the softmax over all ranks by a factor a token.
+        kept = (powers, highest - total) if len(pieces) == 1 else (None, total)
+        ctx.save_for_backward(hidden, weight, labels, *kept)
+        ctx.pieces = pieces
+        return total - wanted
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        hidden, weight, labels, powers, logs = ctx.saved_tensors
+        if powers is not None:
+            slopes = powers.mul_((logs.exp() * gradient).unsqueeze(1))  # used once: a step runs backward once
+            slopes = _minus_labels(slopes, labels, gradient).to(weight.dtype)
+            return slopes @ weight, slopes.t() @ hidden, None, None, None
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        for piece in ctx.pieces:
+            slopes = _logits(hidden[piece], weight).sub_(logs[piece].unsqueeze(1)).exp_()
+            slopes.mul_(gradient[piece].unsqueeze(1))
+            slopes = _minus_labels(slopes, labels[piece], gradient[piece]).to(weight.dtype)
+            hidden_gradient[piece] = slopes @ weight
+            _add_product(weight_gradient, slopes.t(), hidden[piece])
+        return hidden_gradient, weight_gradient.to(weight.dtype), None, None, None
+
+
+def _pieces(tokens: int, rows: int, limit: int) -> Iterator[slice]:
+    """Slices of the tokens whose fp32 logits are within the limit, and at least one token long."""
+    length = max(1, limit // (4 * rows))
+    for start in range(0, tokens, length):
+        yield slice(start, min(start + length, tokens))
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    return (hidden @ weight.t()).float()
+
+
+def _rows_of(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Row of each label as [t, 1], 0 where it is on another rank, and [t] whether it is on this one."""
+    mine = (labels >= 0) & (labels < rows)
+    return labels.masked_fill(~mine, 0).unsqueeze(1), mine
+
+
+def _minus_labels(slopes: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
+    """From g p to g (p - [label]), in place: the gradient of the logits."""
+    index, mine = _rows_of(labels, slopes.shape[1])
+    return slopes.scatter_add_(1, index, -(gradient * mine).unsqueeze(1))
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to an fp32 total, in one pass where the factors are fp32 too."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _log_sum_over(log_sums: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The log of the sum of exponentials over the rows of all ranks, from that over the rows of each."""
+    if group.size() == 1:
+        return log_sums
+    highest = log_sums.clone()
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    share = (log_sums - highest).exp()
+    dist.all_reduce(share, group=group)
+    return highest + share.log()

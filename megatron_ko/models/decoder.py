@@ -1,0 +1,36 @@
+"""megatron-core's GPTModel, with this project's loss at its end."""
+
+from typing import Any
+
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from megatron_ko.models.cross_entropy import linear_cross_entropy
+
+
+class Decoder(GPTModel):
+    """A GPTModel whose loss never holds more than ``logits_limit`` bytes of fp32 logits.
+
+    Args:
+        logits_limit: bytes on this rank.
+        kwargs: GPTModel's.
+    """
+
+    def __init__(self, *, logits_limit: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._logits_limit = logits_limit
+
+    def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **kwargs: Any) -> Tensor:
+        """From the last hidden states [s, b, h] to losses [b, s], or to what GPTModel makes of them without labels."""
+        if labels is None or not self.post_process:
+            output: Tensor = super()._postprocess(hidden_states=hidden_states, labels=labels, **kwargs)
+            return output
+        shared = self.share_embeddings_and_output_weights
+        return linear_cross_entropy(
+            hidden_states,
+            self.shared_embedding_or_output_weight() if shared else self.output_layer.weight,
+            labels,
+            self.pg_collection.tp,
+            sequence_parallel=self.config.sequence_parallel,
+            limit=self._logits_limit,
+        )
