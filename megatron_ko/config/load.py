@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from megatron_ko.config.checks.model import check_network
@@ -24,6 +25,13 @@ Tree = dict[str, Any]
 
 # Paths in a file are relative to that file, so that a run can be started from any folder.
 _PATH_FIELDS = {("data", "tokenizer"), ("data", "cache_dir"), ("run", "dir")}
+
+
+class _Texts(SafeConstructor):
+    """YAML without its date type: nothing here is a date, but names and folders may look like one."""
+
+
+_Texts.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -121,7 +129,7 @@ def _other_file(path: Path, key: str, value: object) -> Path:
 
 def _read_yaml(path: Path) -> Tree:
     try:
-        content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("configuration file not found", got=path, remedy="see configs/runs for examples") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
@@ -129,6 +137,12 @@ def _read_yaml(path: Path) -> Tree:
     if not isinstance(content, dict):
         raise ConfigError("configuration file does not hold sections", got=path, expected="'section:' mappings")
     return content
+
+
+def _parse(text: str) -> Any:
+    reader = YAML(typ="safe")
+    reader.Constructor = _Texts
+    return reader.load(text)
 
 
 def _anchor_paths(tree: Tree, folder: Path) -> None:
@@ -144,7 +158,12 @@ def _anchor_paths(tree: Tree, folder: Path) -> None:
 
 
 def _anchored(value: str | Path, folder: Path) -> Path:
-    return Path(os.path.abspath(folder / Path(value).expanduser()))
+    try:
+        expanded = Path(value).expanduser()
+    except RuntimeError:
+        remedy = "write the path in full, or './' before it if the folder is really called so"
+        raise ConfigError("a path names a user whose home folder is not known", got=value, remedy=remedy) from None
+    return Path(os.path.abspath(folder / expanded))
 
 
 def _apply_override(tree: Tree, override: str) -> None:
@@ -152,15 +171,46 @@ def _apply_override(tree: Tree, override: str) -> None:
     parts = name.split(".")
     if not sign or not all(parts):
         raise ConfigError("override not understood", got=override, expected="section.key=value")
+    if parts[-1] in ("extends", "from"):
+        lines = "'extends: RUN.yaml'" + (f" and '{parts[0]}: {{from: FILE}}'" if len(parts) > 1 else "")
+        remedy = f"write a file that says {lines}, and run that one"
+        raise ConfigError(f"'{parts[-1]}' works in files only", got=override, expected="a value", remedy=remedy)
     try:
-        value = YAML(typ="safe").load(text)
+        value = _parse(text)
     except YAMLError as error:
         raise ConfigError("override value is not YAML", got=f"{override}: {error}") from None
+    _refuse_list_item(tree, parts, value, override)
     addition: Any = value
     for part in reversed(parts):
         addition = {part: addition}
     _anchor_paths(addition, Path.cwd())
     tree.update(merge(tree, addition))
+
+
+def _refuse_list_item(tree: Tree, parts: Sequence[str], value: Any, override: str) -> None:
+    """A list is replaced as a whole; an override that reaches into one is told how to write that."""
+    below: Any = tree
+    for depth, part in enumerate(parts):
+        if isinstance(below, list):
+            name = ".".join(parts[:depth])
+            whole = json.dumps(_with_item(below, parts[depth:], value), ensure_ascii=False, default=str)
+            raise ConfigError(
+                f"an override cannot reach into the list '{name}'",
+                got=override,
+                expected="the whole list",
+                remedy=f"{name}='{whole}'",
+            )
+        below = below.get(part) if isinstance(below, dict) else None
+
+
+def _with_item(items: list[Any], parts: Sequence[str], value: Any) -> list[Any]:
+    """A copy of a list with what the override probably meant: its item, or one key of its item, replaced."""
+    result = list(items)
+    number, *keys = parts
+    if number.isdecimal() and int(number) < len(items):
+        item = items[int(number)]
+        result[int(number)] = {**item, keys[0]: value} if len(keys) == 1 and isinstance(item, dict) else value
+    return result
 
 
 def _origin(path: str | Path, overrides: Sequence[str]) -> str:

@@ -1,11 +1,14 @@
 """Problems of a configuration, collected so that all of them are told at once."""
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from megatron_ko.errors import ConfigError
 
@@ -48,7 +51,10 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 
 def from_validation(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
     """Translate pydantic's errors: dotted paths, the value, what was expected, the nearest valid name."""
-    return [_translate(dict(item), schema) for item in error.errors()]
+    found = [(item["loc"], dict(item)) for item in error.errors()]
+    # A list whose items are wrong is also reported as too short: that says nothing more.
+    inner = {place[:depth] for place, _ in found for depth in range(1, len(place))}
+    return [_translate(item, schema) for place, item in found if place not in inner]
 
 
 def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
@@ -61,21 +67,53 @@ def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
         remedy = f"did you mean '{'.'.join([*above.path, meant])}'?" if meant else "remove it"
         return Problem(path=path, got=item["input"], expected=f"a known key: {', '.join(names)}", remedy=remedy)
     if item["type"] == "missing":
-        field = above.sections[0].model_fields[loc[-1]]
-        example = f"for example {path}={field.examples[0]}" if field.examples else None
-        return Problem(path=path, got=_Nothing(), expected=f"a value: {field.description}", remedy=example)
+        field = _field(above, loc[-1])
+        shown = field.examples[0] if field and field.examples else "VALUE"
+        expected = "a value" + (f": {field.description}" if field else "")
+        remedy = f"for example {path}={shown}" if field else "give the list all its items"
+        return Problem(path=path, got=_Nothing(), expected=expected, remedy=remedy)
     if item["type"].startswith("union_tag"):
         tags = [tag for section in here.sections for tag in _tags(section)]
         got = item["input"].get("type", _Nothing())
         meant = nearest(str(got), tags)
         guess = f"did you mean '{meant}'?" if meant else None
         return Problem(path=f"{path}.type", got=got, expected=f"one of {', '.join(tags)}", remedy=guess)
-    return Problem(path=path, got=item["input"], expected=_sentence(item["msg"]))
+    advice = _advice(item, _field(above, loc[-1]))
+    return Problem(path=path, got=item["input"], expected=_sentence(item["msg"]), remedy=advice)
+
+
+# How a value is written, by the first word of pydantic's error type: "int_type", "int_from_float".
+_WRITTEN = {
+    "int": "write a whole number, without quotes or decimal point",
+    "float": "write a number, without quotes: 3.0e-4",
+    "finite": "write a finite number",
+    "bool": "write true or false",
+    "string": "write text; in quotes if it looks like a number",
+    "tuple": "write a list: [A, B]",
+    "model": "write keys and values: {KEY: VALUE}",
+}
+
+
+def _advice(item: dict[str, Any], field: FieldInfo | None) -> str:
+    """What to write instead of a value of the wrong type or out of range."""
+    if item["type"] == "literal_error":
+        meant = nearest(str(item["input"]), re.findall(r"'([^']+)'", item["ctx"]["expected"]))
+        advice = f"did you mean '{meant}'?" if meant else "choose one of them"
+    else:
+        advice = _WRITTEN.get(item["type"].split("_")[0], "choose another value")
+    if advice.endswith("?") or field is None or field.is_required():
+        return advice
+    simple = isinstance(field.default, int | float | str)
+    return f"{advice}, or leave it out" + (f" for the default {json.dumps(field.default)}" if simple else "")
+
+
+def _field(place: "_Location", name: str) -> FieldInfo | None:
+    return next((s.model_fields[name] for s in place.sections if name in s.model_fields), None)
 
 
 def _sentence(message: str) -> str:
     """Pydantic's "Input should be ..." without its subject."""
-    return message.removeprefix("Input should be ")
+    return message.removeprefix("Input should be ").removeprefix("Tuple should have ").partition(" after validation")[0]
 
 
 @dataclass(frozen=True)

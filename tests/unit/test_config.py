@@ -225,3 +225,38 @@ def test_references_and_keys_that_are_none(tmp_path: Path, content: str, expecte
 
 def test_a_path_below_a_file(run_file: Path) -> None:
     assert "not readable" in problems(run_file / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("training.steps=1.5", "write a whole number"),
+        ("optim.lr=fast", "write a number"),
+        ("run.name=5", "in quotes"),
+        ("logging.tensorboard=yes", "write true or false, or leave it out for the default true"),
+        ("checkpoint.keep=0", "or leave it out for the default 2"),
+        ("optim.schedule=cosin", "did you mean 'cosine'?"),
+        ("optim.schedule=7", "choose one of them"),
+        ("data.split=5", "write a list"),
+        ("data.split=[1, 1]", "all its items"),
+        ("training=5", "{KEY: VALUE}"),
+        ("data.sources.0.prefix=b", """data.sources='[{"prefix": "b"}]'"""),
+        ("data.sources.7=b", "data.sources='[{"),
+        ("model.from=other.yaml", "'model: {from: FILE}'"),
+        ("extends=other.yaml", "'extends: RUN.yaml', and run"),
+        ("run.dir=~no-such-user/x", "write the path in full"),
+    ],
+)
+def test_each_bad_value_says_what_to_write_instead(run_file: Path, override: str, remedy: str) -> None:
+    text = problems(run_file, override)
+    assert "remedy:" in text and remedy in text
+
+
+def test_a_wrong_item_is_one_problem(run_file: Path) -> None:
+    assert problems(run_file, "data.sources=[x]").startswith("1 problem in")
+
+
+def test_names_that_look_like_dates_are_text(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run_file.parent)
+    config = load_config(run_file, ["run.dir=2024-01-01", "run.name=2024-01-01 10:00"])
+    assert (config.run.dir, config.run.name) == (run_file.parent / "2024-01-01", "2024-01-01 10:00")
