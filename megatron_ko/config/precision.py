@@ -6,11 +6,23 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 
+Recipe = Literal["none", "fp8_delayed", "fp8_current", "fp8_blockwise", "mxfp8", "nvfp4"]
+Fp8Format = Literal["e4m3", "hybrid"]
+# One scale for a whole tensor leaves gradients too little range in e4m3; a scale for a block does not.
+_PER_TENSOR_RECIPES = ("fp8_delayed", "fp8_current")
+
 
 class Mxfp8Config(Section):
     """MXFP8: 8-bit floats with one power-of-two scale for 32 neighbours (OCP Microscaling formats v1.0)."""
 
-    emulate: bool = Field(False, description="Round as Blackwell would and compute in full precision, on any device.")
+    emulate: bool = Field(
+        False, description="Round as the hardware would and compute in full precision, with portable layers, anywhere."
+    )
+    scale_rounding: Literal["down", "up"] = Field(
+        "down",
+        description="Emulation only. down: as the specification says, the largest values of a block saturate; up: as "
+        "Transformer Engine does on Blackwell, none does.",
+    )
 
 
 class PrecisionConfig(Section):
@@ -22,20 +34,45 @@ class PrecisionConfig(Section):
     backend: Literal["auto", "portable", "transformer_engine"] = Field(
         "auto", description="Layer implementation; auto: Transformer Engine where CUDA and the package are present."
     )
-    recipe: Literal["none", "fp8_delayed", "fp8_current", "fp8_blockwise", "mxfp8", "nvfp4"] = Field(
+    recipe: Recipe = Field(
         "none",
-        description="Low-precision matrix products; fp8_*: Hopper and later; mxfp8, nvfp4: Blackwell.",
+        description="Low-precision matrix products of the layers, never of router and output layer. fp8_delayed, "
+        "fp8_current: a scale for a tensor; fp8_blockwise: Hopper; mxfp8, nvfp4: Blackwell. All need Transformer "
+        "Engine, but for emulated mxfp8.",
     )
-    fp8_format: Literal["e4m3", "hybrid"] = Field(
-        "e4m3", description="Format of 8-bit gradients: e4m3, or e5m2 (hybrid). Weights and activations are e4m3."
+    fp8_format: Fp8Format | None = Field(
+        None,
+        description="Gradients in e4m3 like weights and activations, or in e5m2 (hybrid). None: what the recipe is "
+        "made for, hybrid with a scale for a tensor, e4m3 with one for a block.",
     )
     first_layers_high: int = Field(0, ge=0, description="Layers at the bottom that stay out of the recipe.")
-    last_layers_high: int = Field(
-        0, ge=0, description="Layers at the top that stay out. Router and output layer always do."
+    last_layers_high: int = Field(0, ge=0, description="Layers at the top that stay out of the recipe.")
+    fp8_weights: bool = Field(
+        False,
+        description="Keep the layers' weights in 8 bits only, beside the fp32 master weights of the optimizer, and "
+        "gather them in 8 bits: less memory and traffic. Needs the distributed optimizer.",
     )
-    fp8_weights: bool = Field(False, description="Keep the weights themselves in 8 bits and gather them so; needs TE.")
     mxfp8: Mxfp8Config = Field(default_factory=Mxfp8Config, description="Options of the recipe mxfp8.")
     initial_loss_scale: float = Field(65536.0, gt=0, description="fp16 only: first scale of the loss.")
     min_loss_scale: float = Field(1.0, gt=0, description="fp16 only: the scale never falls below this.")
     loss_scale_window: int = Field(1000, gt=0, description="fp16 only: good steps before the scale doubles.")
     loss_scale_hysteresis: int = Field(2, gt=0, description="fp16 only: overflows before the scale is halved.")
+
+    @property
+    def emulated(self) -> bool:
+        """Whether MXFP8 is emulated."""
+        return self.recipe == "mxfp8" and self.mxfp8.emulate
+
+    @property
+    def layer_backend(self) -> Literal["auto", "portable", "transformer_engine"]:
+        """``backend``, where emulation is at home in the portable layers."""
+        return "portable" if self.emulated else self.backend
+
+    @property
+    def gradient_format(self) -> Fp8Format:
+        """``fp8_format``, or what the recipe is made for."""
+        return self.fp8_format or ("hybrid" if self.recipe in _PER_TENSOR_RECIPES else "e4m3")
+
+    def is_high(self, layer: int, num_layers: int) -> bool:
+        """Whether layer number ``layer``, counted from 0, stays out of the recipe."""
+        return layer < self.first_layers_high or layer >= num_layers - self.last_layers_high

@@ -1,11 +1,142 @@
 """Low-precision recipes: what megatron-core is told, and what a device can run."""
 
+import importlib.metadata
+from dataclasses import dataclass
 from typing import Any
 
-from megatron_ko.config import RunConfig
+from megatron_ko.config import PrecisionConfig, RunConfig
+from megatron_ko.errors import ConfigError
+from megatron_ko.parallel.platform import get_platform
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a recipe takes.
+
+    Attributes:
+        engine_name: its name in megatron-core.
+        lowest: compute capability of the first GPUs that have it.
+        below: compute capability from which on Transformer Engine does not have it (yet).
+        transformer_engine: the first release that has it.
+    """
+
+    engine_name: str
+    lowest: Capability
+    below: Capability
+    transformer_engine: str
+
+
+_ANY: Capability = (99, 0)
+# megatron_core.fp8_utils and fp4_utils say which release of Transformer Engine; its quantization.py says which GPU.
+NEEDS = {
+    "fp8_delayed": Need("delayed", (8, 9), _ANY, "1.0"),
+    "fp8_current": Need("tensorwise", (8, 9), _ANY, "2.2"),
+    "fp8_blockwise": Need("blockwise", (9, 0), _ANY, "2.3"),
+    "mxfp8": Need("mxfp8", (10, 0), (12, 0), "2.1"),
+    "nvfp4": Need("nvfp4", (10, 0), _ANY, "2.7"),
+}
 
 
 def precision_settings(config: RunConfig) -> dict[str, Any]:
-    """The fields of TransformerConfig that choose the numbers of matrix products."""
-    assert config.precision.recipe == "none", config.precision.recipe
-    return {}
+    """The fields of TransformerConfig that choose the numbers of matrix products.
+
+    Raises:
+        ConfigError: this machine cannot run the recipe.
+    """
+    refuse_impossible(config.precision)
+    return recipe_settings(config)
+
+
+def recipe_settings(config: RunConfig) -> dict[str, Any]:
+    """The same, whatever the machine. Router and output layer are out of every recipe by megatron-core's defaults."""
+    precision = config.precision
+    if precision.recipe == "none" or precision.emulated:
+        return {}
+    name = NEEDS[precision.recipe].engine_name
+    settings: dict[str, Any] = {"fp4": "e2m1", "fp4_recipe": name}
+    if precision.recipe != "nvfp4":
+        settings = {"fp8": precision.gradient_format, "fp8_recipe": name, "fp8_param": precision.fp8_weights}
+    if precision.recipe == "fp8_delayed":
+        # The largest magnitude of the last 1024 steps, as in Transformer Engine's own defaults.
+        settings |= {"fp8_amax_history_len": 1024, "fp8_amax_compute_algo": "max"}
+    if precision.first_layers_high or precision.last_layers_high:
+        settings["first_last_layers_bf16"] = True
+        settings["num_layers_at_start_in_bf16"] = precision.first_layers_high
+        settings["num_layers_at_end_in_bf16"] = precision.last_layers_high
+    if config.model.moe and config.parallel.dispatcher != "allgather":
+        # Experts get a multiple of what a matrix product needs; the allgather dispatcher fills up with zeros instead.
+        settings["moe_router_padding_for_quantization"] = True
+    return settings
+
+
+def data_parallel_settings(precision: PrecisionConfig) -> dict[str, Any]:
+    """The fields of DistributedDataParallelConfig for weights in 8 bits."""
+    if not precision.fp8_weights:
+        return {}
+    return {"fp8_param_gather": True, "reuse_grad_buf_for_mxfp8_param_ag": precision.recipe == "mxfp8"}
+
+
+def optimizer_settings(precision: PrecisionConfig) -> dict[str, Any]:
+    """The fields of OptimizerConfig for weights in 8 bits."""
+    if not precision.fp8_weights:
+        return {}
+    name = NEEDS[precision.recipe].engine_name
+    return {"fp8_recipe": name, "reuse_grad_buf_for_mxfp8_param_ag": precision.recipe == "mxfp8"}
+
+
+def refuse_impossible(precision: PrecisionConfig) -> None:
+    """Stop before anything is built with a recipe that this machine cannot run.
+
+    Raises:
+        ConfigError: with the reason, and the recipes that it can run.
+    """
+    if precision.recipe == "none" or precision.emulated:
+        return
+    capability, engine = get_platform().compute_capability, transformer_engine_release()
+    if reason := why_not(precision.recipe, capability, engine):
+        possible = ["none", *(name for name in NEEDS if not why_not(name, capability, engine)), "mxfp8 emulated"]
+        raise ConfigError(
+            f"precision.recipe={precision.recipe} cannot run here: {reason}",
+            got=get_platform().device_name,
+            expected=f"one of the recipes that can: {', '.join(possible)}",
+            remedy="precision.recipe=none, or precision.recipe=mxfp8 precision.mxfp8.emulate=true to see its losses",
+        )
+
+
+def why_not(recipe: str, capability: Capability | None, engine: str | None) -> str | None:
+    """Why a machine cannot run a recipe; None if it can.
+
+    Args:
+        recipe: ``precision.recipe``, not "none".
+        capability: compute capability of its GPU; None without one.
+        engine: its release of Transformer Engine; None without.
+    """
+    need = NEEDS[recipe]
+    if capability is None:
+        return "there is no CUDA device"
+    if not need.lowest <= capability < need.below:
+        span = f"sm_{_digits(need.lowest)}" + (" or later" if need.below == _ANY else f" to sm_{need.below[0] - 1}x")
+        return f"the device is sm_{_digits(capability)}, and the recipe needs {span}"
+    if engine is None:
+        return 'Transformer Engine is not installed: pip install "transformer-engine[pytorch]"'
+    if _release(engine) < _release(need.transformer_engine):
+        return f"Transformer Engine is {engine}, and the recipe needs {need.transformer_engine}"
+    return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def _digits(capability: Capability) -> str:
+    return f"{capability[0]}{capability[1]}"
+
+
+def transformer_engine_release() -> str | None:
+    """Installed release of Transformer Engine, or None."""
+    try:
+        return importlib.metadata.version("transformer-engine")
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -3,6 +3,7 @@
 Sections are those of the OCP Microscaling Formats (MX) Specification v1.0.
 """
 
+import bisect
 import functools
 import math
 from dataclasses import dataclass
@@ -43,13 +44,15 @@ class Format:
 
     def encode(self, value: Fraction, negative: bool) -> int:
         """Code of the nearest finite value; of two equally near ones the one with an even code; largest if above it."""
-        _, code = min(magnitudes(self), key=lambda pair: (abs(pair[0] - abs(value)), pair[1] % 2))
+        above = bisect.bisect(magnitudes(self), abs(value), key=lambda pair: pair[0])
+        neighbours = magnitudes(self)[above - 1 : above + 1]
+        _, code = min(neighbours, key=lambda pair: (abs(pair[0] - abs(value)), pair[1] % 2))
         return code | (negative << 7)
 
 
 @functools.cache
 def magnitudes(form: Format) -> list[tuple[Fraction, int]]:
-    """Every finite value that is not negative, with its code."""
+    """Every finite value that is not negative, with its code, ascending."""
     return [(Fraction(form.decode(code)), code) for code in range(128) if math.isfinite(form.decode(code))]
 
 
