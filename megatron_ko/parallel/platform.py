@@ -14,6 +14,7 @@ import torch
 
 from megatron_ko.errors import LaunchError
 from megatron_ko.parallel import cpu_compat
+from megatron_ko.parallel.host_memory import keep_freed_memory
 
 # Dense peaks in FLOP/s by a part of the device name; the vendor's data sheets, without structured sparsity.
 _PEAKS: dict[str, dict[str, float]] = {
@@ -88,6 +89,7 @@ class Platform:
             LaunchError: this machine has fewer devices.
         """
         if self.device_type == "cpu":
+            keep_freed_memory()
             return
         if local_rank >= self.device_count:
             raise LaunchError(
