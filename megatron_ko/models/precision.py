@@ -65,9 +65,6 @@ def recipe_settings(config: RunConfig) -> dict[str, Any]:
         settings["first_last_layers_bf16"] = True
         settings["num_layers_at_start_in_bf16"] = precision.first_layers_high
         settings["num_layers_at_end_in_bf16"] = precision.last_layers_high
-    if config.model.moe and config.parallel.dispatcher != "allgather":
-        # Experts get a multiple of what a matrix product needs; the allgather dispatcher fills up with zeros instead.
-        settings["moe_router_padding_for_quantization"] = True
     return settings
 
 

@@ -1,0 +1,59 @@
+"""Which layers of a model chunk emulate MXFP8."""
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from megatron_ko.config import PrecisionConfig
+from megatron_ko.models.mxfp8 import E4M3, E5M2
+from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linears
+
+_GRADIENTS = {"e4m3": E4M3, "hybrid": E5M2}
+
+
+def emulate_mxfp8(
+    spec: TransformerBlockSubmodules, precision: PrecisionConfig, config: TransformerConfig, vp_stage: int | None
+) -> None:
+    """Let the portable layers of a chunk emulate MXFP8, where ``precision`` asks for it; the high layers stay.
+
+    Router, norms and attention itself are no linear layers, and the output layer is none of these: they stay as well.
+
+    Args:
+        spec: layers of a model chunk; changed in place.
+        precision: ``precision`` of the run.
+        config: the model.
+        vp_stage: number of the chunk on this pipeline stage; None without interleaving.
+    """
+    if not precision.emulated:
+        return
+    recipe = Mxfp8Recipe(_GRADIENTS[precision.gradient_format], precision.mxfp8.scale_rounding)
+    linears = mxfp8_linears(recipe)
+    classes = {ColumnParallelLinear: linears.column, RowParallelLinear: linears.row}
+    first = get_transformer_layer_offset(config, vp_stage)
+    spec.layer_specs = [
+        layer if precision.is_high(number, config.num_layers) else _replace(layer, classes)
+        for number, layer in enumerate(spec.layer_specs, start=first)
+    ]
+
+
+def _replace(part: Any, classes: Mapping[type, type]) -> Any:
+    """A copy of a specification with other classes, in all three shapes that megatron-core gives to a part."""
+    if isinstance(part, type):
+        return classes.get(part, part)
+    if isinstance(part, partial):
+        return partial(
+            part.func, *part.args, **{name: _replace(value, classes) for name, value in part.keywords.items()}
+        )
+    if isinstance(part, ModuleSpec):
+        return dataclasses.replace(part, submodules=_replace(part.submodules, classes))
+    if dataclasses.is_dataclass(part):
+        fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+        return type(part)(**{name: _replace(value, classes) for name, value in fields.items()})
+    return part
