@@ -18,6 +18,7 @@ from megatron_ko.config import ModelConfig
 _BLOCK_ROWS = 256
 _VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
 _OUTPUT_PROJECTIONS = ("linear_proj.weight", "linear_fc2.weight")
+_STATES = (".expert_bias",)  # saved with the weights, but no parameter: starts at 0
 
 
 def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, seed: int) -> None:
@@ -29,6 +30,8 @@ def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, se
     filled = 0
     with torch.no_grad():
         for part in sharded_parts(chunks):
+            if part.key.endswith(_STATES):
+                continue
             _fill(part, model, seed)
             filled += part.data.numel()
     expected = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
@@ -36,7 +39,7 @@ def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, se
 
 
 def sharded_parts(chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
-    """Every parameter of this rank as part of a global tensor; the data are the parameters' own memory."""
+    """Parameters and stored states of this rank as parts of global tensors; the data are the parameters' own memory."""
     for chunk in chunks:
         for value in nested_values(chunk.sharded_state_dict()):
             if isinstance(value, ShardedTensorFactory):  # gate and up in one matrix: views of its two halves
@@ -46,22 +49,35 @@ def sharded_parts(chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
 
 
 def _fill(part: ShardedTensor, model: ModelConfig, seed: int) -> None:
-    if "norm" in part.key.rsplit(".", 2)[-2] or part.key.endswith("layer_norm_weight"):
+    name = part.key.rsplit(".", 2)
+    if "norm" in name[-2] or name[-1] == "layer_norm_weight":
         part.data.fill_(1.0)
         return
-    axes = part.prepend_axis_num  # stacked axes such as the layer, in front of the tensor's own
-    stack, offsets = part.global_offset[:axes], part.global_offset[axes:]
-    rows, columns = part.global_shape[axes:]
+    # Axes in front of the matrix: the layer and the expert. Experts are one tensor here, many tensors there.
+    stack = part.global_offset[:-2]
+    if part.data.dim() == 2:
+        _fill_matrix(part, part.data, stack, model, seed)
+        return
+    for number, matrix in enumerate(part.data):
+        _fill_matrix(part, matrix, (*stack[:-1], stack[-1] + number), model, seed)
+
+
+def _fill_matrix(
+    part: ShardedTensor, matrix: torch.Tensor, stack: tuple[int, ...], model: ModelConfig, seed: int
+) -> None:
+    """Fill one matrix of a global tensor; ``stack`` says which."""
+    row, column = part.global_offset[-2:]
+    rows, columns = part.global_shape[-2:]
     if part.key in _VOCABULARY_KEYS:
         rows = model.vocab_size
     std = model.init_std
     if part.key.endswith(_OUTPUT_PROJECTIONS):
         std /= math.sqrt(2 * model.num_layers)
-    first, last = offsets[0], min(offsets[0] + part.data.shape[0], rows)
-    width = slice(offsets[1], offsets[1] + part.data.shape[1])
+    first, last = row, min(row + matrix.shape[0], rows)
+    width = slice(column, column + matrix.shape[1])
     for start, block in _blocks(f"{seed}/{part.key}/{stack}", range(first, last), columns):
-        part.data[start - first : start - first + len(block)] = block[:, width] * std
-    part.data[max(0, last - first) :] = 0.0
+        matrix[start - first : start - first + len(block)] = block[:, width] * std
+    matrix[max(0, last - first) :] = 0.0
 
 
 def _blocks(name: str, rows: range, columns: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -1,11 +1,69 @@
-"""Mixture of experts: what megatron-core is told."""
+"""Mixture of experts: what megatron-core is told, and which modules such a layer is made of."""
 
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
+
+from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_ko.config import RunConfig
+from megatron_ko.models.experts import GroupedExperts
+from megatron_ko.models.router import Router
+
+_BALANCING = {"none": "none", "batch": "aux_loss", "sequence": "seq_aux_loss", "global": "global_aux_loss"}
+MlpSpec: TypeAlias = ModuleSpec | partial[Any]  # of megatron-core 0.16, of 0.19
 
 
 def moe_settings(config: RunConfig) -> dict[str, Any]:
     """The fields of TransformerConfig that describe experts, router and dispatcher; none for a dense model."""
-    assert config.model.moe is None, "experts"
-    return {}
+    moe = config.model.moe
+    if moe is None:
+        return {}
+    balanced = moe.aux_loss != "none" and moe.aux_loss_coeff > 0
+    quantised = config.precision.recipe == "mxfp8" and not config.precision.mxfp8.emulate
+    return {
+        "num_moe_experts": moe.num_experts,
+        "moe_ffn_hidden_size": config.model.ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": moe.shared_ffn_hidden_size or None,
+        "moe_grouped_gemm": True,
+        "moe_router_topk": moe.top_k,
+        "moe_router_score_function": moe.score,
+        "moe_router_pre_softmax": moe.softmax_before_topk,
+        "moe_router_topk_scaling_factor": moe.topk_scale if moe.topk_scale != 1.0 else None,
+        # Scores decide between near equals: they are computed in fp32 whatever the layers are computed in.
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": _BALANCING[moe.aux_loss] if balanced else "none",
+        "moe_aux_loss_coeff": moe.aux_loss_coeff if balanced else 0.0,
+        "moe_z_loss_coeff": moe.z_loss_coeff or None,
+        "moe_router_enable_expert_bias": moe.expert_bias,
+        "moe_router_bias_update_rate": moe.expert_bias_update_rate,
+        "moe_expert_capacity_factor": moe.capacity_factor,
+        "moe_token_dispatcher_type": config.parallel.dispatcher,
+        # Every expert gets a multiple of the block size; tokens are gathered whole by the allgather dispatcher.
+        "moe_router_padding_for_quantization": quantised and config.parallel.dispatcher != "allgather",
+    }
+
+
+def portable_experts(num_experts: int, experts: type[GroupedExperts] = GroupedExperts) -> MlpSpec:
+    """The mixture of experts of a portable layer.
+
+    Args:
+        num_experts: experts of the layer, over all ranks.
+        experts: what computes them.
+    """
+    spec: MlpSpec = get_mlp_module_spec(use_te=False, num_experts=num_experts)
+    _submodules(spec).experts = experts
+    use_router(spec)
+    return spec
+
+
+def use_router(spec: MlpSpec) -> None:
+    """Put our router into a layer's mixture of experts, whatever its back end."""
+    _submodules(spec).router = Router
+
+
+def _submodules(spec: MlpSpec) -> MoESubmodules:
+    parts = spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules
+    assert isinstance(parts, MoESubmodules), parts
+    return parts

@@ -36,3 +36,23 @@ def prepare_imports() -> None:
     if release >= _NEEDS_TRITON and importlib.util.find_spec("triton") is None:
         # An inert module in its place would break PyTorch's own compiler, which takes it for the real one.
         raise LaunchError(f"megatron-core {version('megatron-core')} needs triton", remedy="pip install triton")
+
+
+class _NoFp8:
+    """Transformer Engine's answer where there is none: nothing is computed in 8 bits."""
+
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+
+def define_missing_names() -> None:
+    """Define what megatron-core reads and defines only where Transformer Engine is installed.
+
+    That is a matrix product in the router of 0.16, and a question that recomputation asks in both releases.
+    """
+    from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe import moe_utils
+
+    vars(moe_utils).setdefault("te_general_gemm", None)
+    vars(random).setdefault("FP8GlobalStateManager", _NoFp8)

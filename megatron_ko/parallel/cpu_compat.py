@@ -18,6 +18,8 @@ import torch._dynamo
 from megatron.core.tensor_parallel import random
 from torch.utils import _device
 
+from megatron_ko.parallel import cpu_collectives
+
 _CPU = torch.device("cpu")
 _FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like", "zeros_like", "ones_like")
 
@@ -76,6 +78,7 @@ def install() -> None:
     _patch_device()
     _patch_streams()
     _patch_random_state()
+    cpu_collectives.install()
     # Compiling for a CPU takes longer than it saves; megatron-core's compiled functions run as they are written.
     torch._dynamo.config.disable = True
 
@@ -91,6 +94,7 @@ def _on_host(factory: Callable[..., Any]) -> Callable[..., Any]:
     def create(*args: Any, **kwargs: Any) -> Any:
         if "device" in kwargs and _names_cuda(kwargs["device"]):
             kwargs["device"] = _CPU
+        kwargs.pop("pin_memory", None)  # for a faster copy to a device
         return factory(*args, **kwargs)
 
     return create

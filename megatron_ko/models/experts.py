@@ -1,0 +1,166 @@
+"""The experts of the portable back end: all of a rank's experts in two tensors, multiplied in two grouped products."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.dist_checkpointing.mapping import ReplicaId, ShardedTensor, ShardedTensorFactory
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
+from megatron.core.transformer import MegatronModule, TransformerConfig
+from torch import Tensor
+
+from megatron_ko.parallel.platform import get_platform
+
+Offsets = tuple[tuple[int, int, int], ...]
+
+
+class GroupedExperts(MegatronModule):
+    """SwiGLU experts (Shazeer, 2020, arXiv:2002.05202) with megatron-core's interface of experts.
+
+    Parameters carry the names that megatron-core's other implementations give them in a checkpoint
+    (``experts.linear_fc1.weight``, [experts, gate and up, hidden], and ``experts.linear_fc2.weight``), so that weights
+    and optimizer states can be exchanged with Transformer Engine's.
+
+    Args:
+        num_local_experts: experts of this rank.
+        config: the model.
+        pg_collection: process groups; ``ep``, ``expt_tp`` and ``expt_dp`` are read.
+        name: megatron-core 0.19 passes it, for reports of its own.
+    """
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        assert config.activation_func is F.silu and config.gated_linear_unit and not config.add_bias_linear
+        self.num_local_experts = num_local_experts
+        self._groups = pg_collection
+        hidden, width = config.hidden_size, config.moe_ffn_hidden_size // pg_collection.expt_tp.size()
+        self.weight1 = self._allocate(2 * width, hidden, split_dim=1)
+        self.weight2 = self._allocate(hidden, width, split_dim=2)
+
+    def _allocate(self, outputs: int, inputs: int, split_dim: int) -> torch.nn.Parameter:
+        weight = torch.nn.Parameter(
+            torch.empty(
+                self.num_local_experts,
+                outputs,
+                inputs,
+                dtype=self.config.params_dtype,
+                device=get_platform().device,
+            )
+        )
+        set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=split_dim, stride=1)
+        weight.allreduce = False  # reduced over the ranks that hold the same experts
+        return weight
+
+    def linear(self, tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+        """One product for all experts; see ``expert_linear``. Low-precision recipes replace it."""
+        return expert_linear(tokens, weight, counts)
+
+    def forward(
+        self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
+    ) -> tuple[Tensor, None]:
+        """Compute every token by its expert.
+
+        Args:
+            permuted_local_hidden_states: [t, h], tokens of the first expert first.
+            tokens_per_expert: [e], tokens of each expert; adds up to t.
+            permuted_probs: [t], weight of the expert for the token.
+
+        Returns:
+            [t, h], this rank's part of a sum over the expert-tensor-parallel ranks; and no bias.
+        """
+        inner = self.linear(permuted_local_hidden_states, self.weight1, tokens_per_expert)  # [t, 2 w]
+        gate, up = inner.chunk(2, dim=-1)
+        weighted = F.silu(gate) * up * permuted_probs.unsqueeze(-1)
+        return self.linear(weighted.to(inner.dtype), self.weight2, tokens_per_expert), None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """This rank's experts as parts of tensors over all experts."""
+        groups, axis = self._groups, len(sharded_offsets)
+        replica: ReplicaId = (0, 0, groups.expt_dp.rank())
+        ours = (axis, groups.ep.rank(), groups.ep.size())
+        keys = (f"{prefix}experts.linear_fc1.weight", f"{prefix}experts.linear_fc2.weight")
+        tp_rank, tp_size = groups.expt_tp.rank(), groups.expt_tp.size()
+        halves = partial(_gate_and_up, offsets=(*sharded_offsets, ours), tp_rank=tp_rank, tp_size=tp_size)
+        second = ShardedTensor.from_rank_offsets(
+            keys[1],
+            self.weight2,
+            *sharded_offsets,
+            ours,
+            (axis + 2, tp_rank, tp_size),
+            replica_id=replica,
+            prepend_axis_num=axis,
+        )
+        first = ShardedTensorFactory(keys[0], self.weight1, halves, partial(torch.cat, dim=1), replica)
+        return {f"{prefix}weight1": first, f"{prefix}weight2": second}
+
+
+def _gate_and_up(
+    key: str, weight: Tensor, replica: ReplicaId, _: slice | None, *, offsets: Offsets, tp_rank: int, tp_size: int
+) -> list[ShardedTensor]:
+    """Gate and up are one tensor [e, 2 w, h] here and on disk, but split over ranks each by itself."""
+    axis = len(offsets) - 1
+    return [
+        ShardedTensor.from_rank_offsets(
+            key,
+            half,
+            *offsets,
+            (axis + 1, number * tp_size + tp_rank, 2 * tp_size),
+            replica_id=replica,
+            prepend_axis_num=axis,
+        )
+        for number, half in enumerate(weight.chunk(2, dim=1))
+    ]
+
+
+def expert_linear(tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Multiply tokens by the matrix of their expert.
+
+    Args:
+        tokens: [t, i], sorted by expert.
+        weight: [e, o, i].
+        counts: [e], int64 on any device, tokens of each expert; adds up to t.
+
+    Returns:
+        [t, o].
+    """
+    product: Tensor = _GroupedProduct.apply(tokens, weight, counts.tolist())
+    return product
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """One loop over experts for the forward pass and one for the backward pass, in place, outside of autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+        ctx.save_for_backward(tokens, weight)
+        ctx.counts = counts
+        output = tokens.new_empty(len(tokens), weight.shape[1])
+        start = 0
+        for expert, count in enumerate(counts):
+            stop = start + count
+            torch.mm(tokens[start:stop], weight[expert].t(), out=output[start:stop])
+            start = stop
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        tokens, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        to_tokens, to_weight = torch.empty_like(tokens), torch.empty_like(weight)
+        start = 0
+        for expert, count in enumerate(ctx.counts):
+            stop = start + count
+            torch.mm(gradient[start:stop], weight[expert], out=to_tokens[start:stop])
+            torch.mm(gradient[start:stop].t(), tokens[start:stop], out=to_weight[expert])
+            start = stop
+        return to_tokens, to_weight, None

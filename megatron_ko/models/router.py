@@ -1,0 +1,74 @@
+"""The router of both back ends: megatron-core's, with auxiliary losses of exact weight, and with statistics."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler, z_loss_func
+from megatron.core.transformer.moe.router import TopKRouter
+from torch import Tensor
+
+from megatron_ko.models.router_stats import RouterTotals
+from megatron_ko.parallel.compat import define_missing_names
+
+define_missing_names()
+
+
+class Router(TopKRouter):
+    """Top-k router.
+
+    The trainer divides all gradients by the counted tokens of the global batch. An auxiliary loss is to count as its
+    mean over the micro-batches, so its gradient is multiplied by ``tokens_per_micro_batch`` beforehand. megatron-core
+    takes the routed tokens of this rank for that factor: wrong by the number of tensor and context ranks (0.16), where
+    labels are masked, and for the loss over all data-parallel ranks.
+
+    Attributes:
+        tokens_per_micro_batch: counted tokens of the global batch divided by its micro-batches; set before each step.
+        totals: what was routed since it was last reset.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tokens_per_micro_batch: Tensor | float = 1.0
+        self.totals = RouterTotals(self.num_experts)
+
+    def attach_and_log_load_balancing_loss(
+        self,
+        activation: Tensor,
+        aux_loss_coeff: float,
+        aux_loss: Tensor,
+        aux_loss_name: str,
+        reduce_group: torch.distributed.ProcessGroup,
+        **_: object,
+    ) -> Tensor:
+        """Let the backward pass through ``activation`` start the one through ``aux_loss`` as well.
+
+        Args:
+            activation: anything that the loss of the model depends on.
+            aux_loss_coeff: weight that ``aux_loss`` has been multiplied by.
+            aux_loss: this rank's part of a sum over ``reduce_group``.
+            aux_loss_name: megatron-core's name of it.
+            reduce_group: ranks whose tokens are balanced together.
+        """
+        # One loss for several replicas has to count once for each of them.
+        replicas = reduce_group.size() / self.tp_cp_group.size()
+        self.totals.add_aux_loss(aux_loss.detach() * (replicas / aux_loss_coeff))
+        attached: Tensor = MoEAuxLossAutoScaler.apply(activation, aux_loss * (self.tokens_per_micro_batch * replicas))
+        return attached
+
+    def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        """Attach the router z-loss (Zoph et al., 2022, arXiv:2202.08906) to the logits [t, e]."""
+        assert padding_mask is None, "sequences are full"
+        if self.config.moe_z_loss_coeff is None or not self.training or not torch.is_grad_enabled():
+            return logits
+        share = z_loss_func(logits, 1 / self.tp_cp_group.size())  # of the mean over all ranks that share the batch
+        self.totals.add_z_loss(share.detach())
+        weight = self.config.moe_z_loss_coeff * self.tokens_per_micro_batch
+        attached: Tensor = MoEAuxLossAutoScaler.apply(logits, share * weight)
+        return attached
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weights and choice of experts, both [t, e], from logits [s, b, e]."""
+        weights, chosen = super().routing(logits, padding_mask=padding_mask)
+        if self.training and torch.is_grad_enabled():  # recomputation counts once, validation not at all
+            self.totals.add_routing(logits.detach().view(-1, self.num_experts), chosen, self.score_function)
+        return weights, chosen
