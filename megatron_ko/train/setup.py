@@ -189,6 +189,6 @@ def _announce(config: RunConfig, groups: Groups, chunks: list[torch.nn.Module]) 
     for line in summarise(config, groups.world_size):
         _log.info(line)
     built = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
-    layers = "transformer_engine" if uses_transformer_engine(config.precision.backend) else "portable"
+    layers = "transformer_engine" if uses_transformer_engine(config.precision.layer_backend) else "portable"
     device = f"{platform.device_name} ({platform.backend}), {layers} layers"
     _log.info("device      %s, %s parameters on rank 0", device, f"{built:,}")
