@@ -1,6 +1,7 @@
-"""Progress for people: a live panel on a terminal, one plain line a step everywhere else."""
+"""Progress for people: a live panel on a terminal, a plain line every few seconds everywhere else."""
 
 import logging
+import math
 import sys
 
 from rich.console import Console, Group
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from megatron_ko.train.state import Record
 
+_QUIET_S = 5.0  # seconds between plain lines: a log of a long run stays readable
 _SMOOTHING = 0.9  # share of the past in the throughput that the remaining time is computed from
 
 
@@ -65,23 +67,42 @@ class Progress:
 
 
 class PlainConsole:
-    """One line a step on standard output, for logs and pipes."""
+    """Lines on standard output, for logs and pipes.
+
+    The first and the last step are always printed, and so is a skipped one; others when the newest line is
+    ``_QUIET_S`` old. Every step is in the metric store.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._printed_at = -math.inf
+        self._waiting = ""
 
     def write_step(self, record: Record) -> None:
-        """Print a step."""
+        """Print a step, or keep it until it is known whether it was the last."""
         fields = self._progress.fields(record)
-        print("  ".join(f"{name} {fields[name]}" for name in _PLAIN), flush=True)
+        self._waiting = "  ".join(f"{name} {fields[name]}" for name in _PLAIN)
+        now = _number(record["time"])
+        last = record["step"] == self._progress.total_steps
+        # A clock that was set back must not silence the run.
+        if last or record["skipped"] or not 0 <= now - self._printed_at < _QUIET_S:
+            self._printed_at = now
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            print(self._waiting, flush=True)
+        self._waiting = ""
 
     def write_eval(self, record: Record) -> None:
-        """Print a validation."""
+        """Print a validation, after the step that it belongs to."""
         self._progress.remember_eval(record)
+        self._flush()
         print(self._progress.eval_line(record), flush=True)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Print the step that a run stopped at."""
+        self._flush()
 
 
 _PLAIN = ("step", "loss", "lr", "grad norm", "tokens", "tokens/s", "eta")

@@ -60,6 +60,27 @@ def test_plain_console_tells_a_step_in_a_line(capsys: pytest.CaptureFixture[str]
     assert "loss skipped" in third and "grad norm -" in third
 
 
+def test_plain_console_is_quiet_between_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    console = PlainConsole(Progress(total_steps=100, total_tokens=100000))
+
+    def told(step: int, time: float, **changed: bool) -> list[str]:
+        console.write_step({**STEP, "step": step, "time": time, **changed})
+        return capsys.readouterr().out.splitlines()
+
+    assert told(1, 1000.0) and not told(2, 1001.0) and not told(3, 1004.9)
+    assert told(4, 1005.0) and not told(5, 1006.0)
+    assert told(6, 1006.5, skipped=True) and not told(7, 1007.0)
+    console.write_eval(EVAL)  # a validation is told, with its step
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["step", "valid"]
+    assert told(8, 900.0)  # the clock was set back
+    assert not told(9, 901.0)
+    console.close()  # a run that was stopped at step 9
+    assert capsys.readouterr().out.startswith("step 9/100")
+    console.close()
+    assert not capsys.readouterr().out
+    assert told(99, 1020.0) and told(100, 1020.1)
+
+
 def test_live_console_draws_and_gives_the_terminal_back() -> None:
     import io
     import logging
