@@ -225,8 +225,9 @@ def _lineage(lineage: dict[str, Any]) -> str:
     if not lineage:
         return ""
     code, tokenizer = lineage.get("code") or {}, lineage.get("tokenizer") or {}
+    dirty = "with changes that are not in this commit" if code.get("dirty") else None
     facts = {
-        "code": " ".join(str(part) for part in (code.get("version"), code.get("commit")) if part),
+        "code": " ".join(str(part) for part in (code.get("version"), code.get("commit"), dirty) if part),
         "tokenizer": " ".join(str(part) for part in (tokenizer.get("path"), tokenizer.get("fingerprint")) if part),
         "configuration": str(lineage.get("config_sha256") or ""),
         "parent": str(lineage.get("parent") or "none, trained from scratch"),

@@ -30,7 +30,7 @@ class Table:
     Attributes:
         columns: name -> values, all of one length.
         superseded: rows that a resumed session computed again; only the later ones are in the columns.
-        unreadable: lines that are not JSON objects.
+        unreadable: lines that are not JSON objects, or hold something else where a number belongs.
     """
 
     columns: dict[str, Column]
@@ -140,11 +140,11 @@ def read_table(path: Path, names: tuple[str, ...]) -> Table:
         with path.open("rb") as lines:
             for line in lines:
                 row = _parse_row(line)
-                if row is None:
+                numbers = None if row is None else [row.get(name) for name in names]
+                if numbers is None or not all(number is None or isinstance(number, int | float) for number in numbers):
                     unreadable += 1
                     continue
-                for name in names:
-                    number = row.get(name)
+                for name, number in zip(names, numbers, strict=True):
                     values[name].append(np.nan if number is None else float(number))
     columns = {name: np.frombuffer(column, dtype=np.float64) for name, column in values.items()}
     kept = _not_superseded(columns["step"])
@@ -200,15 +200,22 @@ def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
         tree = YAML(typ="safe").load(text) if text else {}
     except YAMLError as error:
         raise DataError("the configuration of the run is damaged", got=f"{path}: {error}") from None
+    if not isinstance(tree or {}, dict) or not all(isinstance(section, dict) for section in (tree or {}).values()):
+        raise DataError("the configuration of the run is damaged", got=path, expected="sections with keys")
     return dict(tree or {})
 
 
 def _parse_json(path: Path) -> dict[str, Any]:
     text = _read_text(path)
     try:
-        return dict(json.loads(text)) if text else {}
-    except ValueError as error:
+        content = {**json.loads(text)} if text else {}
+    except (ValueError, TypeError) as error:
         raise DataError("a file of the run directory is damaged", got=f"{path}: {error}") from None
+    for name in ("sessions", "corpus"):
+        entries = content.get(name, [])
+        if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+            raise DataError("a file of the run directory is damaged", got=path, expected=f"a list of {name}")
+    return content
 
 
 def _read_checkpoints(folder: Path) -> list[CheckpointEntry]:

@@ -14,10 +14,12 @@ import orjson
 import megatron_ko
 from megatron_ko.config import RunConfig, dump
 from megatron_ko.errors import KoError
+from megatron_ko.log import get_logger
 from megatron_ko.models.checkpoint_files import write_atomic
 from megatron_ko.plan.params import count_parameters
 
 FILE = "lineage.json"
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
 
 
 def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, Any]], session: dict[str, Any]) -> None:
-    """Write ``lineage.json``, or add a session to it when the run is continued.
+    """Write ``lineage.json``, or add a session to it when the run is continued, and say what became of the corpus.
 
     Args:
         config: the resolved configuration.
@@ -79,10 +81,14 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
     path = config.run.dir / FILE
     now = datetime.now(UTC).isoformat(timespec="seconds")
     previous = _read(path) if path.is_file() else {}
+    code = {"version": megatron_ko.__version__, **_commit()}
+    if session["resumed_from_step"]:
+        for line in _corpus_changes(previous.get("corpus", []), corpus):
+            _log.warning("changed since the run was last started: %s", line)
     content = {
         "run": config.run.name,
         "created": previous.get("created", now),
-        "code": {"version": megatron_ko.__version__, "commit": _commit()},
+        "code": code,
         "parameters": count_parameters(config.model).total,
         "tokenizer": {"path": str(config.data.tokenizer), "fingerprint": identity.tokenizer},
         "corpus": corpus,
@@ -91,27 +97,63 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
         "environment": {**identity.versions, "device": session["device"], "world_size": session["layout"]["world"]},
         "sessions": [
             *previous.get("sessions", []),
-            {"started": now, "resumed_from_step": session["resumed_from_step"], "layout": session["layout"]},
+            {
+                "started": now,
+                "resumed_from_step": session["resumed_from_step"],
+                "layout": session["layout"],
+                "code": code,
+                "corpus_sha256": [source["sha256"] for source in corpus],
+            },
         ],
     }
     write_atomic(path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
 
 
+def _corpus_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+    """One line for every source of tokens that is new, gone or has other content; its place does not matter."""
+    known, found = ({source["sha256"]: source for source in sources} for sources in (before, now))
+    lines = [f"no longer read: {_source(known[digest])}" for digest in known if digest not in found]
+    lines += [f"new: {_source(found[digest])}" for digest in found if digest not in known]
+    if lines:
+        lines.append("samples are numbered anew: some of the corpus may be read twice, some not at all")
+    return lines
+
+
+def _source(source: dict[str, Any]) -> str:
+    return f"{source['prefix']}, {source['tokens']:,} tokens, sha256 {source['sha256'][:16]}"
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """An earlier lineage, with the parts that are carried on in the form that this version writes."""
     try:
-        return dict(orjson.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+        content: dict[str, Any] = {**orjson.loads(path.read_bytes())}
+        content["sessions"] = [dict(session) for session in content.get("sessions", [])]
+        content["corpus"] = [
+            {name: source[name] for name in ("prefix", "sha256", "tokens", "weight")}
+            for source in content.get("corpus", [])
+        ]
+    except (ValueError, TypeError, KeyError) as error:
         remedy = "restore it from a copy, or move it away: the run then starts a new one"
-        raise KoError("the lineage of the run is damaged", got=f"{path}: {error}", remedy=remedy) from None
+        raise KoError("the lineage of the run is damaged", got=f"{path}: {error!r}", remedy=remedy) from None
+    return content
 
 
-def _commit() -> str | None:
-    """The commit of the code when it runs from a clone, else None."""
-    folder = Path(megatron_ko.__file__).parent
+def _commit() -> dict[str, str | bool | None]:
+    """The commit of the code and whether the package differs from it; None for both when it is no clone."""
+    folder = str(Path(megatron_ko.__file__).parent)
+    # An installed package may lie inside a repository that has nothing to do with it.
+    ours = _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None
+    changes = _git(folder, "--no-optional-locks", "status", "--porcelain", "--", ".") if ours else None
+    return {
+        "commit": _git(folder, "rev-parse", "HEAD") if ours else None,
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(folder: str, *words: str) -> str | None:
+    """What git says, or None when it is not there, takes too long, or knows no repository."""
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False
-        )
+        answer = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -73,7 +73,7 @@ def write_run(directory: Path, steps: int = 120, name: str = "한국어 데모",
         write_lines(directory / "metrics" / "superseded.jsonl", again)
     lineage = {
         "run": name,
-        "code": {"version": "0.1.0", "commit": "0a1b2c3d4e5f"},
+        "code": {"version": "0.1.0", "commit": "0a1b2c3d4e5f", "dirty": True},
         "tokenizer": {"path": "runs/demo-data/tokenizer", "fingerprint": _SHA * 4},
         "corpus": [
             {"prefix": "data/한국어", "sha256": {"bin": _SHA * 4, "idx": _SHA * 4}, "tokens": 81234, "weight": None}

@@ -118,7 +118,7 @@ def test_key_figures_are_on_the_page(run: Path) -> None:
         "한국어 데모", "complete",
         f"{last['loss']:.4f}", f"{figures.final_valid_loss:.4f}", f"{figures.bits_per_byte:.4f}",
         "245,760", "resumed 1 time", "1 step skipped", "7 steps computed again", "1,312,896 parameters",
-        "step_00000120", "15.8 MB", "0a1b2c3d4e5f", "data/한국어", "num_layers: 4", "resumed from 60",
+        "step_00000120", "15.8 MB", "0a1b2c3d4e5f with changes", "data/한국어", "num_layers: 4", "resumed from 60",
         "world 4, tensor 2, pipeline 2, distributed optimizer",
     ):  # fmt: skip
         assert part in text, part

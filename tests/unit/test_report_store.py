@@ -64,9 +64,9 @@ def test_steps_that_training_moved_aside_are_counted(tmp_path: Path) -> None:
 
 def test_a_torn_line_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[3]\n{"step": 4, "lo')
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[3]\n{"step": "x"}\n{"step": 4, "lo')
     table = read_table(path, TRAIN_COLUMNS)
-    assert (len(table), table.unreadable) == (2, 2)
+    assert (len(table), table.unreadable) == (2, 3)
     assert math.isnan(table["loss"][1])
 
 
@@ -86,7 +86,18 @@ def test_no_metrics_is_a_user_error(tmp_path: Path, content: str | None) -> None
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize(("name", "content"), [("lineage.json", "{"), ("config.resolved.yaml", "a: [")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("lineage.json", "{"),
+        ("lineage.json", "[1]"),
+        ("lineage.json", '{"sessions": 5}'),
+        ("lineage.json", '{"corpus": ["a"]}'),
+        ("config.resolved.yaml", "a: ["),
+        ("config.resolved.yaml", "[a]"),
+        ("config.resolved.yaml", "run: 5"),
+    ],
+)
 def test_damaged_files_are_named(tmp_path: Path, name: str, content: str) -> None:
     write_run(tmp_path, 20)
     (tmp_path / name).write_text(content)
