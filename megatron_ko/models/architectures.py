@@ -10,6 +10,7 @@ from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.models.memory import memory_settings
 from megatron_ko.models.moe import moe_settings
 from megatron_ko.models.precision import precision_settings
+from megatron_ko.models.rope import softmax_scale
 from megatron_ko.models.specs import has_fused_weight_gradient, uses_transformer_engine
 from megatron_ko.parallel.platform import get_platform
 
@@ -19,11 +20,13 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def transformer_config(config: RunConfig) -> TransformerConfig:
     """The TransformerConfig of a decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
 
+    Windows are not in it: megatron-core's pattern knows one width only (``models/windows.py``).
+
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed.
     """
     model, dtype = config.model, config.precision.dtype
-    fused = uses_transformer_engine(config.precision.backend)
+    fused = uses_transformer_engine(config.precision.layer_backend)
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -37,6 +40,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         activation_func=F.silu,
         add_bias_linear=False,
         qk_layernorm=model.qk_norm,
+        softmax_scale=softmax_scale(model.rope, model.kv_channels),
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         # Weights come from models/initialise.py. megatron-core still has to go through its own initialisation, because

@@ -1,13 +1,15 @@
 """Building the model chunks of this rank, with their initial weights."""
 
 import torch
-from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
 from megatron_ko.config import RunConfig
 from megatron_ko.models.architectures import transformer_config
+from megatron_ko.models.decoder import Decoder
 from megatron_ko.models.initialise import initialise_weights
+from megatron_ko.models.mxfp8_layers import emulate_mxfp8
+from megatron_ko.models.rope import ScaledRotaryEmbedding
 from megatron_ko.models.specs import decoder_spec
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform
@@ -36,9 +38,12 @@ def build_model(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
 def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups, index: int) -> torch.nn.Module:
     model = config.model
     vp_stage = index if groups.vp_size > 1 else None
-    chunk: torch.nn.Module = GPTModel(
+    layers = decoder_spec(settings, config.precision.layer_backend, vp_stage, model.windows)
+    emulate_mxfp8(layers, config.precision, settings, vp_stage)
+    chunk: torch.nn.Module = Decoder(
+        logits_limit=config.training.logits_mib << 20,
         config=settings,
-        transformer_layer_spec=decoder_spec(settings, config.precision.backend, vp_stage, model.windows),
+        transformer_layer_spec=layers,
         vocab_size=model.padded_vocab_size(groups.tp_size),
         max_sequence_length=model.max_position_embeddings,
         pre_process=groups.is_first_stage and index == 0,
@@ -50,4 +55,6 @@ def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups,
         pg_collection=groups.pg,
         vp_stage=vp_stage,
     )
+    if model.rope.scaling is not None:
+        chunk.rotary_pos_emb = ScaledRotaryEmbedding(model.rope, model.kv_channels, groups.pg.cp)
     return chunk.to(get_platform().device)

@@ -1,18 +1,18 @@
 """Running a tiny model under any layout, and bringing back what can be compared: losses, global gradients, weights."""
 
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from oracle import Pieces, assemble, pieces_of
 
 from megatron_ko.config import RunConfig
-from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.data.pretrain import Collator, TokenBatch
 from megatron_ko.models.build import build_model
-from megatron_ko.models.initialise import sharded_parts
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.platform import get_platform
@@ -23,7 +23,7 @@ from megatron_ko.train.state import TrainState
 from megatron_ko.train.step import train_step
 
 SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 20
-Pieces = list[tuple[str, tuple[int, ...], tuple[int, ...], torch.Tensor]]
+DOCUMENT_START = 3
 
 
 def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunConfig:
@@ -44,7 +44,12 @@ def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, An
             "model": {**model, **sections.get("model", {})},
             "parallel": parallel or {},
             "precision": {"dtype": "fp32", **sections.get("precision", {})},
-            "data": {"tokenizer": nowhere, "sources": ({"prefix": nowhere},), "sequence_length": SEQUENCE},
+            "data": {
+                "tokenizer": nowhere,
+                "sources": ({"prefix": nowhere},),
+                "sequence_length": SEQUENCE,
+                **sections.get("data", {}),
+            },
             "optim": {"lr": 1e-3, "warmup_steps": 2},
             "training": {
                 "steps": STEPS,
@@ -117,47 +122,30 @@ def merge(ranks: list[RankOutcome]) -> Outcome:
     )
 
 
-def assemble(pieces: Iterable[tuple[str, tuple[int, ...], tuple[int, ...], torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Global tensors from the parts of all ranks."""
-    whole: dict[str, torch.Tensor] = {}
-    for key, shape, offset, part in pieces:
-        target = whole.setdefault(key, torch.full(shape, float("nan")))
-        region = target[tuple(slice(start, start + size) for start, size in zip(offset, part.shape, strict=True))]
-        known = ~torch.isnan(region)
-        # Replicas are reduced in different orders: equal up to rounding.
-        torch.testing.assert_close(region[known], part[known], rtol=1e-4, atol=1e-6)
-        region.copy_(part)
-    assert not any(torch.isnan(tensor).any() for tensor in whole.values()), "a part is missing"
-    return whole
-
-
-def pieces_of(chunks: list[torch.nn.Module]) -> Pieces:
-    """This rank's parameters as parts of global tensors, stacked axes included."""
-    found = []
-    for part in sharded_parts(chunks):
-        data = part.data.detach().float().clone()
-        stacked = data.reshape((1,) * part.prepend_axis_num + data.shape)
-        found.append((part.key, part.global_shape, part.global_offset, stacked))
-    return found
-
-
 def micro_batches(config: RunConfig, groups: Groups, step: int) -> list[TokenBatch]:
     """This rank's micro-batches: fixed random tokens, of which every sample masks a different number."""
     micro = config.training.micro_batch_size
     firsts = range(groups.dp_rank * micro, SAMPLES, micro * groups.dp_size)
-    return [_collate([_sample(step * SAMPLES + first + row) for row in range(micro)]) for first in firsts]
+    collate = Collator(
+        document_start=DOCUMENT_START if config.data.document_mask else None,
+        cp_rank=groups.cp_rank,
+        cp_size=groups.cp_size,
+    )
+    return [collate(_Samples(), range(step * SAMPLES + first, step * SAMPLES + first + micro)) for first in firsts]
 
 
-def _collate(samples: list[TokenBatch]) -> TokenBatch:
-    names = [field.name for field in fields(TokenBatch)]
-    return TokenBatch(**{name: torch.stack([getattr(sample, name) for sample in samples]) for name in names})
+class _Samples:
+    """Sample n is drawn from seed n; about three of its tokens begin a document."""
 
+    def __len__(self) -> int:
+        return 2**31
 
-def _sample(index: int) -> TokenBatch:
-    generator = torch.Generator().manual_seed(index)
-    tokens = torch.randint(VOCABULARY, (SEQUENCE + 1,), generator=generator)
-    mask = (torch.rand(SEQUENCE, generator=generator) > (index % 5) / 6).float()
-    return TokenBatch(tokens=tokens[:-1], labels=tokens[1:], loss_mask=mask, position_ids=torch.arange(SEQUENCE))
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        tokens = torch.randint(VOCABULARY, (SEQUENCE + 1,), generator=generator)
+        mask = (torch.rand(SEQUENCE, generator=generator) > (index % 5) / 6).float()
+        tokens[torch.rand(SEQUENCE + 1, generator=generator) < 0.1] = DOCUMENT_START
+        return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask, "position_ids": torch.arange(SEQUENCE)}
 
 
 def train_rank(config: RunConfig, steps: int) -> RankOutcome:
@@ -197,8 +185,9 @@ def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], gr
         for buffer in wrapped.buffers:
             for bucket in buffer.buckets if wrapped.ddp_config.use_distributed_optimizer else []:
                 # Each data-parallel rank has reduced its own shard only.
-                own = bucket.grad_data.view(groups.dp_size, -1)[groups.dp_rank].clone()
-                torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=groups.pg.dp_cp)
+                replicas = groups.pg.dp_cp
+                own = bucket.grad_data.view(replicas.size(), -1)[replicas.rank()].clone()
+                torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=replicas)
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
     kept = [parameter.data for parameter in parameters]
     for parameter in parameters:
