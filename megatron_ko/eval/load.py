@@ -73,9 +73,9 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
 
 
 def single_rank(config: RunConfig) -> RunConfig:
-    """The same model on one rank; Transformer Engine's layers become portable ones where there is no CUDA."""
-    backend = "portable" if config.precision.backend == "portable" else "auto"
-    precision = config.precision.model_copy(update={"backend": backend})
+    """The same model on one rank, without a recipe; Transformer Engine's layers become portable ones without CUDA."""
+    backend = "portable" if config.precision.layer_backend == "portable" else "auto"
+    precision = config.precision.model_copy(update={"backend": backend, "recipe": "none", "fp8_weights": False})
     return config.model_copy(update={"parallel": ParallelConfig(), "precision": precision})
 
 

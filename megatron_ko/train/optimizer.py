@@ -15,6 +15,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.utils import get_model_config
 
 from megatron_ko.config import RunConfig
+from megatron_ko.models.precision import data_parallel_settings, optimizer_settings
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.train.adam import install_portable_adam
 
@@ -28,6 +29,7 @@ def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], gro
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         check_for_nan_in_grad=False,  # the step itself decides, once, for all ranks
+        **data_parallel_settings(config.precision),
     )
     return [
         DistributedDataParallel(
@@ -67,6 +69,7 @@ def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Gr
         hysteresis=precision.loss_scale_hysteresis,
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_param_gather,
+        **optimizer_settings(precision),
     )
     optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False, pg_collection=groups.pg)
     for part in optimizer.chained_optimizers:
