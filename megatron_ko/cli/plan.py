@@ -8,7 +8,7 @@ import typer
 
 from megatron_ko.config import load_model_config
 from megatron_ko.plan.flops import CONVENTION, flops_per_token
-from megatron_ko.plan.params import count_parameters, padding_parameters
+from megatron_ko.plan.params import ParameterCount, count_parameters, padding_parameters
 
 app = typer.Typer(no_args_is_help=True, help="Exact arithmetic from a configuration: parameters, FLOPs.")
 
@@ -34,9 +34,10 @@ def params(
     model = load_model_config(file)
     count = count_parameters(model)
     if as_json:
-        typer.echo(json.dumps({"total": count.total, "active": count.active, "groups": count.groups}))
+        numbers = {"total": count.total, "active": count.active, "groups": count.groups}
+        typer.echo(json.dumps(numbers | {"active_groups": count.active_groups}))
         return
-    _print_table(file, count.groups, count.total, count.active)
+    _print_table(file, count)
     length = model.max_position_embeddings
     padding, rows = padding_parameters(model, tensor), model.padded_vocab_size(tensor)
     typer.echo(f"vocabulary: {model.vocab_size:,} rows; {rows:,} when padded for tensor {tensor} (+{padding:,})")
@@ -44,16 +45,16 @@ def params(
     typer.echo(f"            ({CONVENTION})")
 
 
-def _print_table(file: Path, groups: dict[str, int], total: int, active: int) -> None:
+def _print_table(file: Path, count: ParameterCount) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"parameters of {file.name}", title_justify="left")
     table.add_column("group")
-    table.add_column("parameters", justify="right")
-    table.add_column("share", justify="right")
-    for name, number in groups.items():
-        table.add_row(name, f"{number:,}", f"{number / total:.1%}", end_section=name == "output_layer")
-    table.add_row("total", f"{total:,}", "100.0%", style="bold")
-    table.add_row("active", f"{active:,}", f"{active / total:.1%}")
+    for name in ("parameters", "share", "active"):
+        table.add_column(name, justify="right")
+    for name, number in count.groups.items():
+        share, last = f"{number / count.total:.1%}", name == "output_layer"
+        table.add_row(name, f"{number:,}", share, f"{count.active_groups[name]:,}", end_section=last)
+    table.add_row("total", f"{count.total:,}", "100.0%", f"{count.active:,}", style="bold")
     Console().print(table)

@@ -27,12 +27,21 @@ def build_model(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed.
     """
-    settings = transformer_config(config)
-    chunks = [_build_chunk(config, settings, groups, index) for index in range(groups.vp_size)]
+    chunks = [chunk.to(get_platform().device) for chunk in build_structure(config, groups)]
     initialise_weights(chunks, config.model, config.run.seed)
     if config.precision.dtype != "fp32":
-        chunks = [Float16Module(settings, chunk) for chunk in chunks]
+        chunks = [Float16Module(chunk.config, chunk) for chunk in chunks]
     return chunks
+
+
+def build_structure(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
+    """This rank's model chunks as ``build_model`` makes them, with weights as they were allocated.
+
+    Raises:
+        ConfigError: ``precision.backend`` asks for what is not installed.
+    """
+    settings = transformer_config(config)
+    return [_build_chunk(config, settings, groups, index) for index in range(groups.vp_size)]
 
 
 def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups, index: int) -> torch.nn.Module:
@@ -57,4 +66,4 @@ def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups,
     )
     if model.rope.scaling is not None:
         chunk.rotary_pos_emb = ScaledRotaryEmbedding(model.rope, model.kv_channels, groups.pg.cp)
-    return chunk.to(get_platform().device)
+    return chunk

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,42 +10,59 @@ class ParameterCount:
     """Parameters of a model with its vocabulary as published, that is without padding rows.
 
     Attributes:
-        total: all parameters.
-        active: parameters that take part in computing one token; all of them in a dense model.
-        groups: embedding, attention, mlp, norms, output_layer (0 when tied); they add up to ``total``.
+        groups: embedding, attention, mlp or experts, router and shared_experts, norms, output_layer (0 when tied).
+        active_groups: the same, with those parameters only that take part in computing one token.
     """
 
-    total: int
-    active: int
     groups: dict[str, int]
+    active_groups: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return sum(self.groups.values())
+
+    @property
+    def active(self) -> int:
+        """Parameters that take part in computing one token; all of them in a dense model."""
+        return sum(self.active_groups.values())
 
 
 def count_parameters(model: ModelConfig) -> ParameterCount:
-    """Count the parameters of a dense Llama-family model.
+    """Count the parameters of a model.
 
     With width h, feed-forward width f, n query heads and g key/value heads of width d, L layers and v token ids:
 
     - embedding ``v h``; output_layer ``v h``, or 0 when tied
     - attention ``L (h n d + 2 h g d + n d h)``: query, key and value, output projection
-    - mlp ``L 3 h f``: gate, up, down
-    - norms ``(2 L + 1) h``: two a layer, and the last one
-
-    Raises:
-        ConfigError: the width of a head is not given and is not an integer.
+    - mlp ``L 3 h f``: gate, up, down; or with E experts of which a token sees k, and a shared one of width s:
+      experts ``L E 3 h f`` (active ``L k 3 h f``), router ``L E h``, shared_experts ``L 3 h s``
+    - norms ``(2 L + 1) h``: two a layer and the last one; ``+ 2 L d`` where queries and keys are normalised by head
     """
-    check_heads(model)
     hidden, layers, head = model.hidden_size, model.num_layers, model.kv_channels
-    heads, groups = model.num_attention_heads, model.query_groups
     embedding = model.vocab_size * hidden
-    counts = {
+    feed_forward, active_feed_forward = _feed_forward(model)
+    before = {
         "embedding": embedding,
-        "attention": layers * hidden * head * (2 * heads + 2 * groups),
-        "mlp": layers * 3 * hidden * model.ffn_hidden_size,
-        "norms": (2 * layers + 1) * hidden,
+        "attention": layers * hidden * head * (2 * model.num_attention_heads + 2 * model.query_groups),
+    }
+    after = {
+        "norms": (2 * layers + 1) * hidden + (2 * layers * head if model.qk_norm else 0),
         "output_layer": 0 if model.tie_embeddings else embedding,
     }
-    total = sum(counts.values())
-    return ParameterCount(total=total, active=total, groups=counts)
+    return ParameterCount(groups=before | feed_forward | after, active_groups=before | active_feed_forward | after)
+
+
+def _feed_forward(model: ModelConfig) -> tuple[dict[str, int], dict[str, int]]:
+    """All parameters of the feed-forward layers by group, and those that compute one token."""
+    layers, hidden, moe = model.num_layers, model.hidden_size, model.moe
+    one = layers * 3 * hidden * model.ffn_hidden_size
+    if moe is None:
+        return {"mlp": one}, {"mlp": one}
+    dense = {"router": layers * moe.num_experts * hidden}
+    if moe.shared_ffn_hidden_size:
+        dense["shared_experts"] = layers * 3 * hidden * moe.shared_ffn_hidden_size
+    return {"experts": moe.num_experts * one, **dense}, {"experts": moe.top_k * one, **dense}
 
 
 def padding_parameters(model: ModelConfig, tensor: int = 1) -> int:
@@ -56,19 +72,3 @@ def padding_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """
     rows = model.padded_vocab_size(tensor) - model.vocab_size
     return rows * model.hidden_size * (1 if model.tie_embeddings else 2)
-
-
-def check_heads(model: ModelConfig) -> None:
-    """Raise a ConfigError when the heads cannot be laid out."""
-    if model.head_dim is None and model.hidden_size % model.num_attention_heads:
-        raise ConfigError(
-            "the width of a head is not an integer",
-            got=f"hidden_size {model.hidden_size} / num_attention_heads {model.num_attention_heads}",
-            expected="num_attention_heads that divides hidden_size, or head_dim given",
-        )
-    if model.num_attention_heads % model.query_groups:
-        raise ConfigError(
-            "query heads cannot be shared out evenly",
-            got=f"num_attention_heads {model.num_attention_heads}, num_query_groups {model.query_groups}",
-            expected="num_query_groups that divides num_attention_heads",
-        )

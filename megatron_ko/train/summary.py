@@ -17,11 +17,14 @@ def summarise(config: RunConfig, world_size: int) -> list[str]:
     parallel, training = config.parallel, config.training
     data = world_size // parallel.model_size
     accumulation = training.global_batch_size // (training.micro_batch_size * data)
-    axes = f"tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {data}"
-    extras = [f"{parallel.virtual_pipeline} chunks a stage"] if parallel.virtual_pipeline > 1 else []
+    context = f"context {parallel.context} x " if parallel.context > 1 else ""
+    axes = f"tensor {parallel.tensor} x {context}pipeline {parallel.pipeline} x data {data}"
+    extras = [f"experts over {parallel.expert} of them"] if parallel.expert > 1 else []
+    extras += [f"{parallel.virtual_pipeline} chunks a stage"] if parallel.virtual_pipeline > 1 else []
     extras += ["sequence parallel"] if parallel.sequence_parallel else []
     extras += ["distributed optimizer"] if parallel.distributed_optimizer else []
     parameters = count_parameters(config.model)
+    active = f", {parameters.active:,} of them for a token" if parameters.active < parameters.total else ""
     per_step, flops = tokens_per_step(config), flops_per_token(config.model, config.data.sequence_length)
     total = per_step * training.steps
     return [
@@ -29,7 +32,7 @@ def summarise(config: RunConfig, world_size: int) -> list[str]:
         f"batch       {training.global_batch_size} sequences = {training.micro_batch_size} micro x {data} data x "
         f"{accumulation} accumulation; {config.data.sequence_length} tokens each",
         f"tokens      {per_step:,} a step, {total:,} ({short(total)}) in {training.steps:,} steps",
-        f"parameters  {parameters.total:,} ({short(parameters.total)}), and "
+        f"parameters  {parameters.total:,} ({short(parameters.total)}){active}, and "
         f"{padding_parameters(config.model, parallel.tensor):,} in vocabulary padding",
         f"schedule    {describe(config.optim, training.steps)}",
         f"compute     {short(flops)} FLOP a token, {short(flops * total)} in all ({CONVENTION})",
