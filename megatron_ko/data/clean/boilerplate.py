@@ -1,0 +1,107 @@
+"""Lines that a web page puts around its text: menus, sharing buttons, copyright notices, bylines, link collections.
+
+Only whole lines go, and only short ones, so that a sentence about copyright stays. A line belongs to a menu when
+nothing is left of it once the words of menus and the marks between them are taken away.
+"""
+
+import re
+from collections import Counter
+
+from pydantic import Field
+
+from megatron_ko.config.section import Section
+from megatron_ko.data.clean.page import Page
+from megatron_ko.data.clean.stage import Changed, Kind
+
+# What Korean pages write on buttons and menus.
+_MENU = (
+    "로그인 로그아웃 회원가입 마이페이지 장바구니 고객센터 공지사항 사이트맵 전체메뉴 메뉴 검색 통합검색 "
+    "홈으로 처음으로 본문바로가기 메뉴바로가기 주메뉴 바로가기 맨위로 위로 TOP 목록 목록보기 목록으로 이전 "
+    "다음 이전글 다음글 이전페이지 다음페이지 더보기 전체보기 닫기 열기 펼치기 접기 수정 삭제 신고 신고하기 "
+    "답글 답글쓰기 댓글 댓글쓰기 댓글달기 글쓰기 공유 공유하기 인쇄 인쇄하기 프린트 스크랩 좋아요 구독 "
+    "구독하기 추천 추천하기 북마크 즐겨찾기 주소복사 URL복사 링크복사 페이스북 트위터 카카오톡 카카오스토리 "
+    "네이버블로그 밴드 인스타그램 유튜브 이메일 글자크게 글자작게 글자크기 개인정보처리방침 "
+    "개인정보취급방침 이용약관 청소년보호정책 이메일무단수집거부 저작권정책 찾아오시는길 회사소개 광고문의 "
+    "제휴문의 기사제보 Facebook Twitter KakaoTalk Instagram YouTube Home Login Logout Menu Search Share "
+    "Print"
+)
+
+# Letters of a word that is a button even when it stands alone: 공유하기.
+_TELLING = 4
+_COPYRIGHT = re.compile(
+    r"무단\s*(?:전재|복제|배포|도용)|재배포\s*(?:를\s*)?금지|저작권자\s*[ⓒ©(<:]|"
+    r"all rights reserved|copyright\s*[ⓒ©(\d]|^[ⓒ©]\s*\S",
+    re.I,
+)
+_BYLINE = re.compile(
+    r"^(?:\[[^\]]{2,30}\]|\([^)]{2,30}\))?\s*[가-힣]{2,4}\s*(?:인턴|수습|선임|전문)?\s*기자[\])=\s]*"
+    r"(?:[\w.+-]+@[\w-]+(?:\.[\w-]+)+)?\s*$"
+)
+_COUNTER = re.compile(
+    r"^(?:조회(?:수)?|댓글(?:수)?|추천(?:수)?|공감|좋아요|공유|스크랩|작성일|등록일|수정일|입력|수정|승인|작성자|등록자|글쓴이)"
+    r"\s*[:|]?[\d,.:/\-\s오전후시분년월일()]*\d[\d,.:/\-\s오전후시분년월일()]*$"
+)
+_LINKS = re.compile(
+    r"^(?:[▶▷►☞※◆◇■□▲△●○★☆·•>\-\s]*)(?:관련\s*(?:기사|뉴스|글)|주요\s*뉴스|인기\s*(?:기사|글)|많이\s*본)"
+)
+# No letter, digit or picture. Markdown's rules, fences and table lines, and brackets of code, mean something.
+_SYMBOLS = re.compile("^(?![-*_=`~|$(){}\\[\\]])[^\\w\u2600-\u27bf\U0001f000-\U0001faff]+$")
+_REST = re.compile(r"[\s|/>›»·•:,()\[\]▲▼△▽◀▶+\-–~\d]+")
+
+
+class BoilerplateOptions(Section):
+    """Which kinds of lines go."""
+
+    longest_line: int = Field(120, ge=1, description="Longer lines stay, whatever they say.")
+    menus: bool = Field(True, description="Lines of nothing but words of menus and buttons.")
+    menu_words: tuple[str, ...] = Field((), description="More such words, for the sites at hand.")
+    copyright: bool = Field(True, description="무단전재 및 재배포 금지, All rights reserved, ...")
+    bylines: bool = Field(True, description="홍길동 기자 name@paper.co.kr")
+    counters: bool = Field(True, description="조회수 1,234 | 작성일 2024.01.02")
+    links: bool = Field(True, description="Headings of link collections: ▶ 관련기사 ...")
+    symbols: bool = Field(True, description="Lines of nothing but symbols, except those of Markdown and code.")
+
+
+class Boilerplate:
+    """The stage."""
+
+    def __init__(self, options: BoilerplateOptions) -> None:
+        self._options = options
+        words = sorted({*_MENU.split(), *options.menu_words}, key=len, reverse=True)
+        # Words of menus are written with and without spaces: 목록 보기, 목록보기.
+        spaced = (r"\s?".join(map(re.escape, word)) if re.match("[가-힣]", word) else re.escape(word) for word in words)
+        self._menu = re.compile(rf"(?:{'|'.join(spaced)})(?=\W|\d|$)", re.I) if options.menus else None
+        patterns = [
+            ("copyright", options.copyright, _COPYRIGHT),
+            ("byline", options.bylines, _BYLINE),
+            ("counter", options.counters, _COUNTER),
+            ("links", options.links, _LINKS),
+            ("symbols", options.symbols, _SYMBOLS),
+        ]
+        self._patterns = [(reason, pattern) for reason, wanted, pattern in patterns if wanted]
+
+    def __call__(self, page: Page) -> Changed | None:
+        """Remove lines."""
+        kept, removed = [], Counter[str]()
+        for line in page.lines:
+            stripped = line.strip()
+            reason = self._judge(stripped) if 0 < len(stripped) <= self._options.longest_line else None
+            if reason is None:
+                kept.append(line)
+            else:
+                removed[reason] += 1
+        return Changed("\n".join(kept).strip("\n"), removed) if removed else None
+
+    def _judge(self, line: str) -> str | None:
+        for reason, pattern in self._patterns:
+            if pattern.search(line):
+                return reason
+        if self._menu is not None and self._menu.match(line.lstrip(" |/>›»·•[(▲▼◀▶-")):
+            words = self._menu.findall(line)
+            # One short word alone may be a heading: 메뉴, 추천.
+            several = len(words) > 1 or len(words[0]) >= _TELLING
+            return "menu" if several and not _REST.sub("", self._menu.sub("", line)) else None
+        return None
+
+
+KIND = Kind(BoilerplateOptions, Boilerplate)

@@ -1,0 +1,84 @@
+"""How Korean a text is, and long runs of single letters (ㅋㅋㅋㅋ, ㅠㅠㅠ)."""
+
+import re
+
+from pydantic import Field
+
+from megatron_ko.config.section import Section
+from megatron_ko.data.clean.page import Page
+from megatron_ko.data.clean.stage import Changed, Filter, Kind, Rule
+
+_SYLLABLES = re.compile("[가-힣]+")
+# Compatibility jamo (ㄱ ㅏ ㆍ), conjoining jamo, their extensions, half-width letters.
+_JAMO = re.compile("[ㄱ-ㆎ\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7fb\uffa0-\uffdc]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+class HangulOptions(Section):
+    """Limits; null switches a rule off. No published values exist: find yours with --sample."""
+
+    min_ratio: float | None = Field(0.5, ge=0, le=1, description="Hangul syllables among all letters, at least.")
+    max_ratio: float | None = Field(None, ge=0, le=1, description="... and at most, to find mixed text.")
+    max_jamo: float | None = Field(0.3, ge=0, le=1, description="Single letters (ㅋ ㅠ ㄱ) among all Hangul, at most.")
+
+
+class Letters:
+    """What the rules measure; NaN where nothing can be compared, which breaks no rule."""
+
+    def __init__(self, page: Page) -> None:
+        text = page.text
+        self._syllables = _length(_SYLLABLES, text)
+        self._jamo = _length(_JAMO, text) if _JAMO.search(text) else 0
+        self._letters = _length(_LETTERS, text)
+
+    @property
+    def ratio(self) -> float:
+        """Hangul syllables per letter of any script, single jamo left out; a text without letters is not Korean."""
+        letters = self._letters - self._jamo
+        return self._syllables / letters if letters > 0 else (float("nan") if self._jamo else 0.0)
+
+    @property
+    def jamo(self) -> float:
+        """Single letters per Hangul character."""
+        hangul = self._syllables + self._jamo
+        return self._jamo / hangul if hangul else 0.0
+
+
+def _length(pattern: "re.Pattern[str]", text: str) -> int:
+    return sum(map(len, pattern.findall(text)))
+
+
+def hangul(options: HangulOptions) -> Filter[Letters]:
+    """The filter."""
+    return Filter(
+        Letters,
+        [
+            Rule("little_hangul", lambda v: v.ratio, low=options.min_ratio),
+            Rule("much_hangul", lambda v: v.ratio, high=options.max_ratio),
+            Rule("jamo", lambda v: v.jamo, high=options.max_jamo),
+        ],
+    )
+
+
+class JamoRunOptions(Section):
+    """How long laughing and crying may be."""
+
+    longest: int = Field(3, ge=1, description="A run of the same letter, or of one that goes with it, is cut to this.")
+
+
+class JamoRuns:
+    """Cuts runs of one letter, and of letters that are typed in turn: ㅋㅎㅋㅎ, ㅠㅜㅠㅜ. ㅋㅋ stays as it is."""
+
+    def __init__(self, options: JamoRunOptions) -> None:
+        more = options.longest
+        self._longest = more
+        self._runs = re.compile(rf"([ㄱ-ㆎ])\1{{{more},}}|[ㅋㅎ]{{{more + 1},}}|[ㅠㅜ]{{{more + 1},}}")
+
+    def __call__(self, page: Page) -> Changed | None:
+        """Cut the runs."""
+        text, number = self._runs.subn(lambda run: run.group()[: self._longest], page.text)
+        return Changed(text, {"jamo_run": number}) if number else None
+
+
+KIND = Kind(HangulOptions, hangul)
+RUNS = Kind(JamoRunOptions, JamoRuns)
