@@ -1,6 +1,10 @@
 """What a user can get wrong, said in one shape: what, got, expected, remedy; and the exit codes of the program."""
 
 import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_USER_ERROR = 2
@@ -91,3 +95,14 @@ def repairable(error: OSError, target: object = None, kind: type[KoError] = KoEr
         remedy = "choose another path, or move away what is there"
         return kind(f"a file or folder is in the way of {path}", got=str(error), remedy=remedy)
     return None
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the path to an error of the system that names none, as a full disk does while a file is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise

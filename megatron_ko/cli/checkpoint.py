@@ -1,5 +1,6 @@
 """`megatron-ko checkpoint`: what a run has saved, and whether it can be trusted."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,9 @@ def list_(
     if as_json:
         typer.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2).decode())
         return
+    if not rows:
+        typer.echo(f"no checkpoints in {folder}")
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -54,4 +58,5 @@ def list_(
             "-" if row.age_s is None else f"{row.age_s:.0f} s",
             state,
         )
-    Console().print(table)
+    # A pipe has no width that a line would have to be broken for.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)

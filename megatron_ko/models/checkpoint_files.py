@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import xxhash
 
-from megatron_ko.errors import CheckpointError
+from megatron_ko.errors import CheckpointError, naming
 from megatron_ko.log import get_logger
 
 MANIFEST = "manifest.json"
@@ -222,7 +222,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that readers see the old or the new content, also after a power cut."""
     temporary = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}")
     try:
-        with temporary.open("wb") as stream:
+        with naming(path), temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from megatron_ko.errors import naming
 from megatron_ko.report.assets import POINTER, STYLE
 from megatron_ko.report.axis import short
 from megatron_ko.report.chart import draw
@@ -37,7 +38,7 @@ def save_page(run_dir: Path, run: RunRecord) -> Path:
     temporary = path.with_name(f".index.html.{os.getpid()}")
     page = render(run, summarise(run))
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(page)
             file.flush()
             os.fsync(file.fileno())

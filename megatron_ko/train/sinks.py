@@ -6,7 +6,7 @@ from typing import Protocol
 import orjson
 from torch.utils.tensorboard import SummaryWriter
 
-from megatron_ko.errors import ConfigError
+from megatron_ko.errors import ConfigError, naming
 from megatron_ko.train.state import Record
 
 _NOT_PLOTTED = {"step", "time", "loss_hex", "valid_loss_hex"}
@@ -33,7 +33,7 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("ab")
+        self._path, self._stream = path, path.open("ab")
 
     @property
     def position(self) -> int:
@@ -42,8 +42,9 @@ class JsonLines:
 
     def write(self, record: Record) -> None:
         """Append one line."""
-        self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
-        self._stream.flush()
+        with naming(self._path):
+            self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            self._stream.flush()
 
     def close(self) -> None:
         """Close the file."""

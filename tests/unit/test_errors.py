@@ -3,11 +3,12 @@
 import errno
 import logging
 import pickle
+from pathlib import Path
 
 import pytest
 
 from megatron_ko import log
-from megatron_ko.errors import DataError, KoError, repairable
+from megatron_ko.errors import DataError, KoError, naming, repairable
 
 
 def test_message_has_every_part_that_was_given() -> None:
@@ -39,6 +40,16 @@ def test_errors_of_the_system_that_a_user_can_repair(error: OSError, expected: s
         assert explanation is None
     else:
         assert isinstance(explanation, DataError) and expected in explanation.what and explanation.remedy
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_written() -> None:
+    with pytest.raises(OSError) as caught, naming(Path("/a/page.html")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    explanation = repairable(caught.value)
+    assert explanation is not None and explanation.what == "the disk is full: /a/page.html was not written"
+    with pytest.raises(OSError) as caught, naming(Path("/a")):
+        raise OSError(errno.ENOSPC, "No space left on device", "/b")
+    assert caught.value.filename == "/b"  # the system knows better
 
 
 def test_only_rank_zero_chats(capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,3 +166,15 @@ def test_ls_tells_what_is_valid_without_torch(tmp_path: Path) -> None:
     ]
     assert rows[0]["tokens"] == 2560 and rows[0]["bytes"] == 703 and rows[0]["layout"] == {"world": 2, "tensor": 2}
     assert rows[1]["problems"] == ["rng.pt has a wrong hash"] and rows[2]["problems"]
+
+
+def test_ls_for_people_is_one_line_a_checkpoint_and_says_when_there_is_none(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from megatron_ko.cli.checkpoint import app
+
+    assert CliRunner().invoke(app, ["ls", str(tmp_path)]).stdout == f"no checkpoints in {tmp_path}\n"
+    assert json.loads(CliRunner().invoke(app, ["ls", str(tmp_path), "--json"]).stdout) == []
+    (write(tmp_path, 20) / "model" / "__0_0.distcp").write_bytes(b"weighty" * 100)
+    heading, row = CliRunner().invoke(app, ["ls", str(tmp_path)]).stdout.splitlines()
+    assert heading.split()[0] == "checkpoint" and "damaged: model/__0_0.distcp has a wrong hash" in row

@@ -33,6 +33,15 @@ def test_lines_keep_every_digit_and_survive_without_close(tmp_path: Path) -> Non
     lines.close()
 
 
+def test_a_line_that_does_not_fit_names_its_file(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no device here that is always full")
+    (tmp_path / "train.jsonl").symlink_to("/dev/full")
+    lines = JsonLines(tmp_path / "train.jsonl")
+    with pytest.raises(OSError, match=r"train\.jsonl"):
+        lines.write({"step": 1})
+
+
 def test_rewind_moves_what_a_checkpoint_had_not_seen(tmp_path: Path) -> None:
     from megatron_ko.train.metrics import rewind
 
