@@ -12,7 +12,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from megatron_ko.config import PrecisionConfig
+from megatron_ko.models.experts import GroupedExperts
 from megatron_ko.models.mxfp8 import E4M3, E5M2
+from megatron_ko.models.mxfp8_experts import mxfp8_experts
 from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linears
 
 _GRADIENTS = {"e4m3": E4M3, "hybrid": E5M2}
@@ -35,7 +37,11 @@ def emulate_mxfp8(
         return
     recipe = Mxfp8Recipe(_GRADIENTS[precision.gradient_format], precision.mxfp8.scale_rounding)
     linears = mxfp8_linears(recipe)
-    classes = {ColumnParallelLinear: linears.column, RowParallelLinear: linears.row}
+    classes: dict[type, type] = {
+        ColumnParallelLinear: linears.column,
+        RowParallelLinear: linears.row,
+        GroupedExperts: mxfp8_experts(recipe),
+    }
     first = get_transformer_layer_offset(config, vp_stage)
     spec.layer_specs = [
         layer if precision.is_high(number, config.num_layers) else _replace(layer, classes)
@@ -55,5 +61,5 @@ def _replace(part: Any, classes: Mapping[type, type]) -> Any:
         return dataclasses.replace(part, submodules=_replace(part.submodules, classes))
     if dataclasses.is_dataclass(part):
         fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
-        return type(part)(**{name: _replace(value, classes) for name, value in fields.items()})
+        return dataclasses.replace(part, **{name: _replace(value, classes) for name, value in fields.items()})  # type: ignore[type-var]
     return part
