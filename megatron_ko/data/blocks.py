@@ -1,106 +1,49 @@
-"""Files to blocks of about a megabyte: what one process reads and another one parses and encodes.
+"""Files to blocks: what one process finds and another one parses and encodes.
 
-A block holds whole records. Its bytes are not interpreted here, so that reading keeps ahead of many workers, whatever
-the input size, in bounded memory.
+A plain file of lines, or a row group of parquet, is handed over as the place where it lies, so that the worker reads
+it; what must be read from its beginning (compressed files, csv, Arrow) is handed over as blocks.
 """
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, cast
 
-import xxhash
-import zstandard
-
+from megatron_ko.data.delimited import delimited_blocks
+from megatron_ko.data.inputs import check_inputs, content_hash, kind_of
+from megatron_ko.data.records import (
+    BLOCK_BYTES,
+    BYTE_ORDER_MARK,
+    LARGEST_RECORD,
+    Block,
+    Format,
+    Kind,
+    Reading,
+    Rejected,
+    check_record,
+)
+from megatron_ko.data.streams import COMPRESSED, STDIN, Readable, Stream, opened
+from megatron_ko.data.tables import RowGroup, arrow_blocks, parquet_row_groups, row_group_blocks
+from megatron_ko.data.wet import wet_blocks
 from megatron_ko.errors import DataError
 
-if TYPE_CHECKING:
-    import pyarrow
-
-BLOCK_BYTES = 1 << 20
-# One record must fit into memory several times over. A file without line breaks is a mistake, not a document.
-LARGEST_RECORD = 256 << 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-Format = Literal["txt", "jsonl", "parquet", "file"]
-FORMATS: dict[str, Format] = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-_COMPRESSED = (".gz", ".zst")
+__all__ = [
+    "BLOCK_BYTES", "Block", "LineSpan", "Reading", "Rejected", "RowGroup", "Span", "check_inputs", "content_hash",
+    "open_span", "read_blocks", "read_spans",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Block:
-    """Consecutive records of one source.
-
-    Attributes:
-        source: path as the user gave it.
-        format: how to parse ``payload``.
-        first: number of the first record; lines count from 1, rows of a parquet file from 0.
-        payload: lines of bytes, the whole file (format "file"), or rows, in which strings are bytes (parquet).
-        read: bytes of the (compressed) file that have been read so far, for progress.
-    """
+class LineSpan:
+    """Whole lines of a plain file: bytes ``offset`` to ``read``, the first of which is line ``first`` (from 1)."""
 
     source: str
     format: Format
     first: int
-    payload: "bytes | pyarrow.RecordBatch"
+    offset: int
     read: int
 
 
-def check_inputs(inputs: Sequence[Path]) -> None:
-    """Refuse, before any work, files that are missing, of unknown kind, or given twice (also as a copy).
-
-    Raises:
-        DataError: which file, and why.
-    """
-    if not inputs:
-        raise DataError("no input was given", remedy="--input FILE")
-    same_size: dict[int, list[Path]] = {}
-    for path in inputs:
-        format_of(path)
-        if not path.is_file():
-            raise DataError(f"no such file: {path}", remedy="check --input")
-        same_size.setdefault(path.stat().st_size, []).append(path)
-    for candidates in same_size.values():
-        seen: dict[str, Path] = {}
-        for path in candidates if len(candidates) > 1 else ():
-            digest = content_hash(path)
-            if digest in seen and path.stat().st_size:
-                raise DataError(
-                    "the same file is given twice",
-                    got=f"{seen[digest]} and {path}",
-                    expected="every document once",
-                    remedy="remove one of them from --input",
-                )
-            seen[digest] = path
-
-
-def content_hash(path: Path) -> str:
-    """xxh3_128 of the bytes of a file, as hexadecimal digits."""
-    state = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        while chunk := stream.read(BLOCK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
-
-
-def format_of(path: Path) -> Format:
-    """Format by suffix, looking through .gz and .zst.
-
-    Raises:
-        DataError: unknown suffix.
-    """
-    inner = Path(path.stem) if path.suffix in _COMPRESSED else path
-    kind = FORMATS.get(inner.suffix)
-    if kind is None or (kind == "parquet" and inner is not path):
-        raise DataError(
-            f"unknown kind of file: {path}",
-            got=f"suffix {''.join(path.suffixes[-2:]) or 'none'}",
-            expected=".txt .jsonl (also .gz, .zst) .parquet",
-            remedy="rename or convert it",
-        )
-    return kind
+Span = Block | LineSpan | RowGroup
 
 
 def read_blocks(
@@ -109,131 +52,152 @@ def read_blocks(
     """Stream the blocks of one file.
 
     Args:
-        path: .txt, .jsonl (either also .gz or .zst) or .parquet.
-        key: column of a parquet file.
+        path: of any kind in ``inputs.SUFFIXES``.
+        key: column of a table.
         text_unit: "line" for one document a line of a .txt file, "file" for one document a file.
-        keep_fields: read the other columns of a parquet file too.
+        keep_fields: read the other columns of a table too.
 
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
     """
-    kind = format_of(path)
+    reading = Reading((path,), key, text_unit=text_unit, keep_fields=keep_fields)
+    for span in read_spans(path, reading, BLOCK_BYTES):
+        yield from open_span(span)
+
+
+def read_spans(path: Path, reading: Reading, limit: int) -> Iterator[Span]:
+    """Stream the pieces of one file; those that lie on the disk are about ``limit`` bytes long.
+
+    Raises:
+        DataError: the file is damaged, or one record is larger than 256 MiB.
+    """
+    kind = kind_of(path, reading.kind)
     if kind == "parquet":
-        yield from _parquet_blocks(path, key, keep_fields)
-        return
-    with path.open("rb") as raw:
-        stream = _decompressed(raw, path.suffix)
-        try:
-            if kind == "txt" and text_unit == "file":
-                payload = stream.read(LARGEST_RECORD + 1)
-                _check_record(path, 1, len(payload))
-                yield Block(str(path), "file", 1, payload.removeprefix(_BYTE_ORDER_MARK), raw.tell())
+        yield from parquet_row_groups(path, reading)
+    elif kind == "arrow":
+        yield from arrow_blocks(path, reading)
+    elif kind in ("txt", "jsonl") and path != STDIN and path.suffix not in COMPRESSED:
+        yield from _line_spans(path, kind, reading, limit)
+    else:
+        with opened(path) as stream:
+            yield from _stream_blocks(stream, kind, reading)
+
+
+def open_span(span: Span) -> Iterator[Block]:
+    """The blocks of a span, read from the disk where they lie.
+
+    Raises:
+        DataError: the file is damaged, or one record is larger than 256 MiB.
+    """
+    if isinstance(span, RowGroup):
+        yield from row_group_blocks(span)
+    elif isinstance(span, LineSpan):
+        with Path(span.source).open("rb") as raw:
+            raw.seek(span.offset)
+            if span.format == "file":
+                check_record(span.source, 1, span.read - span.offset)
+                yield Block(span.source, "file", 1, raw.read(), span.read)
             else:
-                yield from _line_blocks(path, kind, raw, stream)
-        except (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"{path} is damaged",
-                got=str(error),
-                expected="a complete compressed file",
-                remedy="download or compress it again",
-            ) from error
+                part = _Part(raw, span.read - span.offset)
+                for block in _line_blocks(span.source, span.format, part, span.first):
+                    yield Block(block.source, block.format, block.first, block.payload, span.offset + block.read)
+    else:
+        yield span
 
 
-def _line_blocks(path: Path, kind: Format, raw: IO[bytes], stream: IO[bytes]) -> Iterator[Block]:
-    first, rest, fresh = 1, b"", True
-    while True:
-        chunk = stream.read(BLOCK_BYTES)
-        if fresh:
-            chunk, fresh = chunk.removeprefix(_BYTE_ORDER_MARK), False
-        if not chunk:
-            break
+def _stream_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[Block]:
+    if kind in ("csv", "tsv"):
+        yield from delimited_blocks(stream, kind, reading)
+    elif kind == "wet":
+        yield from wet_blocks(stream)
+    elif kind == "txt" and reading.text_unit == "file":
+        payload = stream.read(LARGEST_RECORD + 1)
+        check_record(stream.path, 1, len(payload))
+        yield Block(str(stream.path), "file", 1, payload.removeprefix(BYTE_ORDER_MARK), stream.consumed())
+    else:
+        format: Format = "txt" if kind == "txt" else "jsonl"
+        for block in _line_blocks(str(stream.path), format, _WithoutMark(stream), 1):
+            if block.first == 1:
+                _refuse_array(stream.path, format, block.payload)
+            yield Block(block.source, block.format, block.first, block.payload, stream.consumed())
+
+
+def _line_blocks(source: str, format: Format, stream: Readable, first: int) -> Iterator[Block]:
+    """Whole lines; ``read`` of a block counts the bytes of ``stream``."""
+    rest, read = b"", 0
+    while chunk := stream.read(BLOCK_BYTES):
+        read += len(chunk)
         end = chunk.rfind(b"\n") + 1
         if not end:
             rest += chunk
-            _check_record(path, first, len(rest))
+            check_record(source, first, len(rest))
             continue
         payload, rest = rest + chunk[:end], chunk[end:]
-        yield Block(str(path), kind, first, payload, raw.tell())
+        yield Block(source, format, first, payload, read)
         first += payload.count(b"\n")
     if rest:
-        yield Block(str(path), kind, first, rest, raw.tell())
+        yield Block(source, format, first, rest, read)
 
 
-def _parquet_blocks(path: Path, key: str, keep_fields: bool) -> Iterator[Block]:
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        if key not in names:
-            raise DataError(
-                f"{path} has no column {key!r}", got=f"columns {', '.join(names)}", remedy="--json-key COLUMN"
-            )
-        first, size = 0, path.stat().st_size
-        for batch in file.iter_batches(batch_size=1024, columns=None if keep_fields else [key]):
-            read = size * (first + batch.num_rows) // max(1, file.metadata.num_rows)
-            yield Block(str(path), "parquet", first, _strings_as_bytes(batch, key), read)
-            first += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged", got=str(error), remedy="write the parquet file again") from error
-
-
-def _strings_as_bytes(batch: "pyarrow.RecordBatch", key: str) -> "pyarrow.RecordBatch":
-    """Strings are taken as bytes: invalid UTF-8 is one bad record, not the end of the file. Binary fields are left."""
-    import pyarrow
-
-    binary = {pyarrow.string(): pyarrow.binary(), pyarrow.large_string(): pyarrow.large_binary()}
-    kept = [field.name for field in batch.schema if field.name == key or field.type not in binary.values()]
-    columns = [batch.column(name).cast(binary.get(batch.column(name).type, batch.column(name).type)) for name in kept]
-    return pyarrow.RecordBatch.from_arrays(columns, names=kept)
+def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterator[LineSpan]:
+    format: Format = "txt" if kind == "txt" else "jsonl"
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        beginning = stream.read(BLOCK_BYTES)
+        start = position = len(BYTE_ORDER_MARK) if beginning.startswith(BYTE_ORDER_MARK) else 0
+        _refuse_array(path, format, beginning[start:])
+        if format == "txt" and reading.text_unit == "file":
+            yield LineSpan(str(path), "file", 1, start, size)
+            return
+        stream.seek(start)
+        first, lines = 1, 0
+        while chunk := stream.read(BLOCK_BYTES):
+            end = chunk.rfind(b"\n") + 1
+            border, position = position + end, position + len(chunk)
+            if end and border - start >= limit:
+                yield LineSpan(str(path), format, first, start, border)
+                first, start = first + lines + chunk.count(b"\n", 0, end), border
+                lines = 0
+            else:
+                lines += chunk.count(b"\n")
+        if position > start:
+            yield LineSpan(str(path), format, first, start, position)
 
 
-def _decompressed(raw: IO[bytes], suffix: str) -> IO[bytes]:
-    if suffix == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
-    if suffix == ".zst":
-        return cast(IO[bytes], _WholeZstd(raw))
-    return raw
-
-
-class _WholeZstd:
-    """zstandard's reader ends quietly in a truncated frame; this one notices."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw = raw
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = b""
-        self._output = b""
-
-    def read(self, size: int) -> bytes:
-        """Up to ``size`` decompressed bytes; fewer only at the end.
-
-        Raises:
-            EOFError: the file ends inside a frame.
-        """
-        while len(self._output) < size:
-            if not self._input:
-                self._input = self._raw.read(BLOCK_BYTES // 8)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("compressed file ended before the end-of-stream marker was reached")
-                break
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._output += self._frame.decompress(self._input)
-            self._input = b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        result, self._output = self._output[:size], self._output[size:]
-        return result
-
-
-def _check_record(path: Path, position: int, size: int) -> None:
-    if size > LARGEST_RECORD:
+def _refuse_array(path: Path, format: Format, beginning: bytes) -> None:
+    """A .json file that holds one array is refused as a whole, not line by line."""
+    lines = beginning.lstrip()[:4096].split(b"\n", 1)
+    if format == "jsonl" and lines[0].strip() in (b"[", b"[{") and len(lines) > 1:
         raise DataError(
-            f"one record of {path} is too large",
-            got=f"more than {LARGEST_RECORD >> 20} MiB at record {position}",
-            expected="one document a line",
-            remedy="split the file into lines",
+            f"{path} is one JSON array",
+            got="'[' in the first line",
+            expected="JSON lines: one object a line",
+            remedy=f"jq -c '.[]' {path} > lines.jsonl",
         )
+
+
+class _Part:
+    """The next ``size`` bytes of a file."""
+
+    def __init__(self, raw: Readable, size: int) -> None:
+        self._raw, self._left = raw, size
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end."""
+        content = self._raw.read(min(size, self._left))
+        self._left -= len(content)
+        return content
+
+
+class _WithoutMark:
+    """A stream without the byte order mark at its beginning."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream, self._fresh = stream, True
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end."""
+        content = self._stream.read(size)
+        if self._fresh:
+            content, self._fresh = content.removeprefix(BYTE_ORDER_MARK), False
+        return content

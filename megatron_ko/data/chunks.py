@@ -6,41 +6,43 @@ from pathlib import Path
 
 import xxhash
 
-from megatron_ko.data.blocks import Block, read_blocks
+from megatron_ko.data.blocks import LineSpan, RowGroup, Span, open_span, read_spans
+from megatron_ko.data.inputs import input_bytes
+from megatron_ko.data.records import Block, Reading
+from megatron_ko.data.streams import STDIN
 
+__all__ = ["ORDER", "Chunk", "Reading", "input_identity", "read_chunks"]
+
+# Beside the names of the files in ``input_identity``.
+ORDER = "(order)"
 _SMALLEST, _LARGEST = 4 << 20, 64 << 20
+# Chunks that are handed over in memory, not as a place on the disk.
+_LARGEST_HELD = 16 << 20
 _CHUNKS = 1024
 _SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What is read, and how.
-
-    Attributes:
-        inputs: files in order.
-        key: text field or column.
-        text_unit: a document of a .txt file is a "line" or the whole "file".
-        keep_fields: read the other columns of a table too.
-    """
-
-    inputs: tuple[Path, ...]
-    key: str = "text"
-    text_unit: str = "line"
-    keep_fields: bool = False
-
-
-@dataclass(frozen=True)
 class Chunk:
-    """Consecutive blocks.
+    """Consecutive records.
 
     Attributes:
-        blocks: in order; they may come from several files.
-        read: bytes of the (compressed) inputs that were read for it, for progress.
+        spans: in order; they may come from several files.
+        read: bytes of the (compressed) inputs that they stand for, for progress.
     """
 
-    blocks: tuple[Block, ...]
+    spans: tuple[Span, ...]
     read: int
+
+    @property
+    def blocks(self) -> Iterator[Block]:
+        """Its blocks of about a megabyte, read from the disk where they lie.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        for span in self.spans:
+            yield from open_span(span)
 
 
 def read_chunks(reading: Reading) -> Iterator[tuple[int, Chunk]]:
@@ -49,36 +51,41 @@ def read_chunks(reading: Reading) -> Iterator[tuple[int, Chunk]]:
     Raises:
         DataError: a file is damaged.
     """
-    limit = chunk_bytes(reading.inputs)
-    index = held = read = 0
-    blocks: list[Block] = []
+    limit = reading.chunk_bytes or chunk_bytes(reading.inputs)
+    index = read = 0
+    share = 0.0  # of a full chunk
+    spans: list[Span] = []
     for path in reading.inputs:
         before = 0
-        for block in read_blocks(path, key=reading.key, text_unit=reading.text_unit, keep_fields=reading.keep_fields):
-            blocks.append(block)
-            held += block_bytes(block)
-            read, before = read + block.read - before, block.read
-            if held >= limit:
-                yield index, Chunk(tuple(blocks), read)
-                index, held, read, blocks = index + 1, 0, 0, []
-    if blocks:
-        yield index, Chunk(tuple(blocks), read)
+        for span in read_spans(path, reading, limit):
+            spans.append(span)
+            share += _bytes(span) / (min(limit, _LARGEST_HELD) if isinstance(span, Block) else limit)
+            read, before = read + span.read - before, span.read
+            if share >= 1:
+                yield index, Chunk(tuple(spans), read)
+                index, share, read, spans = index + 1, 0.0, 0, []
+    if spans:
+        yield index, Chunk(tuple(spans), read)
+
+
+def input_identity(inputs: tuple[Path, ...]) -> dict[str, object]:
+    """What a resumed job compares: order, sizes, and hashes of the beginning, middle and end of every file."""
+    files: dict[str, object] = {
+        str(path): [input_bytes(path), _sampled_hash(path)] if path != STDIN else "standard input" for path in inputs
+    }
+    return {**files, ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
 
 
 def chunk_bytes(inputs: tuple[Path, ...]) -> int:
     """Size of a chunk: small inputs are spread over many workers, large ones do not make a million parts."""
-    total = sum(path.stat().st_size for path in inputs)
+    total = sum(input_bytes(path) for path in inputs)
     return min(max(total // _CHUNKS, _SMALLEST), _LARGEST)
 
 
-def block_bytes(block: Block) -> int:
-    """Size of a block in memory."""
-    return len(block.payload) if isinstance(block.payload, bytes) else block.payload.nbytes
-
-
-def input_identity(inputs: tuple[Path, ...]) -> list[list[object]]:
-    """What a resumed job compares: path, size, and a hash of the beginning, the middle and the end of every file."""
-    return [[str(path), path.stat().st_size, _sampled_hash(path)] for path in inputs]
+def _bytes(span: Span) -> int:
+    if isinstance(span, LineSpan):
+        return span.read - span.offset
+    return span.bytes if isinstance(span, RowGroup) else len(span.payload)
 
 
 def _sampled_hash(path: Path) -> str:

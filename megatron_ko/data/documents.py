@@ -3,16 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import orjson
 
-from megatron_ko.data.blocks import Block, read_blocks
+from megatron_ko.data.blocks import read_blocks
+from megatron_ko.data.records import POSITION, Block, Rejected
+from megatron_ko.data.wet import wet_records
 
 if TYPE_CHECKING:
     import pyarrow
 
+__all__ = ["Document", "ParsedBlock", "Rejected", "parse_block", "read_documents"]
+
 _EXCERPT = 200
+# Stands for a value that cannot be decoded; no reader gives this object.
+_INVALID = object()
 _NO_FIELDS: Mapping[str, object] = {}
 
 
@@ -28,16 +34,6 @@ class Document:
     source: str
     position: int
     fields: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A record that could not become a document, and the beginning of it."""
-
-    source: str
-    position: int
-    reason: str
-    excerpt: str
 
 
 @dataclass(frozen=True)
@@ -76,15 +72,15 @@ def read_documents(
 
 def parse_block(block: Block, key: str = "text", keep_fields: bool = False) -> ParsedBlock:
     """Every record of a block, either as a text or as rejected; blank lines of a text file are neither."""
-    parsed = ParsedBlock(fields=[] if keep_fields else None)
-    if not isinstance(block.payload, bytes):
-        _parse_table(block, block.payload, key, parsed)
-        return parsed
-    records = [block.payload] if block.format == "file" else block.payload.split(b"\n")
-    if block.format == "jsonl":
-        _parse_json(block, records, key, parsed)
+    parsed = ParsedBlock(rejected=list(block.rejected), fields=[] if keep_fields else None)
+    if block.format == "table":
+        _parse_table(block, key, parsed)
+    elif block.format == "wet":
+        _parse_wet(block, parsed)
+    elif block.format == "jsonl":
+        _parse_json(block, block.payload.split(b"\n"), key, parsed)
     else:
-        _parse_text(block, records, parsed)
+        _parse_text(block, [block.payload] if block.format == "file" else block.payload.split(b"\n"), parsed)
     return parsed
 
 
@@ -136,17 +132,33 @@ def _parse_text(block: Block, records: Sequence[bytes], parsed: ParsedBlock) -> 
                 parsed.fields.append({})
 
 
-def _parse_table(block: Block, table: "pyarrow.RecordBatch", key: str, parsed: ParsedBlock) -> None:
-    """Rows. Strings come as bytes (see ``blocks``): invalid UTF-8 is one bad row, not the end of the file."""
-    names = table.schema.names
-    others = [name for name in names if name != key] if parsed.fields is not None else []
-    columns = [cast(list[object], table.column(name).to_pylist()) for name in others]
-    for row, record in enumerate(table.column(names.index(key)).to_pylist()):
-        position = block.first + row
+def _parse_wet(block: Block, parsed: ParsedBlock) -> None:
+    for position, (fields, content) in enumerate(wet_records(block.payload), block.first):
+        text = _decoded(content) if content is not None else None
+        if text is not None and text.strip():
+            parsed.texts.append(text)
+            parsed.positions.append(position)
+            if parsed.fields is not None:
+                parsed.fields.append(fields)
+        elif content is not None:
+            reason = "invalid UTF-8" if text is None else "empty text"
+            parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(content)))
+
+
+def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
+    import pyarrow
+
+    table = pyarrow.ipc.open_stream(block.payload).read_all()
+    columns = {name: _values(table.column(name)) for name in table.column_names}
+    positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
+    records = columns.pop(key)
+    others = columns if parsed.fields is not None else {}
+    for row, (position, record) in enumerate(zip(positions, records, strict=True)):
+        assert isinstance(position, int)
         text = _decoded(record) if isinstance(record, bytes) else None
-        fields = {name: _as_text(column[row]) for name, column in zip(others, columns, strict=True)}
-        if text is None or not text.strip():
-            reason = _row_problem(record, text, key)
+        fields = {name: _as_text(column[row]) for name, column in others.items()}
+        if text is None or not text.strip() or _INVALID in fields.values():
+            reason = "invalid UTF-8" if _INVALID in fields.values() else _row_problem(record, text, key)
             parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
             continue
         parsed.texts.append(text)
@@ -155,8 +167,28 @@ def _parse_table(block: Block, table: "pyarrow.RecordBatch", key: str, parsed: P
             parsed.fields.append(fields)
 
 
+def _values(column: "pyarrow.ChunkedArray") -> list[object]:
+    """Python values; strings inside of lists and structures are still to be decoded, and may not be UTF-8."""
+    try:
+        values: list[object] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: "pyarrow.Scalar") -> object:
+    try:
+        value: object = scalar.as_py()
+    except UnicodeDecodeError:
+        value = _INVALID
+    return value
+
+
 def _as_text(value: object) -> object:
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+    if not isinstance(value, bytes):
+        return value
+    text = _decoded(value)
+    return _INVALID if text is None else text
 
 
 def _row_problem(record: object, text: str | None, key: str) -> str:

@@ -1,126 +1,158 @@
-"""What a worker does with a block: parse, encode, and hand back arrays. Imports neither torch nor transformers."""
+"""What a worker does with a chunk: parse, encode, and write a part. Imports neither torch nor transformers."""
 
-import ctypes
-import os
-import signal
-import sys
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
+import xxhash
 
-from megatron_ko.data.blocks import Block
-from megatron_ko.data.documents import Rejected, parse_block
+from megatron_ko.data.chunks import Chunk
+from megatron_ko.data.documents import parse_block
 from megatron_ko.data.indexed import token_dtype
-from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from megatron_ko.errors import DataError
-
-_PR_SET_PDEATHSIG = 1
-# Blocks in work or waiting for their turn, per worker: enough to keep all busy, few enough to bound the memory.
-_BLOCKS_PER_WORKER = 3
+from megatron_ko.data.records import Block, Rejected
+from megatron_ko.data.tokenizer.tokenizer import Encoded, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """How a worker turns records into tokens."""
+    """How a worker turns records into tokens.
+
+    Attributes:
+        tokenizer: folder.
+        keys: text fields; each gives an output of its own.
+        append_eod: end every document with the tokenizer's end-of-document token.
+        text_bytes: keep the UTF-8 bytes of every document, not only of the part.
+    """
 
     tokenizer: Path
-    key: str
+    keys: tuple[str, ...]
     append_eod: bool
+    text_bytes: bool = False
 
 
 @dataclass(frozen=True)
-class EncodedBlock:
-    """The result for one block.
+class ParsedKeys:
+    """The records of a block in which every key holds a text.
 
     Attributes:
-        source: path of the block.
-        ids: [t] tokens in the dtype of the output.
-        lengths: [n] int32 tokens of each document.
-        text_bytes: UTF-8 bytes of the documents.
-        rejected: records that were no documents.
-        read: as in the block, for progress.
+        texts: one list a key, of equal lengths.
+        rejected: the other records, in order.
+        before: number of documents of the block before each rejected record.
     """
 
-    source: str
-    ids: np.ndarray
-    lengths: np.ndarray
-    text_bytes: int
+    texts: list[list[str]]
     rejected: list[Rejected]
-    read: int
+    before: np.ndarray
 
 
-class BlockEncoder:
-    """Parses and encodes blocks with one loaded tokenizer."""
+def parse_keys(block: Block, keys: Sequence[str]) -> ParsedKeys:
+    """Parse a block for one key or several; a record that lacks one of them is rejected for all."""
+    parsed = parse_block(block, keys[0])
+    texts, positions, rejected = [parsed.texts], parsed.positions, parsed.rejected
+    for key in keys[1:]:
+        other = parse_block(block, key)
+        both = set(positions) & set(other.positions)
+        texts = [_chosen(column, positions, both) for column in texts]
+        texts.append(_chosen(other.texts, other.positions, both))
+        known = {record.position for record in rejected}
+        rejected += [record for record in other.rejected if record.position not in known]
+        positions = [position for position in positions if position in both]
+    rejected.sort(key=lambda record: record.position)
+    before = np.searchsorted(positions, [record.position for record in rejected]) if rejected else np.zeros(0)
+    return ParsedKeys(texts, rejected, before.astype(np.int32))
+
+
+def _chosen(texts: list[str], positions: list[int], wanted: set[int]) -> list[str]:
+    return [text for text, position in zip(texts, positions, strict=True) if position in wanted]
+
+
+class EncodeChunk:
+    """Writes the part of a chunk; loads its tokenizer once a process. See ``parts`` for the file."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self._options = options
-        self._tokenizer: Tokenizer = load_tokenizer(options.tokenizer)
-        self._dtype = token_dtype(self._tokenizer.vocab_size)
+        self._tokenizer: Tokenizer | None = None
 
-    def __call__(self, block: Block) -> EncodedBlock:
-        parsed = parse_block(block, self._options.key)
-        encoded = self._tokenizer.encode_documents(parsed.texts, append_eod=self._options.append_eod)
-        return EncodedBlock(
-            source=block.source,
-            ids=encoded.ids.astype(self._dtype),
-            lengths=encoded.lengths.astype(np.int32),
-            text_bytes=len("".join(parsed.texts).encode("utf-8")),
-            rejected=parsed.rejected,
-            read=block.read,
-        )
-
-
-def encode_blocks(blocks: Iterable[Block], options: EncodeOptions, workers: int) -> Generator[EncodedBlock, None, None]:
-    """Encode blocks on ``workers`` processes; the results come in the order of the blocks, whatever ``workers`` is.
-
-    Raises:
-        DataError: a worker died.
-        TokenizerError: the tokenizer cannot be loaded.
-    """
-    if workers == 1:
-        yield from map(BlockEncoder(options), blocks)
-        return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(options, os.getpid())
-    )
-    waiting: deque[Future[EncodedBlock]] = deque()
-    try:
-        for block in blocks:
-            waiting.append(pool.submit(_encode, block))
-            if len(waiting) >= workers * _BLOCKS_PER_WORKER:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise DataError(
-            "a worker process died",
-            got=str(error),
-            expected="all workers alive to the end",
-            remedy="most often the machine ran out of memory: use fewer --workers; nothing was written",
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __call__(self, chunk: Chunk, part: Path) -> dict[str, Any]:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._options.tokenizer)
+        content = _PartContent(self._options, token_dtype(self._tokenizer.vocab_size))
+        for block in chunk.blocks:
+            parsed = parse_keys(block, self._options.keys)
+            encoded = [
+                self._tokenizer.encode_documents(texts, append_eod=self._options.append_eod) for texts in parsed.texts
+            ]
+            content.add(block.source, parsed, encoded)
+        return {**content.write(part), "read": chunk.read}
 
 
-_encoder: BlockEncoder | None = None
+class _PartContent:
+    """A part in memory: a chunk is small."""
+
+    def __init__(self, options: EncodeOptions, dtype: np.dtype) -> None:
+        self._options, self._dtype = options, dtype
+        self._ids: list[list[np.ndarray]] = [[] for _ in options.keys]
+        self._lengths: list[list[np.ndarray]] = [[] for _ in options.keys]
+        self._text_bytes: list[list[np.ndarray]] = [[] for _ in options.keys]
+        self._before: list[np.ndarray] = []
+        self._rejected: list[Rejected] = []
+        self._samples: list[list[object]] = []
+        self._runs: list[list[Any]] = []
+        self._bytes = [0] * len(options.keys)
+        self._documents = 0
+
+    def add(self, source: str, parsed: ParsedKeys, encoded: Sequence[Encoded]) -> None:
+        """The next block."""
+        for key, (texts, tokens) in enumerate(zip(parsed.texts, encoded, strict=True)):
+            self._ids[key].append(tokens.ids.astype(self._dtype))
+            self._lengths[key].append(tokens.lengths.astype("<i4"))
+            if self._options.text_bytes:
+                sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), dtype="<i4", count=len(texts))
+                self._text_bytes[key].append(sizes)
+                self._bytes[key] += int(sizes.sum(dtype=np.int64))
+            else:
+                self._bytes[key] += len("".join(texts).encode("utf-8"))
+        number = len(parsed.texts[0])
+        if number:
+            self._samples.append([self._documents, [text_hash(texts[0]) for texts in parsed.texts]])
+        self._before.append(parsed.before + np.int32(self._documents))
+        self._rejected += parsed.rejected
+        self._documents += number
+        if self._runs and self._runs[-1][0] == source:
+            self._runs[-1][1] += number
+        else:
+            self._runs.append([source, number])
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Write the sections that ``parts.PartView`` reads, and return the statistics that it needs."""
+        with path.open("wb") as stream:
+            for key in range(len(self._options.keys)):
+                for section in (self._ids[key], self._lengths[key], self._text_bytes[key]):
+                    for array in section:
+                        stream.write(array.view(np.uint8).data)
+            for array in self._before:
+                stream.write(array.astype("<i4").view(np.uint8).data)
+            for record in self._rejected:
+                stream.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
+        # "malformed JSON: what exactly" counts as one reason.
+        reasons = Counter(record.reason.split(":")[0] for record in self._rejected)
+        first = self._rejected[0] if self._rejected else None
+        return {
+            "documents": self._documents,
+            "rejected": len(self._rejected),
+            "tokens": [sum(array.size for array in arrays) for arrays in self._ids],
+            "text_bytes": self._bytes,
+            "reasons": dict(sorted(reasons.items())),
+            "first_rejected": f"{first.reason} at {first.source}:{first.position}" if first else None,
+            "runs": self._runs,
+            "samples": self._samples,
+        }
 
 
-def _start_worker(options: EncodeOptions, parent: int) -> None:
-    global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit("the parent process is gone")
-    _encoder = BlockEncoder(options)
-
-
-def _encode(block: Block) -> EncodedBlock:
-    assert _encoder is not None
-    return _encoder(block)
+def text_hash(text: str) -> str:
+    """xxh3_128 of a text as UTF-8."""
+    return xxhash.xxh3_128_hexdigest(text.encode("utf-8"))

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ko.data.manifest import check_shard, read_manifest
+from megatron_ko.data.manifest import Manifest, check_shard, read_manifest, verify_shard
+from megatron_ko.data.shards import find_shards
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.errors import DataError
 
@@ -14,12 +15,37 @@ _SHOWN_IDS = 32
 _SHOWN_CHARACTERS = 400
 
 
+def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> list[dict[str, Any]]:
+    """``inspect_shard`` of every shard of PREFIX.
+
+    Raises:
+        DataError: a shard is missing or damaged, or given twice.
+    """
+    return [inspect_shard(shard, tokenizer_folder, samples) for shard in find_shards(prefix)]
+
+
+def verify_data(prefix: Path) -> list[tuple[Path, Manifest]]:
+    """``verify_shard`` of every shard of PREFIX.
+
+    Raises:
+        DataError: the first difference, or two shards that hold the same tokens.
+    """
+    checked = [(shard, verify_shard(shard)) for shard in find_shards(prefix)]
+    seen: dict[str, Path] = {}
+    for shard, manifest in checked:
+        digest = manifest.sha256["bin"]
+        if digest in seen:
+            raise DataError("two shards hold the same tokens", got=f"{seen[digest]} and {shard}", remedy="remove one")
+        seen[digest] = shard
+    return checked
+
+
 def inspect_shard(prefix: Path, tokenizer_folder: Path | None, samples: int) -> dict[str, Any]:
     """Manifest, lengths in tokens, and ``samples`` documents spread evenly over the file.
 
     Returns:
-        {"manifest": ..., "lengths": {...}, "samples": [{"document", "tokens", "ids", "text"}]}; text is None without a
-        tokenizer.
+        {"prefix", "manifest": ..., "lengths": {...}, "samples": [{"document", "tokens", "ids", "text"}]}; text is None
+        without a tokenizer.
 
     Raises:
         DataError: the files are damaged, or the tokenizer is not the one that encoded them.
@@ -41,4 +67,4 @@ def inspect_shard(prefix: Path, tokenizer_folder: Path | None, samples: int) -> 
         shown.append({"document": int(document), "tokens": len(ids), "ids": ids[:_SHOWN_IDS], "text": text})
     percentiles = np.percentile(reader.lengths, [0, 50, 90, 99, 100]).round(1).tolist()
     lengths = dict(zip(("min", "median", "p90", "p99", "max"), percentiles, strict=True))
-    return {"manifest": asdict(manifest), "lengths": lengths, "samples": shown}
+    return {"prefix": str(prefix), "manifest": asdict(manifest), "lengths": lengths, "samples": shown}

@@ -88,10 +88,16 @@ def run_job(
                 if (total - 1) % job.size == job.rank and index not in done:
                     yield index, payload
 
-        with closing(map_unordered(_Runner(job, work), missing(), job.workers)) as results:  # type: ignore[type-var]
-            for record in results:
-                _append(records, record)
-                progress(_part(job.folder, record))
+        try:
+            with closing(map_unordered(_Runner(job, work), missing(), job.workers)) as results:
+                for record in results:
+                    done[record["index"]] = _part(job.folder, record)
+                    _append(records, record)
+                    progress(done[record["index"]])
+        except BaseException:
+            if not done and job.size == 1:
+                remove_job(job.folder)  # nothing is worth keeping, and the next command may be another one
+            raise
         _append(records, {"finished": total})
 
 
@@ -130,6 +136,26 @@ def job_parts(folder: Path, *, verify: bool = False) -> list[Part]:
                 remedy="run its rank again: it is made anew",
             )
     return [_part(folder, records[index]) for index in sorted(records)]
+
+
+def check_job(job: Job) -> None:
+    """Refuse a folder that a job with another identity left; none at all is in order.
+
+    Raises:
+        DataError: what differs.
+    """
+    if (job.folder / _DESCRIPTION).exists():
+        _compare(job)
+
+
+def read_identity(folder: Path) -> dict[str, Any]:
+    """What the job in ``folder`` is.
+
+    Raises:
+        DataError: there is none.
+    """
+    identity: dict[str, Any] = _read_description(folder)["identity"]
+    return identity
 
 
 def remove_job(folder: Path) -> None:
@@ -193,21 +219,29 @@ def _opened(job: Job) -> Iterator[BinaryIO]:
 
 def _describe(job: Job) -> None:
     """Write job.json, or compare with the one that is there."""
-    wanted = json.loads(json.dumps({"size": job.size, "identity": dict(job.identity)}))
     path = job.folder / _DESCRIPTION
     if not path.exists():
         mine = path.with_name(f"{_DESCRIPTION}.{job.rank}.{os.getpid()}")
         with mine.open("w", encoding="utf-8") as stream:
-            json.dump(wanted, stream, ensure_ascii=False, indent=1)
+            json.dump(_description(job), stream, ensure_ascii=False, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
         os.rename(mine, path)  # ranks that start together write the same, or find out below
         sync_folder(job.folder)
-    found = _read_description(job.folder)
+    _compare(job)
+
+
+def _description(job: Job) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(json.dumps({"size": job.size, "identity": dict(job.identity)}))
+    return content
+
+
+def _compare(job: Job) -> None:
+    found, wanted = _read_description(job.folder), _description(job)
     if found == wanted:
         return
-    here, there = ({"ranks": text["size"], **text["identity"]} for text in (wanted, found))
-    differs = [name for name in {**there, **here} if here.get(name) != there.get(name)]
+    here, there = (_flat({"ranks": text["size"], **text["identity"]}) for text in (wanted, found))
+    differs = [name for name in {**there, **here} if here.get(name) != there.get(name)][:8]
     raise DataError(
         f"{job.folder} was left by an unfinished run with other options or inputs",
         got="; ".join(f"{name}: {_short(here.get(name))}" for name in differs),
@@ -266,6 +300,14 @@ def _intact(folder: Path, record: Mapping[str, Any], verify: bool) -> bool:
 def _append(records: BinaryIO, record: Mapping[str, Any]) -> None:
     records.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
     records.flush()
+
+
+def _flat(identity: Mapping[str, Any]) -> dict[str, object]:
+    """The entries of inner mappings by dotted names, so that a difference is named exactly."""
+    flat: dict[str, object] = {}
+    for name, value in identity.items():
+        flat |= {f"{name}.{inner}": held for inner, held in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _short(value: object) -> str:

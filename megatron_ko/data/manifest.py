@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from megatron_ko.data.indexed import IndexedReader, beside, bin_path, idx_path
 from megatron_ko.errors import DataError
 
 FORMAT = 1
+# What belongs to a prefix, in the order in which the files get their names.
+FILES = (".bin", ".idx", ".rejected.jsonl", ".manifest.json")
 _CHUNK = 1 << 22
 
 
@@ -35,7 +37,9 @@ class Manifest:
         dtype, max_token_id: of the tokens.
         eod: id that ends every document, None when none was appended.
         sizes, sha256: of "bin" and "idx".
-        sources: the inputs in order.
+        sources: the inputs in order; of a shard, those that it holds something of.
+        key: field that the text came from.
+        shard: number of this shard, and of how many.
     """
 
     tokenizer_fingerprint: str
@@ -53,6 +57,8 @@ class Manifest:
     sha256: dict[str, str]
     sources: tuple[Source, ...]
     created_by: str
+    key: str = "text"
+    shard: tuple[int, int] = (0, 1)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -93,7 +99,9 @@ def read_manifest(prefix: Path) -> Manifest:
                 f"{path} has another format", got=content.get("format"), expected=FORMAT, remedy="preprocess again"
             )
         content["sources"] = tuple(Source(**source) for source in content["sources"])
-        manifest = Manifest(**{field.name: content[field.name] for field in fields(Manifest)})
+        content["shard"] = tuple(content.get("shard", (0, 1)))
+        named = [field.name for field in fields(Manifest) if field.default is MISSING or field.name in content]
+        manifest = Manifest(**{name: content[name] for name in named})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged", got=repr(error), remedy="copy it again, or preprocess again") from error
     return manifest

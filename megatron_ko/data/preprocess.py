@@ -1,20 +1,24 @@
-"""Text files to indexed tokens: one reader, N encoders, one writer; the output does not depend on N."""
+"""Text files to indexed tokens: chunks are encoded into parts, parts are merged; see ``jobs`` for what survives a kill.
 
-import json
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+The files depend on the inputs and options alone: not on the number of workers or ranks, nor on kills and restarts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ko import __version__
-from megatron_ko.data.blocks import Block, check_inputs, content_hash, read_blocks
-from megatron_ko.data.documents import Rejected
-from megatron_ko.data.encode import EncodedBlock, EncodeOptions, encode_blocks
-from megatron_ko.data.files import Staged, explained
-from megatron_ko.data.indexed import IndexedWriter, bin_path, idx_path, token_dtype
-from megatron_ko.data.manifest import Manifest, Source, manifest_path, rejected_path
-from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.data.chunks import chunk_bytes, input_identity, read_chunks
+from megatron_ko.data.encode import EncodeChunk, EncodeOptions
+from megatron_ko.data.finish import Written, job_folder, merge
+from megatron_ko.data.indexed import beside
+from megatron_ko.data.inputs import check_inputs, expand_inputs
+from megatron_ko.data.jobs import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.manifest import FILES
+from megatron_ko.data.publishing import finish_publishing
+from megatron_ko.data.records import Kind, Reading
+from megatron_ko.data.shards import any_shards
+from megatron_ko.data.streams import STDIN
+from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.errors import DataError
 
 # Called with the bytes of all inputs that have been read and encoded so far.
@@ -26,138 +30,128 @@ class PreprocessOptions:
     """What to encode into what.
 
     Attributes:
-        inputs: .txt, .jsonl, .parquet, .gz, .zst files; documents keep their order.
+        inputs: files, folders, patterns, ``-``; documents keep their order.
         tokenizer: folder.
-        output: prefix of the files that are written.
+        output: prefix of the files that are written; with several keys, PREFIX_KEY.
         workers: encoding processes; 1 encodes in this process.
-        key: text field of jsonl and parquet.
+        keys: text fields; each gives an output of its own, and document n of one belongs to document n of the other.
         append_eod: end every document with the tokenizer's end-of-document token.
         text_unit: a document of a .txt file is a "line" or the whole "file".
+        kind: of all inputs, instead of what their suffixes say.
+        shards: number of shards to cut every output into, of about equally many tokens.
+        shard_tokens: as many shards as are needed for about so many tokens in each.
+        rank, size: this process takes every ``size``-th chunk; ``merge`` is for when all ranks are finished.
+        verify: decode samples of what was written, and compare them with the text.
+        chunk_bytes: what a worker does at a time; None: by the size of the inputs.
+        names: of the outputs of ``keys``, in the folder of ``output``, instead of what follows from it.
     """
 
     inputs: tuple[Path, ...]
     tokenizer: Path
     output: Path
     workers: int = 1
-    key: str = "text"
+    keys: tuple[str, ...] = ("text",)
     append_eod: bool = True
     text_unit: str = "line"
+    kind: Kind | None = None
+    shards: int | None = None
+    shard_tokens: int | None = None
+    rank: int = 0
+    size: int = 1
+    verify: bool = False
+    chunk_bytes: int | None = None
+    names: tuple[str, ...] = ()
+
+    def outputs(self) -> tuple[Path, ...]:
+        """The prefix of every key."""
+        several = tuple(f"{self.output.name}_{key}" for key in self.keys)
+        names = self.names or (several if len(self.keys) > 1 else (self.output.name,))
+        return tuple(self.output.with_name(name) for name in names)
 
 
-def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) -> Manifest:
-    """Write OUTPUT.bin, .idx, .manifest.json, and .rejected.jsonl if a record was rejected.
+def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) -> list[Written]:
+    """Encode this rank's share; a single rank also merges. Started again after a kill, it goes on from what is done.
+
+    Returns:
+        what was written, by key and shard; nothing where several ranks share the work.
 
     Raises:
-        DataError: bad input, an empty corpus, an existing output, a full disk, a dead worker. No file is left.
+        DataError: bad input, an empty corpus, an existing output, a full disk, a dead worker. No file has a final name.
         TokenizerError: the tokenizer cannot be loaded.
     """
-    check_inputs(options.inputs)
+    folder = job_folder(options.output)
+    inputs = expand_inputs(options.inputs)
+    check_inputs(inputs, options.kind)
+    if STDIN in inputs:
+        _forget_earlier_input(options, folder)
+    job = Job(folder, _identity(options, inputs), options.workers, options.rank, options.size)
+    check_job(job)
+    if not finish_publishing(folder):
+        _refuse_existing(options)
+        _encode(job, options, inputs, progress)
+    if options.size > 1:
+        return []
+    return merge(options.output, options.workers, options.tokenizer if options.verify else None)
+
+
+def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], progress: Progress) -> None:
+    cut = options.shards is not None or options.shard_tokens is not None
+    work = EncodeChunk(EncodeOptions(options.tokenizer, options.keys, options.append_eod, text_bytes=cut))
+    reading = Reading(
+        inputs,
+        options.keys[0],
+        options.text_unit,
+        extra_keys=options.keys[1:],
+        kind=options.kind,
+        chunk_bytes=options.chunk_bytes,
+    )
+    done = 0
+
+    def count(part: Part) -> None:
+        nonlocal done
+        done += part.statistics["read"]
+        progress(done)
+
+    run_job(job, read_chunks(reading), work, count)
+
+
+def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str, object]:
+    """Everything that decides a byte of the output; ``finish`` knows no other options."""
     tokenizer = load_tokenizer(options.tokenizer)
-    prefix = options.output
-    finals = [bin_path(prefix), idx_path(prefix), rejected_path(prefix), manifest_path(prefix)]
-    with explained(prefix), Staged(finals) as staged:
-        tally = _Tally()
-        writer = IndexedWriter(staged.open(bin_path(prefix)), token_dtype(tokenizer.vocab_size), prefix.parent)
-        rejected_stream = None
-        with closing(_encoded(options)) as results:
-            for encoded in results:
-                writer.add(encoded.ids, encoded.lengths)
-                tally.add(encoded)
-                if encoded.rejected and rejected_stream is None:
-                    rejected_stream = staged.open(rejected_path(prefix))
-                for record in encoded.rejected:
-                    assert rejected_stream is not None
-                    rejected_stream.write(_rejected_line(record))
-                progress(tally.read_bytes())
-        if not writer.documents:
-            raise _empty(options, tally)
-        idx_sha256 = writer.write_index(staged.open(idx_path(prefix)))
-        manifest = _manifest(options, tokenizer, tally, writer, idx_sha256)
-        staged.open(manifest_path(prefix)).write(manifest.to_json().encode("utf-8"))
-        staged.publish()
-    return manifest
+    return {
+        "inputs": input_identity(inputs),
+        "chunk bytes": options.chunk_bytes or chunk_bytes(inputs),
+        "format": options.kind,
+        "text unit": options.text_unit,
+        "keys": list(options.keys),
+        "outputs": [prefix.name for prefix in options.outputs()],
+        "shards": options.shards,
+        "shard tokens": options.shard_tokens,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eod": tokenizer.eod if options.append_eod else None,
+        },
+    }
 
 
-def _encoded(options: PreprocessOptions) -> Generator[EncodedBlock, None, None]:
-    encode = EncodeOptions(tokenizer=options.tokenizer, key=options.key, append_eod=options.append_eod)
-    return encode_blocks(_all_blocks(options), encode, options.workers)
+def _refuse_existing(options: PreprocessOptions) -> None:
+    present = [
+        str(path) for prefix in options.outputs() for suffix in FILES if (path := beside(prefix, suffix)).exists()
+    ]
+    present += [str(path) for prefix in options.outputs() for path in any_shards(prefix)]
+    if present:
+        raise DataError(
+            "the output exists already; nothing is overwritten",
+            got=", ".join(present[:8]),
+            remedy="choose another --output, or remove these files",
+        )
 
 
-def _all_blocks(options: PreprocessOptions) -> Iterator[Block]:
-    for path in options.inputs:
-        yield from read_blocks(path, key=options.key, text_unit=options.text_unit)
-
-
-class _Tally:
-    """Counts by source while results pass."""
-
-    def __init__(self) -> None:
-        self.documents: Counter[str] = Counter()
-        self.rejected: Counter[str] = Counter()
-        self.reasons: Counter[str] = Counter()
-        self.text_bytes = 0
-        self.max_token_id = -1
-        self.first_rejected: Rejected | None = None
-        self._read: dict[str, int] = {}
-
-    def add(self, block: EncodedBlock) -> None:
-        self.documents[block.source] += block.lengths.size
-        self.rejected[block.source] += len(block.rejected)
-        # "malformed JSON: what exactly" counts as one reason.
-        self.reasons.update(record.reason.split(":")[0] for record in block.rejected)
-        self.text_bytes += block.text_bytes
-        if block.ids.size:
-            self.max_token_id = max(self.max_token_id, int(block.ids.max()))
-        if block.rejected and self.first_rejected is None:
-            self.first_rejected = block.rejected[0]
-        self._read[block.source] = block.read
-
-    def read_bytes(self) -> int:
-        return sum(self._read.values())
-
-
-def _manifest(
-    options: PreprocessOptions, tokenizer: Tokenizer, tally: _Tally, writer: IndexedWriter, idx_sha256: str
-) -> Manifest:
-    dtype = token_dtype(tokenizer.vocab_size)
-    return Manifest(
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        tokenizer_kind=tokenizer.kind,
-        vocab_size=tokenizer.vocab_size,
-        documents=writer.documents,
-        tokens=writer.tokens,
-        bytes=tally.text_bytes,
-        rejected=tally.rejected.total(),
-        rejected_reasons=dict(sorted(tally.reasons.items())),
-        dtype=dtype.name,
-        max_token_id=tally.max_token_id,
-        eod=tokenizer.eod if options.append_eod else None,
-        sizes={"bin": writer.tokens * dtype.itemsize, "idx": writer.index_bytes},
-        sha256={"bin": writer.sha256.hexdigest(), "idx": idx_sha256},
-        sources=tuple(
-            Source(
-                path=str(path),
-                bytes=path.stat().st_size,
-                xxh3_128=content_hash(path),
-                documents=tally.documents[str(path)],
-                rejected=tally.rejected[str(path)],
-            )
-            for path in options.inputs
-        ),
-        created_by=f"megatron_ko {__version__}",
-    )
-
-
-def _rejected_line(record: Rejected) -> bytes:
-    return (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode("utf-8")
-
-
-def _empty(options: PreprocessOptions, tally: _Tally) -> DataError:
-    first = tally.first_rejected
-    example = f"; the first: {first.reason} at {first.source}:{first.position}" if first else ""
-    return DataError(
-        "the corpus is empty: no document was found",
-        got=f"{tally.rejected.total()} rejected records {dict(tally.reasons)}{example}",
-        expected="at least one document",
-        remedy=f"check the files and --json-key (now {options.key!r})",
-    )
+def _forget_earlier_input(options: PreprocessOptions, folder: Path) -> None:
+    """What came through a pipe cannot be compared with what comes now: no run goes on from an earlier one."""
+    if options.size > 1:
+        raise DataError("several ranks cannot share the standard input", remedy="give the files by their names")
+    finish_publishing(folder)
+    remove_job(folder)

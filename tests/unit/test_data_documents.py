@@ -133,7 +133,7 @@ def test_no_record_is_lost_whatever_the_bytes(lines: list[bytes]) -> None:
         assert not {record.position for record in parsed.rejected} & set(parsed.positions)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.parquet.gz", "a", "a.json.bz2"])
+@pytest.mark.parametrize("name", ["a.md", "a.parquet.gz", "a", "a.json.bz2"])
 def test_unknown_kinds_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="unknown kind"):
         check_inputs([write(tmp_path / name, b"x")])

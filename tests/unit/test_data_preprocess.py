@@ -18,10 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_ko.data.blocks import read_blocks
-from megatron_ko.data.encode import EncodeOptions, encode_blocks
+from megatron_ko.data.finish import job_folder
 from megatron_ko.data.indexed import bin_path, idx_path
-from megatron_ko.data.manifest import manifest_path, read_manifest, rejected_path, verify_shard
+from megatron_ko.data.manifest import Manifest, manifest_path, read_manifest, rejected_path, verify_shard
 from megatron_ko.data.preprocess import PreprocessOptions, preprocess
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import DataError
@@ -40,12 +39,18 @@ def options(tmp_path: Path, korean: Callable[..., list[str]], tokenizer_folder: 
     return PreprocessOptions((jsonl, text), tokenizer_folder("unigram"), tmp_path / "out" / "shard.v1")
 
 
+def single(options: PreprocessOptions) -> Manifest:
+    (written,) = preprocess(options)
+    assert written.prefix == options.output
+    return written.manifest
+
+
 def contents(prefix: Path) -> dict[str, bytes]:
     return {path.name.removeprefix(prefix.name): path.read_bytes() for path in prefix.parent.iterdir()}
 
 
 def test_documents_come_out_in_order_and_whole(options: PreprocessOptions, korean: Callable[..., list[str]]) -> None:
-    manifest = preprocess(options)
+    manifest = single(options)
     tokenizer = load_tokenizer(options.tokenizer)
     oracle = IndexedDataset(str(options.output))
     texts = [*korean(9000, 11), *(document.replace("\n", " ") for document in korean(300, 12))]
@@ -75,9 +80,9 @@ def test_the_number_of_workers_changes_no_byte(options: PreprocessOptions, tmp_p
 
 
 def test_without_eod_and_with_another_tokenizer(options: PreprocessOptions, tokenizer_folder: Folder) -> None:
-    ended = preprocess(replace(options, tokenizer=tokenizer_folder("byte-bpe")))
+    ended = single(replace(options, tokenizer=tokenizer_folder("byte-bpe")))
     bare_prefix = options.output.with_name("bare")
-    bare = preprocess(replace(options, tokenizer=tokenizer_folder("byte-bpe"), output=bare_prefix, append_eod=False))
+    bare = single(replace(options, tokenizer=tokenizer_folder("byte-bpe"), output=bare_prefix, append_eod=False))
     assert bare.eod is None and ended.eod == 2
     assert ended.tokens - bare.tokens == ended.documents == bare.documents
     assert bare.tokenizer_kind == "byte-bpe"
@@ -97,7 +102,7 @@ def test_tokens_are_conserved(
         with pytest.raises(DataError, match="corpus is empty"):
             preprocess(options)
         return
-    manifest = preprocess(options)
+    manifest = single(options)
     tokenizer = load_tokenizer(options.tokenizer)
     assert manifest.documents + manifest.rejected == len(texts)
     oracle = IndexedDataset(str(options.output))
@@ -120,7 +125,7 @@ def test_an_existing_output_is_not_touched(options: PreprocessOptions) -> None:
 
 def test_an_empty_corpus_says_what_was_there(options: PreprocessOptions, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="corpus is empty") as caught:
-        preprocess(replace(options, inputs=options.inputs[:1], key="body"))
+        preprocess(replace(options, inputs=options.inputs[:1], keys=("body",)))
     assert "9002 rejected" in str(caught.value) and "no 'body'" in str(caught.value)
     assert not contents(options.output)
 
@@ -136,24 +141,22 @@ def limited(*words: object, file_size: int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_is_told_and_leaves_nothing(options: PreprocessOptions, workers: int) -> None:
-    words = ("--input", options.inputs[0], "--tokenizer", options.tokenizer, "--output", options.output)
-    result = limited("data", "preprocess", *words, "--workers", workers, file_size=100_000)
-    assert result.returncode == 2
-    assert "disk is full" in result.stderr and "Traceback" not in result.stderr
-    assert not contents(options.output)
-
-
-def test_a_dead_worker_is_noticed(options: PreprocessOptions) -> None:
-    encode = EncodeOptions(options.tokenizer, "text", True)
-    blocks = [block for _ in range(40) for block in read_blocks(options.inputs[0])]
-    results = encode_blocks(blocks, encode, 2)
-    next(results)
-    workers = psutil.Process().children(recursive=True)
-    victims = [child for child in workers if "spawn_main" in " ".join(child.cmdline())]
-    victims[0].send_signal(signal.SIGKILL)
-    with pytest.raises(DataError, match="worker process died"):
-        list(results)
+def test_a_full_disk_is_told_and_nothing_is_lost(options: PreprocessOptions, tmp_path: Path, workers: int) -> None:
+    large = tmp_path / "large.jsonl"
+    large.write_text("\n".join([options.inputs[0].read_text(encoding="utf-8")] * 4), encoding="utf-8")
+    options = replace(options, inputs=(large,), workers=workers)
+    words = ("--input", large, "--tokenizer", options.tokenizer, "--output", options.output)
+    # What a part needs does not fit; then parts do, and the merged file does not.
+    for file_size, kept in ((100_000, False), (6_000_000, True)):
+        result = limited("data", "preprocess", *words, "--workers", workers, file_size=file_size)
+        assert result.returncode == 2, result.stderr
+        assert "disk is full" in result.stderr and "Traceback" not in result.stderr
+        assert not [path for path in options.output.parent.iterdir() if path.is_file()]
+        assert ("goes on from there" in result.stderr) == kept
+    preprocess(options)
+    undisturbed = replace(options, output=tmp_path / "other" / "shard.v1")
+    preprocess(undisturbed)
+    assert contents(options.output) == contents(undisturbed.output)
 
 
 def test_workers_die_with_the_parent_and_a_new_run_is_clean(options: PreprocessOptions) -> None:
@@ -162,28 +165,29 @@ def test_workers_die_with_the_parent_and_a_new_run_is_clean(options: PreprocessO
     parent = subprocess.Popen(command, cwd=ROOT)
     deadline = time.monotonic() + 60
     children: list[psutil.Process] = []
-    while time.monotonic() < deadline and len(children) < 2 and parent.poll() is None:
-        children = [c for c in psutil.Process(parent.pid).children(recursive=True) if "spawn_main" in str(c.cmdline())]
-        time.sleep(0.01)
+    while time.monotonic() < deadline and not children and parent.poll() is None:
+        children = psutil.Process(parent.pid).children(recursive=True)
+        time.sleep(0.005)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
-    assert not alive
-    assert not {".bin", ".idx", ".manifest.json"} & set(contents(options.output))
-    preprocess(options)
+    assert children and not alive
+    assert not [path for path in options.output.parent.iterdir() if path.is_file()]
+    preprocess(replace(options, inputs=options.inputs[:1]))
     verify_shard(options.output)
-    assert not [name for name in contents(options.output) if name.endswith(".partial")]
+    assert set(contents(options.output)) == {".bin", ".idx", ".manifest.json", ".rejected.jsonl"}
 
 
 def test_a_second_writer_is_refused(options: PreprocessOptions) -> None:
     import fcntl
 
-    options.output.parent.mkdir()
-    partial = bin_path(options.output).with_name(bin_path(options.output).name + ".partial")
-    with partial.open("w") as stream:
+    folder = job_folder(options.output)
+    folder.mkdir(parents=True)
+    with (folder / "rank-00000.jsonl").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process"):
             preprocess(options)
+        assert folder.exists()
 
 
 def test_verify_and_inspect(options: PreprocessOptions, tokenizer_folder: Folder) -> None:
@@ -250,7 +254,7 @@ def test_workers_import_no_torch() -> None:
 
 
 def test_uint16_ids_survive(options: PreprocessOptions) -> None:
-    manifest = preprocess(options)
+    manifest = single(options)
     assert manifest.dtype == "uint16" and bin_path(options.output).stat().st_size == 2 * manifest.tokens
     assert np.fromfile(bin_path(options.output), dtype=np.uint16).max() == manifest.max_token_id
     assert os.path.getsize(idx_path(options.output)) == manifest.sizes["idx"]

@@ -1,0 +1,208 @@
+"""`megatron-ko data preprocess` and `data merge`: text to indexed tokens."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from megatron_ko.data.finish import Written
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Inputs = Annotated[
+    list[Path],
+    typer.Option(
+        "--input",
+        metavar="FILE...",
+        help="Files, folders, patterns in quotes, - or hf:OWNER/NAME. "
+        ".txt .jsonl .json .csv .tsv .wet, also .gz .zst; .parquet .arrow.",
+    ),
+]
+MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one a core.")]
+
+
+class TextUnit(StrEnum):
+    """What a document of a .txt file is."""
+
+    line = "line"
+    file = "file"
+
+
+class InputFormat(StrEnum):
+    """Kinds of input, where the suffix does not tell."""
+
+    txt = "txt"
+    jsonl = "jsonl"
+    csv = "csv"
+    tsv = "tsv"
+    wet = "wet"
+    parquet = "parquet"
+    arrow = "arrow"
+
+
+def output_prefix(value: str) -> Path:
+    """A prefix; a folder has none."""
+    if value.endswith("/"):
+        from megatron_ko.errors import DataError
+
+        raise DataError(
+            f"the output is a folder: {value}",
+            expected="the beginning of the names of the files",
+            remedy=f"--output {value}corpus",
+        )
+    return Path(value)
+
+
+Output = Annotated[
+    Path, typer.Option(metavar="PREFIX", parser=output_prefix, help="Writes PREFIX.bin, .idx and .manifest.json.")
+]
+
+
+def preprocess(
+    files: Inputs,
+    tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the tokenizer.")],
+    output: Output,
+    more: MoreInputs = None,
+    workers: Workers = CORES,
+    json_key: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Field of the text; given several times, each writes PREFIX_KEY. [text]"),
+    ] = None,
+    append_eod: Annotated[bool, typer.Option(help="End every document with the end-of-document token.")] = True,
+    text_unit: Annotated[TextUnit, typer.Option(help="A document of a .txt file.")] = TextUnit.line,
+    format: Annotated[InputFormat | None, typer.Option(help="Kind of all inputs, instead of their suffixes.")] = None,
+    shards: Annotated[int | None, typer.Option(min=1, help="Write PREFIX-00000-of-N ..., N shards.")] = None,
+    shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about so many tokens.")] = None,
+    rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
+    size: Annotated[int, typer.Option(min=1, help="Processes that share the work; then run data merge.")] = 1,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode samples of what was written and compare.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Encode text into Megatron's indexed format. No byte depends on the number of workers, ranks or interruptions.
+
+    Records that are no documents are counted and written to PREFIX.rejected.jsonl with the reason. What is done is kept
+    in PREFIX.parts until the end: the same command, started again after a kill, goes on from there.
+
+    Example: megatron-ko data preprocess --input corpus.jsonl --tokenizer tokenizer --output data/corpus --workers 8
+    """
+    import time
+
+    from megatron_ko.data.finish import job_folder
+    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.jobs import remove_job
+    from megatron_ko.data.preprocess import PreprocessOptions
+    from megatron_ko.data.preprocess import preprocess as run
+
+    if shards is not None and shard_tokens is not None:
+        raise typer.BadParameter("give --shards or --shard-tokens, not both")
+    if rank >= size:
+        raise typer.BadParameter(f"--rank {rank} must be below --size {size}")
+    if restart:
+        remove_job(job_folder(output))
+    options = PreprocessOptions(
+        inputs=expand_inputs((*files, *(more or []))),
+        tokenizer=tokenizer,
+        output=output,
+        workers=workers,
+        keys=tuple(json_key or ["text"]),
+        append_eod=append_eod,
+        text_unit=text_unit.value,
+        kind=format.value if format else None,
+        shards=shards,
+        shard_tokens=shard_tokens,
+        rank=rank,
+        size=size,
+        verify=verify,
+    )
+    start = time.monotonic()
+    with _kept(job_folder(output)), _progress_bar(options.inputs) as progress:
+        written = run(options, progress)
+    if size > 1:
+        message = f"rank {rank} of {size} is finished; when all are: megatron-ko data merge --output {output}"
+        typer.echo(json.dumps({"finished": rank, "of": size}) if as_json else message)
+        return
+    _report(written, time.monotonic() - start, as_json)
+
+
+def merge(
+    output: Output,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Decode samples of what was written with it, and compare.")
+    ] = None,
+    workers: Workers = CORES,
+    as_json: AsJson = False,
+) -> None:
+    """Write the files of a `data preprocess` that several ranks shared, when all of them are finished.
+
+    Example: megatron-ko data merge --output data/corpus
+    """
+    import time
+
+    from megatron_ko.data.finish import job_folder
+    from megatron_ko.data.finish import merge as run
+
+    start = time.monotonic()
+    with _kept(job_folder(output)):
+        written = run(output, workers, tokenizer)
+    _report(written, time.monotonic() - start, as_json)
+
+
+def _report(written: "list[Written]", seconds: float, as_json: bool) -> None:
+    if as_json:
+        outputs = [{"prefix": str(one.prefix), **json.loads(one.manifest.to_json())} for one in written]
+        for entry, one in zip(outputs, written, strict=True):
+            if one.verified:
+                entry["verified"] = {"decoded": one.verified.decoded, "exact": one.verified.exact}
+        result = {**outputs[0], "outputs": [str(one.prefix) for one in written], "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(result if len(outputs) == 1 else {**result, "all": outputs}, ensure_ascii=False))
+        return
+    for one in written:
+        manifest = one.manifest
+        typer.echo(
+            f"{one.prefix}: {manifest.documents:,} documents, {manifest.tokens:,} tokens ({manifest.dtype}), "
+            f"{manifest.bytes / max(1, manifest.tokens):.2f} bytes a token"
+        )
+        if manifest.rejected:
+            reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest.rejected_reasons.items())
+            typer.echo(f"  {manifest.rejected:,} records rejected: {reasons}; see {one.prefix}.rejected.jsonl")
+        if one.verified:
+            typer.echo(f"  {one.verified.decoded:,} samples decoded, {one.verified.exact:,} gave exactly the text")
+    documents = sum(one.manifest.documents for one in written)
+    size = sum(one.manifest.bytes for one in written)
+    typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s")
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """After an error or Ctrl-C, say that the work is not lost."""
+    try:
+        yield
+    except BaseException:
+        if any(folder.glob("part-*")):
+            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
+        raise
+
+
+@contextmanager
+def _progress_bar(inputs: tuple[Path, ...]) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of the inputs, on a terminal; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    total = sum(path.stat().st_size for path in inputs if path.is_file())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=total or None)
+        yield lambda read: bar.update(task, completed=read)

@@ -1,0 +1,182 @@
+"""Which files are meant by names, folders, patterns, the standard input and datasets; and what kind they are."""
+
+import glob
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import xxhash
+
+from megatron_ko.data.records import BLOCK_BYTES, Kind
+from megatron_ko.data.streams import COMPRESSED, STDIN, standard_input
+from megatron_ko.errors import DataError
+from megatron_ko.log import get_logger
+
+_log = get_logger(__name__)
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SUFFIXES: dict[str, Kind] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".wet": "wet",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+# Formats that are read at many places at once, and therefore not from inside another compression.
+_RANDOM_ACCESS = ("parquet", "arrow")
+_SAVED_DATASET, _SAVED_DATASETS = "state.json", "dataset_dict.json"
+_HUB = "hf:"
+
+
+def expand_inputs(given: Iterable[Path]) -> tuple[Path, ...]:
+    """Files in order: names as they are, folders and patterns sorted, saved and hub datasets as their Arrow files.
+
+    Raises:
+        DataError: nothing is there, or it holds no file of a known kind.
+    """
+    return tuple(path for name in given for path in _expanded(name))
+
+
+def check_inputs(inputs: Sequence[Path], kind: Kind | None = None) -> None:
+    """Refuse, before any work, files that are missing, of unknown kind, or given twice (also as a copy).
+
+    Raises:
+        DataError: which file, and why.
+    """
+    if not inputs:
+        raise DataError("no input was given", remedy="--input FILE")
+    same_size: dict[int, list[Path]] = {}
+    for path in inputs:
+        if path == STDIN:
+            if kind in _RANDOM_ACCESS:
+                raise DataError(f"{kind} cannot be read from the standard input", remedy="give the file by its name")
+            continue
+        kind_of(path, kind)
+        if not path.is_file():
+            raise DataError(f"no such file: {path}", remedy="check --input")
+        same_size.setdefault(path.stat().st_size, []).append(path)
+    for candidates in same_size.values():
+        _refuse_copies(candidates)
+
+
+def kind_of(path: Path, kind: Kind | None = None) -> Kind:
+    """Kind by suffix, looking through .gz and .zst, unless ``kind`` says it; JSON lines on the standard input.
+
+    Raises:
+        DataError: unknown suffix.
+    """
+    inner = Path(path.stem) if path.suffix in COMPRESSED else path
+    found = kind or ("jsonl" if path == STDIN else SUFFIXES.get(inner.suffix))
+    if found is None or (found in _RANDOM_ACCESS and inner is not path):
+        raise DataError(
+            f"unknown kind of file: {path}",
+            got=f"suffix {''.join(path.suffixes[-2:]) or 'none'}",
+            expected=".txt .jsonl .json .csv .tsv .wet (also .gz, .zst) .parquet .arrow",
+            remedy="rename or convert it, or say what it is with --format",
+        )
+    return found
+
+
+def content_hash(path: Path) -> str:
+    """xxh3_128 of the bytes of a file, as hexadecimal digits."""
+    if path == STDIN:
+        return standard_input.content_hash()
+    state = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while chunk := stream.read(BLOCK_BYTES):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def input_bytes(path: Path) -> int:
+    """Size of a file, or of what came from the standard input so far."""
+    return standard_input.bytes if path == STDIN else path.stat().st_size
+
+
+def _expanded(name: Path) -> list[Path]:
+    if name == STDIN or name.is_file():
+        return [name]
+    if name.is_dir():
+        return _saved_dataset(name) if (name / _SAVED_DATASET).is_file() else _folder(name)
+    if str(name).startswith(_HUB):
+        return _hub_dataset(str(name).removeprefix(_HUB))
+    if any(sign in str(name) for sign in "*?["):
+        found = [Path(match) for match in sorted(glob.glob(str(name), recursive=True)) if Path(match).is_file()]
+        if not found:
+            raise DataError(f"no file matches {name}", remedy="check the pattern of --input")
+        return found
+    return [name]  # check_inputs says that it is missing
+
+
+def _folder(folder: Path) -> list[Path]:
+    if (folder / _SAVED_DATASETS).is_file():
+        names = ", ".join(json.loads((folder / _SAVED_DATASETS).read_text(encoding="utf-8"))["splits"])
+        raise DataError(
+            f"{folder} holds several splits of a dataset", got=names, remedy=f"give one: {folder}/{names.split(',')[0]}"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    known = [path for path in files if _has_kind(path)]
+    if not known:
+        raise DataError(
+            f"no file of a known kind in {folder}",
+            got=f"{len(files)} files",
+            expected=f"{' '.join(SUFFIXES)}, or a dataset saved by save_to_disk",
+            remedy="check --input",
+        )
+    if len(known) < len(files):
+        other = next(path for path in files if not _has_kind(path))
+        _log.warning("%s: %d files of other kinds are not read, for example %s", folder, len(files) - len(known), other)
+    return known
+
+
+def _has_kind(path: Path) -> bool:
+    inner = Path(path.stem) if path.suffix in COMPRESSED else path
+    return inner.suffix in SUFFIXES and (inner is path or SUFFIXES[inner.suffix] not in _RANDOM_ACCESS)
+
+
+def _saved_dataset(folder: Path) -> list[Path]:
+    """The Arrow files of a dataset that ``save_to_disk`` wrote, in their order."""
+    try:
+        state = json.loads((folder / _SAVED_DATASET).read_text(encoding="utf-8"))
+        return [folder / entry["filename"] for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / _SAVED_DATASET} is damaged", got=repr(error), remedy="save it again") from error
+
+
+def _hub_dataset(name: str) -> list[Path]:
+    """hf:OWNER/NAME or hf:OWNER/NAME:SPLIT: fetched by `datasets` into its cache, read from there."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"hub dataset {name} needs a package that is not installed",
+            got="no `datasets`",
+            remedy="pip install datasets, or give local files",
+        ) from error
+    repository, _, split = name.partition(":")
+    try:
+        dataset = datasets.load_dataset(repository, split=split or "train")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"hub dataset {name} was not fetched", got=str(error).splitlines()[0], remedy="check name, split, network"
+        ) from error
+    return [Path(entry["filename"]) for entry in dataset.cache_files]
+
+
+def _refuse_copies(same_size: Sequence[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for path in same_size if len(same_size) > 1 else ():
+        digest = content_hash(path)
+        if digest in seen and path.stat().st_size:
+            raise DataError(
+                "the same file is given twice",
+                got=f"{seen[digest]} and {path}",
+                expected="every document once",
+                remedy="remove one of them from --input",
+            )
+        seen[digest] = path

@@ -1,0 +1,175 @@
+"""Rows to blocks: parquet and Arrow. A block of rows is an Arrow stream in which strings are bytes.
+
+Strings are taken as bytes because invalid UTF-8 is one bad record, not the end of the file.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_ko.data.records import BLOCK_BYTES, Block, Reading
+from megatron_ko.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a parquet file.
+
+    Attributes:
+        source: path.
+        first: number of its first row in the file, from 0.
+        group: number of the group.
+        columns: that are read, None for all.
+        keys: columns of text.
+        bytes: compressed size of the group.
+        read: bytes of the file up to its end, for progress.
+    """
+
+    source: str
+    first: int
+    group: int
+    columns: tuple[str, ...] | None
+    keys: tuple[str, ...]
+    bytes: int
+    read: int
+
+
+def parquet_row_groups(path: Path, reading: Reading) -> Iterator[RowGroup]:
+    """The row groups of a file.
+
+    Raises:
+        DataError: no such column, or a damaged file.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            check_columns(path, file.schema_arrow.names, reading.keys)
+            columns = None if reading.keep_fields else reading.keys
+            first, size, rows = 0, path.stat().st_size, max(1, file.metadata.num_rows)
+            for number in range(file.num_row_groups):
+                group = file.metadata.row_group(number)
+                held = sum(group.column(index).total_compressed_size for index in range(group.num_columns))
+                read = size * (first + group.num_rows) // rows
+                yield RowGroup(str(path), first, number, columns, reading.keys, held, read)
+                first += group.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise damaged(path, error, "write the parquet file again") from error
+
+
+def row_group_blocks(group: RowGroup) -> Iterator[Block]:
+    """The rows of one group.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    first = group.first
+    try:
+        with parquet.ParquetFile(group.source, page_checksum_verification=True) as file:
+            columns = list(group.columns) if group.columns is not None else None
+            for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group.group], columns=columns):
+                yield _block(group.source, first, batch, group.keys, group.read)
+                first += batch.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        where = f"{error}, in row group {group.group} (rows from {group.first:,})"
+        raise damaged(Path(group.source), where, "write the parquet file again") from error
+
+
+def arrow_blocks(path: Path, reading: Reading) -> Iterator[Block]:
+    """The rows of an Arrow file or stream, such as the data files of a Hugging Face dataset.
+
+    Raises:
+        DataError: no such column, or a damaged file.
+    """
+    import pyarrow
+
+    first, number = 0, 0
+    try:
+        with pyarrow.memory_map(str(path)) as source:
+            for batch in _arrow_batches(source, path, reading):
+                number += 1
+                rows = max(1, batch.num_rows * BLOCK_BYTES // max(1, batch.nbytes))
+                for start in range(0, batch.num_rows, rows):
+                    part = batch.slice(start, rows)
+                    yield _block(str(path), first, part, reading.keys, source.tell())
+                    first += part.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise damaged(path, f"{error}, in record batch {number}", "save it again") from error
+
+
+def _arrow_batches(source: "pyarrow.MemoryMappedFile", path: Path, reading: Reading) -> Iterator["pyarrow.RecordBatch"]:
+    import pyarrow
+
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    reader = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)
+    check_columns(path, reader.schema.names, reading.keys)
+    names = reader.schema.names if reading.keep_fields else list(reading.keys)
+    batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+    for batch in batches:
+        batch.validate()
+        yield batch.select(names)
+
+
+def _block(source: str, first: int, batch: "pyarrow.RecordBatch", keys: Sequence[str], read: int) -> Block:
+    return Block(source, "table", first, serialized(_strings_as_bytes(batch, keys)), read)
+
+
+def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pyarrow.RecordBatch":
+    """Strings, also dictionaries of them, as bytes. Columns of true bytes are left out: no text can hold them."""
+    import pyarrow
+    import pyarrow.types as types
+
+    columns, names = [], []
+    for field in batch.schema:
+        column = batch.column(field.name)
+        if types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if types.is_string(column.type) or types.is_string_view(column.type):
+            column = column.cast(pyarrow.binary())
+        elif types.is_large_string(column.type):
+            column = column.cast(pyarrow.large_binary())
+        elif field.name not in keys and (types.is_binary(column.type) or types.is_large_binary(column.type)):
+            continue
+        columns.append(column)
+        names.append(field.name)
+    return pyarrow.RecordBatch.from_arrays(columns, names=names)
+
+
+def serialized(batch: "pyarrow.RecordBatch") -> bytes:
+    """A batch as the payload of a block."""
+    import pyarrow
+
+    sink = io.BytesIO()
+    with pyarrow.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def check_columns(path: Path, names: Sequence[str], keys: Sequence[str]) -> None:
+    """Refuse a file that lacks a column of text.
+
+    Raises:
+        DataError: which columns there are.
+    """
+    for key in keys:
+        if key not in names:
+            raise DataError(
+                f"{path} has no column {key!r}", got=f"columns {', '.join(names)}", remedy="--json-key COLUMN"
+            )
+
+
+def damaged(path: Path, error: object, remedy: str) -> DataError:
+    """What to say about a file that cannot be read."""
+    return DataError(f"{path} is damaged", got=str(error), remedy=remedy)
