@@ -75,9 +75,8 @@ def main() -> None:
     if options.way:
         print(json.dumps(measure(options.way, options)))
         return
-    print(
-        f"{options.tokens:,} tokens x {options.vocabulary:,} ids, width {options.hidden}, pieces of {options.limit_mib} MiB"
-    )
+    print(f"{options.tokens:,} tokens x {options.vocabulary:,} ids, width {options.hidden}")
+    print(f"megatron-ko: pieces of {options.limit_mib} MiB")
     print(f"{'':<30}{'peak MiB':>10}{'of naive':>10}{'ms':>10}{'loss':>12}{'|gradients|':>14}")
     naive = None
     for name in ways(0):

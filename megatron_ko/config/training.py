@@ -16,6 +16,15 @@ class TrainingConfig(Section):
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="Activations computed again in the backward pass; full: least memory, a third more work."
     )
+    recompute_modules: tuple[Literal["core_attn", "layernorm", "mlp", "moe", "moe_act", "shared_experts"], ...] = Field(
+        ("core_attn",), description="What recompute: selective computes again in every layer."
+    )
+    recompute_layers: int | None = Field(
+        None, gt=0, description="How many layers of each model chunk recompute: full computes again; None: all."
+    )
+    offload_layers: int = Field(
+        0, ge=0, description="Layers whose activations wait in host memory for the backward pass; needs TE."
+    )
     logits_mib: int = Field(
         256, gt=0, description="Memory for fp32 logits on one rank; what needs more is computed in pieces, and twice."
     )

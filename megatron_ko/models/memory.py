@@ -1,18 +1,44 @@
-"""Memory against time: what is recomputed, moved away or overlapped."""
+"""Memory against time: what is computed again, and what waits in host memory."""
 
 from typing import Any
 
-from megatron_ko.config import RunConfig
+from megatron_ko.config import RunConfig, TrainingConfig
+from megatron_ko.errors import ConfigError
+from megatron_ko.models.specs import uses_transformer_engine
 
 
 def memory_settings(config: RunConfig) -> dict[str, Any]:
-    """The fields of TransformerConfig that trade time for memory."""
-    return _recompute(config.training.recompute)
+    """The fields of TransformerConfig that trade time for memory.
+
+    Raises:
+        ConfigError: activations are to be offloaded, which only Transformer Engine does.
+    """
+    return {**_recompute(config.training), **_offload(config)}
 
 
-def _recompute(recompute: str) -> dict[str, Any]:
-    if recompute == "full":
+def _recompute(training: TrainingConfig) -> dict[str, Any]:
+    if training.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(training.recompute_modules)}
+    if training.recompute == "none":
+        return {}
+    if training.recompute_layers is None:  # every layer by itself
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if recompute == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
-    return {}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": training.recompute_layers,
+    }
+
+
+def _offload(config: RunConfig) -> dict[str, Any]:
+    layers = config.training.offload_layers
+    if layers == 0:
+        return {}
+    if not uses_transformer_engine(config.precision.backend):
+        raise ConfigError(
+            "portable layers do not offload activations",
+            got=f"training.offload_layers {layers}",
+            expected="0, or a CUDA device with Transformer Engine",
+            remedy="training.recompute=full saves as much",
+        )
+    return {"cpu_offloading": True, "cpu_offloading_num_layers": layers, "cpu_offloading_activations": True}

@@ -1,5 +1,6 @@
 """Differences between megatron-core 0.16 and 0.19, and between installations of them. Nothing else knows a version."""
 
+import contextlib
 import importlib.util
 import logging
 import warnings
@@ -39,20 +40,26 @@ def prepare_imports() -> None:
 
 
 class _NoFp8:
-    """Transformer Engine's answer where there is none: nothing is computed in 8 bits."""
+    """Transformer Engine's answers where there is none: nothing is computed in 8 bits."""
 
     @staticmethod
     def is_fp8_enabled() -> bool:
         return False
 
 
+def _nothing_around(*_: object, **__: object) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
 def define_missing_names() -> None:
     """Define what megatron-core reads and defines only where Transformer Engine is installed.
 
-    That is a matrix product in the router of 0.16, and a question that recomputation asks in both releases.
+    That is a matrix product in the router of 0.16, and what recomputation of single modules asks about 8-bit states.
     """
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer.moe import moe_utils
 
     vars(moe_utils).setdefault("te_general_gemm", None)
     vars(random).setdefault("FP8GlobalStateManager", _NoFp8)
+    for name in ("fp8_autocast", "activation_recompute_forward"):
+        vars(random).setdefault(name, _nothing_around)

@@ -1,5 +1,7 @@
 """Recomputing activations gives the gradients of keeping them, dropout included: masks are drawn again, the same."""
 
+from typing import Any
+
 import pytest
 from harness import Outcome, tiny_config, train_under
 
@@ -12,23 +14,41 @@ LAYOUTS = {
 }
 
 
-def outcome(name: str, recompute: str, model: dict[str, float]) -> Outcome:
+KEPT = {"recompute": "none"}
+AGAIN = (
+    {"recompute": "selective"},
+    {"recompute": "selective", "recompute_modules": ("core_attn", "mlp")},
+    {"recompute": "full"},
+    {"recompute": "full", "recompute_layers": 1},
+)
+
+
+def outcome(name: str, training: dict[str, Any], model: dict[str, float]) -> Outcome:
     world_size, parallel = LAYOUTS[name]
-    return train_under(tiny_config(parallel, model=model, training={"recompute": recompute}), world_size, steps=3)
+    return train_under(tiny_config(parallel, model=model, training=training), world_size, steps=3)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_recomputed_equals_not_recomputed_with_dropout(name: str) -> None:
-    kept = outcome(name, "none", DROPOUT)
-    for recompute in ("selective", "full"):
+    kept = outcome(name, KEPT, DROPOUT)
+    for recompute in AGAIN:
         again = outcome(name, recompute, DROPOUT)
         assert again.losses == kept.losses, recompute
         for key, gradient in kept.gradients.items():
             assert again.gradients[key].equal(gradient), f"{recompute}: {key}"
 
 
+@pytest.mark.parametrize("name", ["alone", "tp2-sequence"])
+def test_recomputed_norms_add_up_gradients_in_another_order(name: str) -> None:
+    kept = outcome(name, KEPT, DROPOUT)
+    again = outcome(name, {"recompute": "selective", "recompute_modules": ("layernorm",)}, DROPOUT)
+    assert again.losses == pytest.approx(kept.losses, rel=1e-6)
+    for key, gradient in kept.gradients.items():
+        assert (again.gradients[key] - gradient).norm() < 1e-6 * gradient.norm(), key
+
+
 def test_dropout_is_drawn_and_differs_between_steps_and_seeds() -> None:
-    dropped, whole = outcome("alone", "none", DROPOUT), outcome("alone", "none", {})
+    dropped, whole = outcome("alone", KEPT, DROPOUT), outcome("alone", KEPT, {})
     assert dropped.losses[0] != whole.losses[0]
     assert dropped.weights.keys() == whole.weights.keys()
     other_seed = train_under(tiny_config(model=DROPOUT, run={"seed": 7}), 1, steps=1)

@@ -1,4 +1,4 @@
-"""Recomputation, offloading and overlap: what megatron-core accepts together."""
+"""Recomputation and offloading: what megatron-core accepts together."""
 
 from collections.abc import Iterator
 
@@ -7,5 +7,64 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_memory(config: RunConfig) -> Iterator[Problem]:
-    """Recomputation, offloading and overlap: what megatron-core accepts together."""
-    yield from ()
+    """Options of recomputation that are read, and offloading that nothing contradicts."""
+    yield from _check_recompute(config)
+    yield from _check_offload(config)
+
+
+def _check_recompute(config: RunConfig) -> Iterator[Problem]:
+    training, moe = config.training, config.model.moe
+    if training.recompute != "selective" and training.recompute_modules != ("core_attn",):
+        yield Problem(
+            path="training.recompute_modules",
+            got=training.recompute_modules,
+            expected=f"nothing: recompute {training.recompute} does not read it",
+            remedy="training.recompute=selective, or remove it",
+        )
+    if training.recompute != "full" and training.recompute_layers is not None:
+        yield Problem(
+            path="training.recompute_layers",
+            got=training.recompute_layers,
+            expected=f"nothing: recompute {training.recompute} does not read it",
+            remedy="training.recompute=full, or remove it",
+        )
+    only_experts = {"moe", "moe_act", "shared_experts"} & set(training.recompute_modules)
+    if training.recompute == "selective" and moe is None and only_experts:
+        yield Problem(
+            path="training.recompute_modules",
+            got=training.recompute_modules,
+            expected="modules that a model without experts has: core_attn, layernorm, mlp",
+            remedy=f"remove {', '.join(sorted(only_experts))}",
+        )
+    if training.recompute == "selective" and moe and "mlp" in training.recompute_modules:
+        yield Problem(
+            path="training.recompute_modules",
+            got=training.recompute_modules,
+            expected="moe in place of mlp: every feed-forward layer of this model is a mixture of experts",
+            remedy="replace mlp by moe",
+        )
+
+
+def _check_offload(config: RunConfig) -> Iterator[Problem]:
+    training = config.training
+    if training.offload_layers == 0:
+        return
+    if training.offload_layers >= config.model.num_layers:
+        yield Problem(
+            path="training.offload_layers",
+            got=training.offload_layers,
+            expected=f"fewer than num_layers {config.model.num_layers}",
+        )
+    if config.parallel.pipeline > 1:
+        yield Problem(
+            path="training.offload_layers",
+            got=training.offload_layers,
+            expected="0 with pipeline stages: megatron-core does not offload there",
+            remedy="training.recompute=full, or parallel.pipeline=1",
+        )
+    if training.recompute != "none":
+        yield Problem(
+            path="training.offload_layers",
+            got=training.offload_layers,
+            expected="0 with recomputation, or recompute none: megatron-core does one of the two",
+        )
