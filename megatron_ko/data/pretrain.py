@@ -38,19 +38,22 @@ class SampleDataset(Protocol):
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """One micro-batch.
+    """One micro-batch, or this rank's part of it where ranks share sequences.
 
     Attributes:
         tokens: [b, s] int64.
         labels: [b, s] int64, the tokens shifted by one.
         loss_mask: [b, s] float32, 1 where the loss counts.
-        position_ids: [b, s] int64; they run through document borders, as attention does (Megatron's default).
+        position_ids: [b, s] int64; they run through document borders. Rotary positions are relative: within a document
+            it makes no difference.
+        documents: [b, t] int64, the document of every token of the whole sequences; None: they are not kept apart.
     """
 
     tokens: torch.Tensor
     labels: torch.Tensor
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
+    documents: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -141,14 +144,41 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
     return Datasets(train, valid, test, bytes_per_token(shards), corpus)
 
 
-def collate(dataset: SampleDataset, indices: Sequence[int], device: torch.device | str = "cpu") -> TokenBatch:
-    """The samples ``indices`` as one batch [b, s]."""
-    samples = [dataset[index] for index in indices]
+@dataclass(frozen=True)
+class Collator:
+    """From samples to the batch of one rank.
 
-    def stack(name: str) -> torch.Tensor:
-        return torch.stack([sample[name] for sample in samples]).to(device)
+    Attributes:
+        device: where batches go.
+        document_start: the token that begins a document, if documents are to be kept apart.
+        cp_rank, cp_size: which part of each sequence is this rank's: chunks r and 2c - 1 - r of 2c.
+    """
 
-    return TokenBatch(stack("tokens"), stack("labels"), stack("loss_mask"), stack("position_ids"))
+    device: torch.device | str = "cpu"
+    document_start: int | None = None
+    cp_rank: int = 0
+    cp_size: int = 1
+
+    def __call__(self, dataset: SampleDataset, indices: Sequence[int]) -> TokenBatch:
+        """The samples ``indices`` as one batch."""
+        samples = [dataset[index] for index in indices]
+        whole = {
+            name: torch.stack([sample[name] for sample in samples]).to(self.device)
+            for name in ("tokens", "labels", "loss_mask", "position_ids")
+        }
+        documents = None if self.document_start is None else number_documents(whole["tokens"], self.document_start)
+        return TokenBatch(**{name: self._part(tensor) for name, tensor in whole.items()}, documents=documents)
+
+    def _part(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.cp_size == 1:
+            return tensor
+        chunks = tensor.chunk(2 * self.cp_size, dim=1)
+        return torch.cat([chunks[self.cp_rank], chunks[-1 - self.cp_rank]], dim=1)
+
+
+def number_documents(tokens: torch.Tensor, start: int) -> torch.Tensor:
+    """Number the documents of each row [b, s]. The end-of-document token begins the next one, as in generation."""
+    return (tokens == start).cumsum(dim=1)
 
 
 class TokenBatches:
@@ -163,7 +193,7 @@ class TokenBatches:
         global_batch: samples of a step, over all ranks.
         micro_batch: samples of a micro-batch.
         dp_rank, dp_size: place in the data-parallel group.
-        device: where the batches go.
+        collate: makes a batch of samples.
     """
 
     def __init__(
@@ -175,10 +205,10 @@ class TokenBatches:
         micro_batch: int,
         dp_rank: int,
         dp_size: int,
-        device: torch.device | str = "cpu",
+        collate: Collator = Collator(),
     ) -> None:
         assert global_batch % (micro_batch * dp_size) == 0, "checked with the configuration"
-        self._dataset, self._device = dataset, device
+        self._dataset, self.collate = dataset, collate
         self._global, self._micro, self._rank, self._size = global_batch, micro_batch, dp_rank, dp_size
         self.consumed_samples = consumed_samples
 
@@ -190,7 +220,7 @@ class TokenBatches:
 
     def next(self) -> list[TokenBatch]:
         """The micro-batches of the next step."""
-        batches = [collate(self._dataset, indices, self._device) for indices in self.indices()]
+        batches = [self.collate(self._dataset, indices) for indices in self.indices()]
         self.consumed_samples += self._global
         return batches
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
 from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.models.context_parallel import check_exchange
 from megatron_ko.models.memory import memory_settings
 from megatron_ko.models.moe import moe_settings
 from megatron_ko.models.precision import precision_settings
@@ -23,10 +24,11 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
     Windows are not in it: megatron-core's pattern knows one width only (``models/windows.py``).
 
     Raises:
-        ConfigError: ``precision.backend`` asks for what is not installed.
+        ConfigError: ``precision.backend`` asks for what is not installed, or a layout for what the layers cannot do.
     """
     model, dtype = config.model, config.precision.dtype
     fused = uses_transformer_engine(config.precision.layer_backend)
+    check_exchange(config, fused)
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,

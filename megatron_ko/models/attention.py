@@ -2,7 +2,6 @@
 
 import contextlib
 
-import torch
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -11,7 +10,8 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
-from megatron_ko.models.attention_kernels import TiledAttention, lowest_visible
+from megatron_ko.models.attention_kernels import View, attend
+from megatron_ko.models.context_parallel import gather_in_order, positions_of
 
 
 class PortableAttention(MegatronModule):
@@ -22,9 +22,9 @@ class PortableAttention(MegatronModule):
         layer_number: number of the layer, from 1.
         attn_mask_type: causal; megatron-core passes it.
         attention_type: "self"; megatron-core passes it.
-        cp_comm_type: how context-parallel ranks exchange keys and values; there is one rank only.
         softmax_scale: factor on the scores; None: 1 / sqrt(d).
-        pg_collection: process groups; heads are split already when they come here.
+        cp_comm_type: how context-parallel ranks exchange keys and values: "all_gather".
+        pg_collection: process groups; sequences are split over ``cp``. Heads are split already when they come here.
     """
 
     def __init__(
@@ -33,16 +33,15 @@ class PortableAttention(MegatronModule):
         layer_number: int,
         attn_mask_type: AttnMaskType,
         attention_type: str,
-        cp_comm_type: str | None = None,
         softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
         super().__init__(config=config)
-        assert config.context_parallel_size == 1, "sequences are not split over ranks"
-        assert attention_type == "self", attention_type
-        assert attn_mask_type == AttnMaskType.causal, attn_mask_type
+        assert attention_type == "self" and attn_mask_type == AttnMaskType.causal
         self._window: int | None = config.window_size[0] if config.window_size else None
         self._scale = softmax_scale
+        self._context = pg_collection.cp if pg_collection and config.context_parallel_size > 1 else None
 
     def forward(
         self,
@@ -54,29 +53,34 @@ class PortableAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Attend. The last query stands at the last key; every query sees the keys up to its own place.
+        """Attend. Every query sees the keys up to its own place; the last one stands at the last key.
 
         Args:
             query: [s, b, n, d], n query heads of this rank.
             key, value: [t, b, g, d], g key/value heads of this rank; t > s when a cache of earlier tokens is used.
-            attention_mask: [b, t] integers, the document of each token, or None: one document.
+                With context parallelism s = t are the tokens of this rank.
+            attention_mask: [b, t] integers, the document of each token of the whole sequence, or None: one document.
             attn_mask_type: megatron-core passes "no_mask" for queries after a cache; they are causal like all others.
 
         Returns:
             [s, b, n * d].
         """
         assert attention_bias is None and packed_seq_params is None, "not implemented by this back end"
-        queries, keys = query.shape[0], key.shape[0]
-        inputs = [tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)]  # [b, n, s, d]
-        if queries == keys and attention_mask is None and (self._window is None or self._window >= keys - 1):
-            context = self._attend_causally(*inputs)
+        queries, earlier = len(query), len(key) - len(query)
+        positions: tuple[range, ...] = (range(earlier, earlier + queries),)
+        if self._context is not None:
+            assert earlier == 0, "a cache of whole sequences"
+            positions = positions_of(queries, self._context.rank(), self._context.size())
+            key, value = gather_in_order((key, value), self._context)
+        query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, n, s, d]
+        keys = key.shape[2]
+        window = self._window if self._window is not None and self._window < keys - 1 else None
+        if window is None and attention_mask is None and positions == (range(keys),):
+            context = self._attend_causally(query, key, value)
         else:
             assert self._dropout == 0.0, "checked with the configuration"
-            positions = range(keys - queries, keys)
-            places = torch.arange(positions.start, positions.stop, device=query.device)
-            lowest = lowest_visible(places, self._window, attention_mask)
-            context = TiledAttention.apply(*inputs, (positions,), lowest, self._scale)
-        return context.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
+            context = attend(query, key, value, View(positions, window, attention_mask), self._scale)
+        return context.permute(2, 0, 1, 3).flatten(2)  # [s, b, n * d]
 
     def _attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         with self._random_state():

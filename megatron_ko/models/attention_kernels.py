@@ -1,58 +1,70 @@
 """Causal attention with a lower bound for each query: windows and documents without a mask of the whole sequence.
 
 A query at position p sees the keys from ``lowest(p)`` to p. A window of W makes ``lowest(p) = p - W``, a document that
-begins at e makes it ``e``, both make it the larger of the two. Memory is linear in the length in every case.
+begins at e makes it ``e``, both make it the larger of the two. On a CPU the work is done in tiles, each with a small
+mask; on CUDA by one compiled kernel of flex attention, which skips blocks that nobody sees. Memory is linear in the
+length either way.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from megatron_ko.parallel.platform import get_platform
 
 # Queries of one tile. Fewer waste less at the edge of a window, more make better matrix products.
 _TILE = 128
 
 
 @dataclass(frozen=True)
-class Tile:
-    """A block of queries and the keys that any of them sees.
+class View:
+    """What queries see.
 
     Attributes:
-        rows: samples of the batch.
-        queries: numbers of the queries.
-        keys: positions of the keys.
-        mask: [queries, keys], True where a query may look.
-    """
-
-    rows: slice
-    queries: slice
-    keys: slice
-    mask: Tensor
-
-    def cut(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """What the tile needs of [b, n, s, d] and twice [b, g, t, d]."""
-        at_keys = self.rows, slice(None), self.keys
-        return [query[self.rows, :, self.queries], key[at_keys], value[at_keys]]
-
-
-def lowest_visible(positions: Tensor, window: int | None, documents: Tensor | None) -> Tensor:
-    """The first key that each query sees.
-
-    Args:
-        positions: [s] of the queries in the whole sequence.
+        positions: of the queries in the whole sequence, as runs of neighbours in the order of the queries.
         window: earlier tokens that a token sees beside itself; None: all.
         documents: [b, t] numbers; neighbours with the same number are one document. None: one document.
+    """
+
+    positions: tuple[range, ...]
+    window: int | None = None
+    documents: Tensor | None = None
+
+    def lowest(self, device: torch.device) -> Tensor:
+        """The first key that each query sees: [1, s], or [b, s] with documents."""
+        places = self.places(device)
+        lowest = torch.zeros_like(places) if self.window is None else (places - self.window).clamp(min=0)
+        if self.documents is None:
+            return lowest.unsqueeze(0)
+        return torch.maximum(lowest, document_starts(self.documents)[:, places])
+
+    def places(self, device: torch.device) -> Tensor:
+        """Positions of the queries [s]."""
+        return torch.cat([torch.arange(run.start, run.stop, device=device) for run in self.positions])
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float | None) -> Tensor:
+    """Grouped-query attention, differentiable.
+
+    Args:
+        query: [b, n, s, d].
+        key, value: [b, g, t, d] of the whole sequence.
+        view: what each query sees.
+        scale: factor on the scores; None: 1 / sqrt(d).
 
     Returns:
-        [1, s], or [b, s] with documents.
+        [b, n, s, d].
     """
-    lowest = torch.zeros_like(positions) if window is None else (positions - window).clamp(min=0)
-    if documents is None:
-        return lowest.unsqueeze(0)
-    return torch.maximum(lowest, document_starts(documents)[:, positions])
+    if get_platform().compiles_kernels:
+        return attend_in_blocks(query, key, value, view, scale)
+    output: Tensor = TiledAttention.apply(query, key, value, view.positions, view.lowest(query.device), scale)
+    return output
 
 
 def document_starts(documents: Tensor) -> Tensor:
@@ -63,15 +75,37 @@ def document_starts(documents: Tensor) -> Tensor:
     return (begins * place).cummax(dim=1).values
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A block of queries and the keys that any of them sees.
+
+    Attributes:
+        rows: samples of the batch.
+        queries: numbers of the queries.
+        keys: positions of the keys.
+        mask: [queries, keys], True where a query may look; None: everywhere.
+    """
+
+    rows: slice
+    queries: slice
+    keys: slice
+    mask: Tensor | None
+
+    def cut(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+        """What the tile needs of [b, n, s, d] and twice [b, g, t, d]."""
+        at_keys = self.rows, slice(None), self.keys
+        return [query[self.rows, :, self.queries], key[at_keys], value[at_keys]]
+
+
 def tiles(positions: Sequence[range], lowest: Tensor) -> Iterator[Tile]:
-    """Cut queries into tiles.
+    """Cut queries into tiles: the same for all rows of the batch, or with documents for each row its own.
 
     Args:
-        positions: of the queries, as runs of neighbours in the order of the queries.
+        positions: of the queries, as in ``View``.
         lowest: [1, s] or [b, s], not falling within a run.
     """
-    every = len(lowest) == 1
     for row in range(len(lowest)):
+        rows = slice(None) if len(lowest) == 1 else slice(row, row + 1)
         first = 0  # number of the first query of the run
         for run in positions:
             for start in range(0, len(run), _TILE):
@@ -79,11 +113,14 @@ def tiles(positions: Sequence[range], lowest: Tensor) -> Iterator[Tile]:
                 queries = slice(first + start, first + start + len(part))
                 bounds = lowest[row, queries].unsqueeze(1)
                 keys = slice(int(bounds[0]), part.stop)
-                at = torch.arange(keys.start, keys.stop, device=lowest.device)
-                own = torch.arange(part.start, part.stop, device=lowest.device).unsqueeze(1)
-                rows = slice(None) if every else slice(row, row + 1)
-                yield Tile(rows, queries, keys, (at >= bounds) & (at <= own))
+                yield Tile(rows, queries, keys, _tile_mask(part, keys, bounds) if len(part) > 1 else None)
             first += len(run)
+
+
+def _tile_mask(queries: range, keys: slice, lowest: Tensor) -> Tensor:
+    at = torch.arange(keys.start, keys.stop, device=lowest.device)
+    own = torch.arange(queries.start, queries.stop, device=lowest.device).unsqueeze(1)
+    return (at >= lowest) & (at <= own)
 
 
 class TiledAttention(torch.autograd.Function):
@@ -122,8 +159,39 @@ class TiledAttention(torch.autograd.Function):
         return *gradients, None, None, None
 
 
-def _attend(inputs: Sequence[Tensor], mask: Tensor, scale: float | None) -> Tensor:
+def _attend(inputs: Sequence[Tensor], mask: Tensor | None, scale: float | None) -> Tensor:
     query, key, value = inputs
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
+
+
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float | None) -> Tensor:
+    """``attend`` with flex attention (Dong et al., 2024, arXiv:2412.05496)."""
+    mask = _block_mask(view, len(query), key.shape[2], query.device)
+    output: Tensor = _compiled(flex_attention)(
+        query, key, value, block_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    return output
+
+
+# The layers of a micro-batch share one or two views, whose documents are found by identity.
+@functools.lru_cache(maxsize=8)
+def _block_mask(view: View, rows: int, keys: int, device: torch.device) -> BlockMask:
+    places, lowest = view.places(device), view.lowest(device)
+    bounds = lowest.expand(rows, -1).contiguous()  # the kernel asks for every row, whether blocks differ by row or not
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, at: Tensor) -> Tensor:
+        return (at <= places[query]) & (at >= bounds[row, query])
+
+    # Compiled, it never holds the mask of single positions.
+    mask: BlockMask = _compiled(create_block_mask)(
+        visible, rows if len(lowest) > 1 else None, None, len(places), keys, device=device
+    )
+    return mask
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function)
+    return compiled

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 
 from megatron_ko.errors import ConfigError
 from megatron_ko.models.attention import PortableAttention
+from megatron_ko.models.documents import keep_documents_apart
 from megatron_ko.models.moe import portable_experts, use_router
 from megatron_ko.models.norm import RMSNorm
 from megatron_ko.models.windows import set_windows
@@ -59,6 +60,7 @@ def decoder_spec(
     """
     if uses_transformer_engine(backend):
         spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        keep_documents_apart(spec)
         for layer in spec.layer_specs if config.num_moe_experts else []:
             use_router(layer.submodules.mlp)
     else:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 
@@ -19,13 +20,15 @@ def set_windows(spec: TransformerBlockSubmodules, windows: Sequence[int | None] 
         spec: layers of a model chunk, of either back end; changed in place.
         windows: for each layer of the whole model, earlier tokens that a token sees beside itself; None: all of them.
     """
-    if windows is None:
-        return
-    # Layers share their specifications: each is changed once.
-    attentions = {id(layer.submodules.self_attention.submodules): layer for layer in spec.layer_specs}
-    for layer in attentions.values():
-        attention = layer.submodules.self_attention.submodules
-        attention.core_attention = _with_window(attention.core_attention, windows)
+    if windows is not None:
+        for attention in attentions_of(spec):
+            attention.core_attention = _with_window(attention.core_attention, windows)
+
+
+def attentions_of(spec: TransformerBlockSubmodules) -> list[SelfAttentionSubmodules]:
+    """What the attention of the layers is made of; layers share their specification, so each is there once."""
+    parts = [layer.submodules.self_attention.submodules for layer in spec.layer_specs]
+    return list({id(part): part for part in parts}.values())
 
 
 def _with_window(core_attention: Callable[..., Any], windows: Sequence[int | None]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ class LanguageModelling:
 
     def forward(self, batch: TokenBatch, model: torch.nn.Module) -> Tensor:
         """Per-token losses [b, s] on the last pipeline stage, hidden states [s, b, h] on the others."""
-        output: Tensor = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
+        output: Tensor = model(batch.tokens, batch.position_ids, batch.documents, labels=batch.labels)
         return output
 
     def loss(self, output: Tensor, batch: TokenBatch) -> LossOutput:

@@ -78,6 +78,11 @@ class Platform:
         return self.device_type == "cuda"
 
     @property
+    def compiles_kernels(self) -> bool:
+        """Whether PyTorch's compiler is used for attention; on a CPU it takes longer than it saves."""
+        return self.device_type == "cuda"
+
+    @property
     def keeps_queued_sends(self) -> bool:
         """Whether a tensor may be freed as soon as its send is queued: NCCL keeps it alive, gloo reads it later."""
         return self.backend == "nccl"

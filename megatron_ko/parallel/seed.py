@@ -20,10 +20,11 @@ def seed_everything(seed: int, groups: Groups) -> None:
     """Seed python, numpy, torch and megatron-core's tracker.
 
     Tensor-parallel ranks share what they must share (dropout outside of split regions) and differ where the tensor is
-    split; pipeline stages and data-parallel replicas draw different dropout masks. Initial weights do not depend on
-    these states at all (``models/initialise.py``).
+    split; pipeline stages, data-parallel replicas and parts of a sequence draw different dropout masks. Initial weights
+    do not depend on these states at all (``models/initialise.py``).
     """
-    own = seed + _STAGE_STRIDE * groups.pp_rank + _REPLICA_STRIDE * groups.dp_rank
+    replica = groups.dp_rank * groups.cp_size + groups.cp_rank
+    own = seed + _STAGE_STRIDE * groups.pp_rank + _REPLICA_STRIDE * replica
     random.seed(own)
     np.random.seed(own % 2**32)
     torch.manual_seed(own)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_ko.data.pretrain import SampleDataset, TokenBatch, collate
+from megatron_ko.data.pretrain import SampleDataset, TokenBatch
 from megatron_ko.train.run import Run
 from megatron_ko.train.state import Evaluation
 from megatron_ko.train.step import LOSS, add_up, forward_backward
@@ -50,7 +50,7 @@ def _portions(run: Run, data: SampleDataset, samples: int) -> Iterator[list[Toke
 def _batch(run: Run, data: SampleDataset, first: int, samples: int) -> TokenBatch:
     """Validation sequences [b, s] from ``first`` on; those from ``samples`` on are filling and fully masked."""
     indices = range(first, first + run.config.training.micro_batch_size)
-    batch = collate(data, [min(index, samples - 1) for index in indices], run.device)
+    batch = run.batches.collate(data, [min(index, samples - 1) for index in indices])
     for row, index in enumerate(indices):
         if index >= samples:
             batch.loss_mask[row] = 0.0

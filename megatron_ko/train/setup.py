@@ -7,7 +7,7 @@ import torch
 
 from megatron_ko import log
 from megatron_ko.config import RunConfig, check_world, dump, raise_problems
-from megatron_ko.data.pretrain import Datasets, TokenBatches, build_datasets
+from megatron_ko.data.pretrain import Collator, Datasets, TokenBatches, build_datasets
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, CheckpointError, ConfigError
 from megatron_ko.models import checkpoint_files as files
@@ -133,7 +133,12 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
             micro_batch=config.training.micro_batch_size,
             dp_rank=groups.dp_rank,
             dp_size=groups.dp_size,
-            device=platform.device,
+            collate=Collator(
+                platform.device,
+                document_start=tokenizer.eod if config.data.document_mask else None,
+                cp_rank=groups.cp_rank,
+                cp_size=groups.cp_size,
+            ),
         ),
         valid_data=datasets.valid,
         bytes_per_token=datasets.bytes_per_token,

@@ -64,7 +64,7 @@ def forward_backward(run: Run, batch: Sequence[TokenBatch], forward_only: bool) 
         data_iterator=[iter(batch) for _ in chunks],
         model=chunks,
         num_microbatches=len(batch),
-        seq_length=batch[0].tokens.shape[1],
+        seq_length=batch[0].tokens.shape[1] * run.groups.cp_size,  # the schedule divides by it
         micro_batch_size=batch[0].tokens.shape[0],
         forward_only=forward_only,
     )

@@ -24,7 +24,7 @@ from megatron_ko.config import DataConfig
 from megatron_ko.data.indexed import IndexedReader, bin_path, idx_path
 from megatron_ko.data.manifest import manifest_path, read_manifest
 from megatron_ko.data.preprocess import PreprocessOptions, preprocess
-from megatron_ko.data.pretrain import Datasets, TokenBatches, build_datasets, collate
+from megatron_ko.data.pretrain import Collator, Datasets, TokenBatches, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import DataError
 
@@ -67,12 +67,44 @@ def test_samples_are_windows_of_whole_documents(corpus: Corpus) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         datasets = corpus.build(corpus.config())
-    batch = collate(datasets.train, [0, 3, 7])
+    batch = Collator()(datasets.train, [0, 3, 7])
     assert batch.tokens.shape == batch.labels.shape == batch.loss_mask.shape == batch.position_ids.shape == (3, LENGTH)
     assert batch.tokens.dtype == batch.labels.dtype == batch.position_ids.dtype == torch.int64
     assert torch.equal(batch.tokens[:, 1:], batch.labels[:, :-1])
     assert batch.loss_mask.dtype == torch.float32 and bool((batch.loss_mask == 1).all())
     assert torch.equal(batch.position_ids, torch.arange(LENGTH).expand(3, LENGTH))
+
+
+def test_a_document_begins_with_the_token_that_ended_the_one_before(corpus: Corpus) -> None:
+    """As a prompt does in generation. A sample may begin within a document."""
+    eod = load_tokenizer(corpus.tokenizer).eod
+    dataset = corpus.build(corpus.config()).train
+    batch = Collator(document_start=eod)(dataset, range(60))
+    assert batch.documents is not None and Collator()(dataset, [0]).documents is None
+    for tokens, numbers in zip(batch.tokens.tolist(), batch.documents.tolist(), strict=True):
+        assert numbers == [tokens[: place + 1].count(eod) for place in range(LENGTH)]
+    assert 5 < int((batch.documents[:, -1] > 0).sum()) < 60
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_ranks_that_share_sequences_hold_every_token_once_and_equally_much_of_the_past(size: int) -> None:
+    dataset = _Counting()
+    parts = [Collator(cp_rank=rank, cp_size=size, document_start=0)(dataset, [3, 4]) for rank in range(size)]
+    for name in ("tokens", "labels", "loss_mask", "position_ids"):
+        together = torch.cat([getattr(part, name) for part in parts], dim=1)
+        assert together.sort(dim=1).values.equal(getattr(Collator()(dataset, [3, 4]), name))
+    assert len({int(part.position_ids.sum()) for part in parts}) == 1
+    assert all(part.documents is not None and part.documents.shape == (2, LENGTH) for part in parts)
+
+
+class _Counting:
+    """Every sample is 0, 1, 2, ..."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return dict.fromkeys(("tokens", "labels", "loss_mask", "position_ids"), torch.arange(LENGTH))
 
 
 def test_one_epoch_holds_every_token_once_and_the_parts_do_not_overlap(corpus: Corpus) -> None:

@@ -1,15 +1,19 @@
 """Tiled attention against a dense mask, for windows, documents, grouped heads and queries in pieces."""
 
 import math
+import warnings
+from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_ko.models import attention_kernels as kernels
-from megatron_ko.models.attention_kernels import TiledAttention, document_starts, lowest_visible, tiles
+from megatron_ko.models.attention_kernels import TiledAttention, View, attend, attend_in_blocks, document_starts, tiles
+from megatron_ko.models.context_parallel import positions_of
 
 WIDTH = 8
 
@@ -42,13 +46,6 @@ def random_documents(rows: int, length: int, seed: int) -> Tensor:
     return (torch.rand(rows, length, generator=generator) < 0.1).cumsum(1)
 
 
-def zigzag(length: int, size: int, rank: int) -> tuple[range, ...]:
-    """Positions of one of ``size`` ranks: chunk ``rank`` from the front and from the back."""
-    chunk = length // (2 * size)
-    places = (rank, 2 * size - 1 - rank)
-    return tuple(range(place * chunk, (place + 1) * chunk) for place in places)
-
-
 # window, documents, ranks that share the sequence
 CASES = {
     "window": (40, False, 1),
@@ -69,11 +66,10 @@ def test_tiles_give_what_a_dense_mask_gives(case: str, groups: int) -> None:
     documents = random_documents(2, length, 3) if with_documents else None
     mask = visible(length, window, documents)
     for rank in range(size):
-        positions = zigzag(length, size, rank) if size > 1 else (range(length),)
-        places = torch.tensor([place for run in positions for place in run])
+        view = View(positions_of(length // size, rank, size), window, documents)
+        places = torch.tensor([place for run in view.positions for place in run])
         query, key, value = random_tensors(2, 4, groups, len(places), length)
-        lowest = lowest_visible(places, window, documents)
-        output = TiledAttention.apply(query, key, value, positions, lowest, None)
+        output = attend(query, key, value, view, None)
         expected = dense(query, key, value, mask[:, places])
         torch.testing.assert_close(output, expected)
         weight = torch.randn_like(output)
@@ -96,19 +92,33 @@ def test_masks_never_leak_and_every_query_sees_itself(
     expected = visible(length, window, documents)
     seen = torch.zeros_like(expected)
     for rank in range(size):
-        positions = zigzag(length, size, rank) if size > 1 else (range(length),)
-        places = torch.tensor([place for run in positions for place in run])
-        lowest = lowest_visible(places, window, documents)
-        for tile in tiles(positions, lowest):
-            assert tile.mask.any(dim=1).all(), "a query without a key"
-            assert tile.mask.any(dim=0)[0] and tile.mask.any(dim=0)[-1], "keys that nobody sees"
+        view = View(positions_of(length // size, rank, size), window, documents)
+        places = view.places(torch.device("cpu"))
+        for tile in tiles(view.positions, view.lowest(torch.device("cpu"))):
             own = places[tile.queries]
-            assert tile.mask[torch.arange(len(own)), own - tile.keys.start].all(), "a query that does not see itself"
+            mask = torch.ones(1, tile.keys.stop - tile.keys.start, dtype=torch.bool) if tile.mask is None else tile.mask
+            assert mask.any(dim=1).all(), "a query without a key"
+            assert mask.any(dim=0)[0] and mask.any(dim=0)[-1], "keys that nobody sees"
+            assert mask[torch.arange(len(own)), own - tile.keys.start].all(), "a query that does not see itself"
             for row in range(len(seen))[tile.rows]:
                 block = seen[row, own[0] : own[-1] + 1, tile.keys]
                 assert not block.any(), "tiles overlap"
-                block |= tile.mask
+                block |= mask
     assert seen.equal(expected)
+
+
+@pytest.mark.parametrize(("window", "with_documents"), [(40, False), (None, True), (17, True)])
+def test_flex_attention_gives_the_same(window: int | None, with_documents: bool, monkeypatch: Any) -> None:
+    """The branch of CUDA, here without its compiler: the same masks by position, batch row and group."""
+    monkeypatch.setattr(kernels, "_compiled", lambda function: function)
+    for size in (1, 2):
+        documents = random_documents(2, 300, 5) if with_documents else None
+        view = View(positions_of(300 // size, size - 1, size), window, documents)
+        inputs = [tensor.detach() for tensor in random_tensors(2, 4, 2, 300 // size, 300)]
+        with torch._dynamo.config.patch(disable=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it advises to compile
+            blocks = attend_in_blocks(*inputs, view, 0.3)
+        torch.testing.assert_close(blocks, attend(*inputs, view, 0.3))
 
 
 def test_documents_are_runs_of_equal_numbers() -> None:

@@ -1,0 +1,69 @@
+"""Sequences that are shared by ranks: where a rank's queries stand, and the keys and values of all ranks in order.
+
+A sequence is cut into 2c chunks and rank i of c holds chunks i and 2c - 1 - i, as megatron-core's rotary embedding
+expects it. A causal query sees what lies before it, so a chunk from the front and one from the back together see the
+same number of keys on every rank.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from megatron_ko.config import RunConfig
+from megatron_ko.errors import ConfigError
+
+
+def check_exchange(config: RunConfig, transformer_engine: bool) -> None:
+    """Refuse what the layers of this machine, which ``precision.backend: auto`` leaves open, cannot do.
+
+    Raises:
+        ConfigError: keys and values are exchanged in a way that the layers do not have, or documents are to be kept
+            apart by Transformer Engine, which would need them padded.
+    """
+    parallel = config.parallel
+    if parallel.context == 1:
+        return
+    if not transformer_engine and parallel.context_exchange != "all_gather":
+        raise ConfigError(
+            "portable layers exchange keys and values in one way only",
+            got=f"parallel.context_exchange={parallel.context_exchange}",
+            expected="all_gather",
+            remedy="parallel.context_exchange=all_gather, or Transformer Engine on CUDA",
+        )
+    if transformer_engine and config.data.document_mask:
+        raise ConfigError(
+            "Transformer Engine cannot keep documents apart in sequences that ranks share",
+            got=f"data.document_mask=true, parallel.context={parallel.context}",
+            expected="portable layers, or whole sequences on each rank",
+            remedy="precision.backend=portable, or parallel.context=1",
+        )
+
+
+def positions_of(length: int, rank: int, size: int) -> tuple[range, ...]:
+    """Positions in the whole sequence of the ``length`` tokens that a rank holds, as runs of neighbours."""
+    if size == 1:
+        return (range(length),)
+    chunk = length // 2
+    return tuple(range(place * chunk, (place + 1) * chunk) for place in (rank, 2 * size - 1 - rank))
+
+
+def gather_in_order(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
+    """The parts of all ranks, in the order of the sequence and with one collective.
+
+    In the backward pass the gradients of all ranks are added up and each rank gets those of its own tokens.
+
+    Args:
+        tensors: [s, b, g, d] of the same shape but for d.
+        group: the ranks that share the sequence.
+
+    Returns:
+        The same tensors for the whole sequence, [s * c, b, g, d].
+    """
+    widths = [tensor.shape[-1] for tensor in tensors]
+    parts = gather_from_sequence_parallel_region(torch.cat(list(tensors), dim=-1), group=group)
+    chunks = parts.chunk(2 * group.size())
+    whole = torch.cat([*chunks[0::2], *reversed(chunks[1::2])])
+    return list(whole.split(widths, dim=-1))
