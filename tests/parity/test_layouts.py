@@ -14,6 +14,9 @@ LAYOUTS = {
         2,
         {"distributed_optimizer": True, "overlap_grad_reduce": True, "overlap_param_gather": True},
     ),
+    "pp2-uneven": (2, {"pipeline": 2, "first_stage_layers": 1}),
+    "pp3-ends-count": (3, {"pipeline": 3, "embedding_as_layer": True, "loss_as_layer": True}),
+    "tp4-shared-key-value-heads": (4, {"tensor": 4}),
     "tp2-pp2": (4, {"tensor": 2, "pipeline": 2}),
     "tp2-pp2-sequence": (4, {"tensor": 2, "pipeline": 2, "sequence_parallel": True}),
 }
@@ -27,7 +30,18 @@ def alone() -> Outcome:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_training_does_not_depend_on_the_layout(name: str, alone: Outcome) -> None:
     world_size, parallel = LAYOUTS[name]
-    spread = train_under(tiny_config(parallel), world_size)
+    assert_same(name, train_under(tiny_config(parallel), world_size), alone)
+
+
+def test_tied_embeddings_are_one_weight_on_two_stages() -> None:
+    tied = {"tie_embeddings": True}
+    alone = train_under(tiny_config(model=tied), 1)
+    assert not any("output_layer" in key for key in alone.weights)
+    for world_size, parallel in ((2, {"pipeline": 2}), (4, {"pipeline": 2, "tensor": 2, "sequence_parallel": True})):
+        assert_same("tied", train_under(tiny_config(parallel, model=tied), world_size), alone)
+
+
+def assert_same(name: str, spread: Outcome, alone: Outcome) -> None:
     assert spread.weights.keys() == alone.weights.keys()
     for key, weight in alone.weights.items():
         assert spread.weights[key].equal(weight), f"initial {key}"
