@@ -47,8 +47,9 @@ class JsonLines:
             self._stream.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
+        """Close the file; a line that did not fit is tried once more, and told once more."""
+        with naming(self._path):
+            self._stream.close()
 
 
 class TensorBoardSink:
@@ -60,6 +61,7 @@ class TensorBoardSink:
     """
 
     def __init__(self, directory: Path, done_steps: int) -> None:
+        self._directory = directory
         self._writer = SummaryWriter(str(directory), purge_step=done_steps + 1)
 
     def write_step(self, record: Record) -> None:
@@ -72,13 +74,15 @@ class TensorBoardSink:
 
     def _write(self, folder: str, record: Record) -> None:
         step = int(record["step"] or 0)
-        for name, value in record.items():
-            if name not in _NOT_PLOTTED and isinstance(value, int | float):
-                self._writer.add_scalar(f"{folder}/{name}", value, step)
+        with naming(self._directory):
+            for name, value in record.items():
+                if name not in _NOT_PLOTTED and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{folder}/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""
-        self._writer.close()
+        with naming(self._directory):
+            self._writer.close()
 
 
 class WandbSink:
