@@ -1,5 +1,6 @@
 """The router of both back ends: megatron-core's, with auxiliary losses of exact weight, and with statistics."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,3 +73,25 @@ class Router(TopKRouter):
         if self.training and torch.is_grad_enabled():  # recomputation counts once, validation not at all
             self.totals.add_routing(logits.detach().view(-1, self.num_experts), chosen, self.score_function)
         return weights, chosen
+
+
+def routers_of(chunks: Sequence[torch.nn.Module]) -> list[Router]:
+    """The routers of model chunks, wrapped or not; none in a dense model."""
+    return [module for chunk in chunks for module in chunk.modules() if isinstance(module, Router)]
+
+
+def weigh_auxiliary_losses(routers: Sequence[Router], tokens_per_micro_batch: Tensor) -> None:
+    """Say what the gradients of the coming step will be divided by, for one micro-batch; a scalar on the device."""
+    for router in routers:
+        router.tokens_per_micro_batch = tokens_per_micro_batch
+
+
+def balancing_biases(routers: Sequence[Router]) -> list[Tensor]:
+    """Copies of the biases that balance the experts without a loss; none where that is not configured."""
+    return [router.expert_bias.clone() for router in routers if router.expert_bias is not None]
+
+
+def restore_biases(routers: Sequence[Router], biases: Sequence[Tensor]) -> None:
+    """Take back an update of the biases: megatron-core makes it before anybody knows whether the step is skipped."""
+    for router, bias in zip(routers, biases, strict=bool(biases)):
+        router.expert_bias.copy_(bias)

@@ -1,7 +1,14 @@
 """What routers did during a step: sums on the device while it runs, one exchange between all ranks at its end."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from megatron_ko.config import MoeConfig
+from megatron_ko.models.routing import LayerRouting
+from megatron_ko.parallel.collectives import all_reduce_sum
+from megatron_ko.parallel.platform import get_platform
 
 # Behind the loads of the experts, a row of totals ends with these.
 _ENTROPY, _TOKENS, _AUX_LOSS, _Z_LOSS = -4, -3, -2, -1
@@ -57,3 +64,36 @@ class RouterTotals:
         if self._sums is None:
             self._sums = torch.zeros(self._num_experts + _EXTRA, dtype=torch.float64, device=device)
         return self._sums
+
+
+def take_routing(
+    totals: Mapping[int, RouterTotals], num_layers: int, moe: MoeConfig, micro_batches: int
+) -> tuple[LayerRouting, ...]:
+    """What all routers did since the last call. A collective of the world, and the only wait for the device.
+
+    Every pair of layer and token is counted by exactly one rank: tensor-parallel ranks hold different tokens, because
+    experts under tensor parallelism need sequence parallelism.
+
+    Args:
+        totals: of this rank's layers, by number from 1.
+        num_layers: layers of the model.
+        moe: experts of a layer, and of a token.
+        micro_batches: of the global batch.
+    """
+    device = get_platform().device
+    sums = torch.zeros(num_layers, moe.num_experts + _EXTRA, dtype=torch.float64, device=device)
+    for number, own in totals.items():
+        sums[number - 1] = own.take(device)
+    return tuple(_layer(row, moe, micro_batches) for row in all_reduce_sum(sums).tolist())
+
+
+def _layer(row: list[float], moe: MoeConfig, micro_batches: int) -> LayerRouting:
+    computed, tokens = row[: moe.num_experts], row[_TOKENS]
+    even = tokens * moe.top_k / moe.num_experts
+    return LayerRouting(
+        loads=tuple(load / even for load in computed),
+        dropped=1 - sum(computed) / (tokens * moe.top_k),
+        entropy=row[_ENTROPY] / tokens,
+        aux_loss=row[_AUX_LOSS] / micro_batches,
+        z_loss=row[_Z_LOSS] / micro_batches,
+    )

@@ -45,6 +45,10 @@ class Objective(Protocol[Batch_contra]):
         """
         ...
 
+    def count(self, batch: Batch_contra) -> Tensor:
+        """The count of ``loss``, known before it is computed, and on every pipeline stage."""
+        ...
+
     def loss(self, output: Tensor, batch: Batch_contra) -> LossOutput:
         """Turn the last stage's output into sums and counts. Called on the last pipeline stage only."""
         ...

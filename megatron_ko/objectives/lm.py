@@ -17,7 +17,11 @@ class LanguageModelling:
         output: Tensor = model(batch.tokens, batch.position_ids, batch.documents, labels=batch.labels)
         return output
 
+    def count(self, batch: TokenBatch) -> Tensor:
+        """Labels that are not masked."""
+        return batch.loss_mask.sum().to(torch.int64)
+
     def loss(self, output: Tensor, batch: TokenBatch) -> LossOutput:
         """Sum of the losses [b, s] where the mask [b, s] is 1, and how many those are."""
         loss_sum = torch.sum(output.float() * batch.loss_mask)
-        return LossOutput(loss_sum=loss_sum, count=batch.loss_mask.sum().to(torch.int64))
+        return LossOutput(loss_sum=loss_sum, count=self.count(batch))

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Self
 
 from megatron_ko.errors import CheckpointError
+from megatron_ko.models.routing import LayerRouting
 
 Record = dict[str, float | int | str | bool | None]  # one line of a metric file
 
@@ -68,6 +69,7 @@ class StepResult:
         loss_scale: scale that the gradients were computed with (1 without fp16).
         skipped: whether the update was left out because loss or gradients were not finite.
         metrics: means of further quantities of the objective.
+        routing: what the router of each layer did; empty in a dense model.
     """
 
     loss: float
@@ -76,6 +78,7 @@ class StepResult:
     loss_scale: float
     skipped: bool
     metrics: dict[str, float] = field(default_factory=dict)
+    routing: tuple[LayerRouting, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,11 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.models.router import balancing_biases, restore_biases, routers_of, weigh_auxiliary_losses
+from megatron_ko.models.router_stats import take_routing
+from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import Objective
+from megatron_ko.parallel.collectives import all_reduce_sum
 from megatron_ko.train.optimizer import clip_gradients, set_learning_rate
 from megatron_ko.train.run import Run
 from megatron_ko.train.schedule import lr_at
@@ -29,6 +33,10 @@ def train_step(run: Run, batch: Sequence[TokenBatch]) -> StepResult:
     for chunk in run.model:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
+    routers = routers_of(run.model)
+    biases = balancing_biases(routers)
+    if run.config.model.moe is not None:
+        weigh_auxiliary_losses(routers, _tokens_per_micro_batch(run, batch))
     totals = add_up(run, forward_backward(run, batch, forward_only=False))
     means = {name: total / count if count else math.nan for name, (total, count) in totals.items()}
     loss = means.pop(LOSS)
@@ -36,7 +44,24 @@ def train_step(run: Run, batch: Sequence[TokenBatch]) -> StepResult:
     set_learning_rate(run.optimizer, lr, run.config.optim.weight_decay)
     scale = float(run.optimizer.get_loss_scale().item()) if run.config.precision.dtype == "fp16" else 1.0
     updated, grad_norm = _update(run, loss)
-    return StepResult(loss, grad_norm, lr, scale, not updated, means)
+    if not updated:
+        restore_biases(routers, biases)
+    return StepResult(loss, grad_norm, lr, scale, not updated, means, _routing(run, len(batch)))
+
+
+def _tokens_per_micro_batch(run: Run, batch: Sequence[TokenBatch]) -> torch.Tensor:
+    """Counted tokens of the global batch, divided by its micro-batches; a scalar on the device."""
+    counts = torch.stack([run.objective.count(micro_batch) for micro_batch in batch]).sum().float()
+    return all_reduce_sum(counts, run.groups.pg.dp_cp) / (len(batch) * run.groups.dp_size)
+
+
+def _routing(run: Run, micro_batches: int) -> tuple[LayerRouting, ...]:
+    """What the routers of all layers did in this step; nothing in a dense model."""
+    model = run.config.model
+    if model.moe is None:
+        return ()
+    totals = {router.layer_number: router.totals for router in routers_of(run.model)}
+    return take_routing(totals, model.num_layers, model.moe, micro_batches * run.groups.dp_size)
 
 
 def _update(run: Run, loss: float) -> tuple[bool, float | None]:

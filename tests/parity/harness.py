@@ -182,10 +182,10 @@ def train_rank(config: RunConfig, steps: int) -> RankOutcome:
 def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], groups: Groups) -> Pieces:
     """The reduced (and clipped) gradients that the step left behind, as parts of global tensors."""
     for wrapped in model:
-        for buffer in wrapped.buffers:
-            for bucket in buffer.buckets if wrapped.ddp_config.use_distributed_optimizer else []:
+        dense, experts = (wrapped.buffers, groups.pg.dp_cp), (wrapped.expert_parallel_buffers, groups.pg.expt_dp)
+        for buffers, replicas in (dense, experts) if wrapped.ddp_config.use_distributed_optimizer else ():
+            for bucket in (bucket for buffer in buffers for bucket in buffer.buckets):
                 # Each data-parallel rank has reduced its own shard only.
-                replicas = groups.pg.dp_cp
                 own = bucket.grad_data.view(replicas.size(), -1)[replicas.rank()].clone()
                 torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=replicas)
     parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]

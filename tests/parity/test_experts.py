@@ -1,0 +1,110 @@
+"""Experts and QK-norm train alike at every layout: initial weights, first gradients, losses of ten steps."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+from harness import Outcome, RankOutcome, collect_from_ranks, merge, relative_difference, tiny_config, train_rank
+
+from megatron_ko.config import RunConfig
+
+STEPS = 10
+NARROW: dict[str, Any] = {"hidden_size": 32, "ffn_hidden_size": 48}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3": {"family": "qwen3"},
+    "mixtral": {
+        **NARROW,
+        "family": "mixtral",
+        "moe": {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02, "z_loss_coeff": 0.001},
+    },
+    "qwen3_moe": {
+        **NARROW,
+        "family": "qwen3_moe",
+        "moe": {
+            "num_experts": 8,
+            "top_k": 3,
+            "aux_loss": "sequence",
+            "aux_loss_coeff": 0.05,
+            "shared_ffn_hidden_size": 32,
+        },
+    },
+    "keural": {
+        **NARROW,
+        "family": "keural",
+        "windows": (7, None, 7, None),
+        "moe": {"num_experts": 4, "top_k": 2, "score": "sigmoid", "expert_bias": True, "z_loss_coeff": 0.001},
+    },
+}
+
+TP2 = {"tensor": 2, "sequence_parallel": True}
+PP2, EP2, ETP1 = {"pipeline": 2}, {"expert": 2}, {"expert_tensor": 1}
+GATHERED = {"dispatcher": "allgather"}
+# World size -> name -> (families, layout). One start of ranks runs all cases of a world size.
+CASES: dict[int, dict[str, tuple[tuple[str, ...], dict[str, Any]]]] = {
+    2: {
+        "dp2": (("qwen3", "keural"), {}),
+        "tp2": (("qwen3",), {"tensor": 2}),
+        "tp2-sequence": (("qwen3", "keural"), TP2),
+        "tp2-etp1": (("mixtral",), TP2 | ETP1),
+        "pp2": (("qwen3", "keural"), PP2),
+        "pp2-vpp2": (("qwen3", "keural"), PP2 | {"virtual_pipeline": 2}),
+        "ep2": (("qwen3_moe", "keural"), EP2),
+        "ep2-allgather": (("mixtral", "keural"), EP2 | GATHERED),
+        "ep2-plain-optimizer": (("mixtral",), EP2 | {"distributed_optimizer": False}),
+        "ep2-tp2": (("qwen3_moe", "keural"), EP2 | TP2 | ETP1),
+    },
+    4: {
+        "ep2-tp2-dp2": (("mixtral",), EP2 | TP2 | ETP1),
+        "ep2-etp2": (("qwen3_moe", "keural"), EP2 | TP2),
+        "ep2-etp2-allgather": (("mixtral", "keural"), EP2 | TP2 | GATHERED),
+        "pp2-ep2": (("keural",), PP2 | EP2),
+    },
+    8: {
+        "pp2-tp2-ep2": (("keural",), PP2 | EP2 | TP2 | ETP1),
+        "pp2-etp2-ep2-allgather": (("qwen3_moe",), PP2 | EP2 | TP2 | GATHERED),
+    },
+}
+NAMED = [
+    (world, family, name)
+    for world, cases in CASES.items()
+    for name, (families, _) in cases.items()
+    for family in families
+]
+
+
+def train_all(configs: list[RunConfig]) -> list[RankOutcome]:
+    return [train_rank(config, STEPS) for config in configs]
+
+
+def outcomes(configs: list[RunConfig], world_size: int) -> list[Outcome]:
+    ranks = collect_from_ranks(train_all, world_size, configs)
+    return [merge([rank[number] for rank in ranks]) for number in range(len(configs))]
+
+
+@cache
+def alone() -> dict[str, Outcome]:
+    return dict(zip(FAMILIES, outcomes([tiny_config(model=model) for model in FAMILIES.values()], 1), strict=True))
+
+
+@cache
+def spread(world_size: int) -> dict[tuple[str, str], Outcome]:
+    cases = [(family, name, layout) for name, (families, layout) in CASES[world_size].items() for family in families]
+    configs = [tiny_config(layout, model=FAMILIES[family]) for family, _, layout in cases]
+    return {
+        (family, name): outcome for (family, name, _), outcome in zip(cases, outcomes(configs, world_size), strict=True)
+    }
+
+
+@pytest.mark.parametrize(("world_size", "family", "name"), NAMED, ids=[f"{family}-{name}" for _, family, name in NAMED])
+def test_training_does_not_depend_on_the_layout(world_size: int, family: str, name: str) -> None:
+    one, many = alone()[family], spread(world_size)[family, name]
+    assert many.weights.keys() == one.weights.keys()
+    for key, weight in one.weights.items():
+        assert many.weights[key].equal(weight), f"initial {key}"
+    trained = {key: gradient for key, gradient in one.gradients.items() if not key.endswith("expert_bias")}
+    errors = {key: relative_difference(many.gradients[key], gradient) for key, gradient in trained.items()}
+    worst = max(errors, key=lambda key: errors[key])
+    assert errors[worst] < 1e-5, f"gradient of {worst}: {errors[worst]:.1e}"
+    assert len(many.losses) == STEPS
+    assert many.losses == pytest.approx(one.losses, rel=1e-5)
+    assert many.grad_norms == pytest.approx(one.grad_norms, rel=1e-5)
