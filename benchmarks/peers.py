@@ -129,27 +129,11 @@ class Sequences(torch.utils.data.Dataset):
 def run_trainer(config: RunConfig, batches: TokenBatches) -> tuple[list[float], list[float]]:
     """transformers' Trainer on LlamaForCausalLM with PyTorch attention, everything optional switched off."""
     import transformers
+    from peer_models import transformers_model
 
     transformers.logging.set_verbosity_error()
     optim, training, model = config.optim, config.training, config.model
-    network = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=model.padded_vocab_size(1),
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.query_groups,
-            head_dim=model.kv_channels,
-            max_position_embeddings=model.max_position_embeddings,
-            rms_norm_eps=model.norm_eps,
-            rope_theta=model.rope.theta,
-            tie_word_embeddings=model.tie_embeddings,
-            initializer_range=model.init_std,
-            attn_implementation="sdpa",
-            use_cache=False,
-        )
-    )
+    network = transformers_model(model.model_copy(update={"vocab_size": model.padded_vocab_size(1)}))
     clock = _Clock(transformers)
     arguments = transformers.TrainingArguments(
         output_dir=str(config.run.dir / "trainer"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from megatron.core import dist_checkpointing
-from transformers import LlamaConfig, LlamaForCausalLM
+from oracle import assemble, pieces_of, to_transformers
 
 from megatron_ko.config import RunConfig
 from megatron_ko.config.load import build
@@ -100,51 +100,6 @@ def in_one_rank(check: Any, *args: Any) -> None:
     assert run_ranks(check, 1, args, timeout_s=60) == 0
 
 
-def to_transformers(loaded: Loaded) -> LlamaForCausalLM:
-    """The same weights in transformers' model."""
-    model, state = loaded.config.model, loaded.model.state_dict()
-    peer = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.ffn_hidden_size,
-            num_hidden_layers=model.num_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.query_groups,
-            max_position_embeddings=model.max_position_embeddings,
-            rms_norm_eps=model.norm_eps,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
-    groups, width, hidden = model.query_groups, model.kv_channels, model.hidden_size
-    heads = model.num_attention_heads // groups
-    renamed = {
-        "model.embed_tokens.weight": state["embedding.word_embeddings.weight"][: model.vocab_size],
-        "model.norm.weight": state["decoder.final_layernorm.weight"],
-        "lm_head.weight": state["output_layer.weight"][: model.vocab_size],
-    }
-    for number in range(model.num_layers):
-        ours, theirs = f"decoder.layers.{number}.", f"model.layers.{number}."
-        fused = state[ours + "self_attention.linear_qkv.weight"].view(groups, heads + 2, width, hidden)
-        query, key, value = fused.split([heads, 1, 1], dim=1)
-        gate, up = state[ours + "mlp.linear_fc1.weight"].chunk(2)
-        renamed |= {
-            theirs + "self_attn.q_proj.weight": query.reshape(-1, hidden),
-            theirs + "self_attn.k_proj.weight": key.reshape(-1, hidden),
-            theirs + "self_attn.v_proj.weight": value.reshape(-1, hidden),
-            theirs + "self_attn.o_proj.weight": state[ours + "self_attention.linear_proj.weight"],
-            theirs + "mlp.gate_proj.weight": gate,
-            theirs + "mlp.up_proj.weight": up,
-            theirs + "mlp.down_proj.weight": state[ours + "mlp.linear_fc2.weight"],
-            theirs + "input_layernorm.weight": state[ours + "input_layernorm.weight"],
-            theirs + "post_attention_layernorm.weight": state[ours + "pre_mlp_layernorm.weight"],
-        }
-    peer.load_state_dict(renamed)
-    return peer.eval()
-
-
 def greedy(loaded: Loaded, prompts: list[list[int]], number: int) -> list[list[int]]:
     """Greedy continuations of exactly ``number`` tokens, through the cache and in one batch."""
     grown: list[list[int]] = [[] for _ in prompts]
@@ -171,7 +126,7 @@ def check_greedy(run: Path) -> None:
     assert len({len(prompt) for prompt in prompts}) > 2
     ours = greedy(loaded, prompts, 24)
     assert len({token for tokens in ours for token in tokens}) > 10, "a test on one repeated token proves little"
-    peer = to_transformers(loaded)
+    peer = to_transformers(loaded.config.model, assemble(pieces_of([loaded.model])))
     for prompt, tokens in zip(prompts, ours, strict=True):
         assert tokens == recomputed(loaded, prompt, 24)
         theirs = peer.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from peer_models import rope_parameters
-from transformers import LlamaConfig
+from peer_models import transformers_config
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from megatron_ko.config import RopeConfig
+from megatron_ko.config import ModelConfig, RopeConfig
 from megatron_ko.models.rope import attention_factor, inverse_frequencies, softmax_scale
 
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
@@ -46,16 +46,19 @@ def rope_of(case: str) -> tuple[RopeConfig, int]:
     return RopeConfig.model_validate({"theta": theta, "scaling": scaling}), width
 
 
-def peer_config(case: str) -> LlamaConfig:
+def peer_config(case: str) -> PreTrainedConfig:
     rope, width = rope_of(case)
-    scaling = rope.scaling
-    return LlamaConfig(
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=width,
+        ffn_hidden_size=1,
+        num_attention_heads=1,
         head_dim=width,
-        max_position_embeddings=scaling.original_max_position_embeddings
-        if scaling and scaling.type == "dynamic"
-        else 131_072,
-        rope_parameters=rope_parameters(rope, width),
+        vocab_size=1,
+        max_position_embeddings=131_072,
+        rope=rope,
     )
+    return transformers_config(model)
 
 
 @pytest.mark.parametrize("case", CASES)
