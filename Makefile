@@ -4,7 +4,7 @@ PYTHON312 ?= $(shell bash tools/find_python.sh 3.12)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check test-slow test-gpu test-py312 bench docs clean
+.PHONY: help install demo test check test-slow test-gpu test-py312 bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ test-py312:      ## the parity tests on Python 3.12 with the newest supported me
 bench: install   ## the benchmarks that run on a CPU; their tables go to docs/performance.md
 	$(BIN)/python benchmarks/record.py train_step.py --threads 1
 	$(BIN)/python benchmarks/record.py train_step.py --threads 2
+
+bench-gpu: install   ## throughput of one GPU against transformers; its table goes to docs/performance.md
+	$(BIN)/python benchmarks/record.py gpu/throughput.py
 
 docs: install    ## the README's picture, from the run that `make demo` left
 	mkdir -p docs/images
