@@ -114,8 +114,9 @@ class Checkpointer:
 
     def _make_room(self, step: int, needed: int) -> Path:
         self._folder.mkdir(parents=True, exist_ok=True)
+        needed += _SPARE_BYTES
         free = shutil.disk_usage(self._folder).free
-        if free < needed + _SPARE_BYTES:
+        if free < needed:
             raise OSError(f"the disk of {self._folder} has {free} free bytes, a checkpoint needs {needed}")
         temporary = files.temporary_beside(self._folder, step)
         (temporary / MODEL).mkdir()
@@ -195,7 +196,7 @@ class Checkpointer:
         steps: list[int] = broadcast_object(files.steps_in(self._folder))
         for step in steps:
             directory = self._folder / files.name_of(step)
-            manifest, found = self._verify(directory)
+            manifest, found = verify(directory, self._groups)
             if manifest is not None and not found:
                 return directory, manifest
             problems.append(f"{directory.name}: {found[0]}")
@@ -208,21 +209,23 @@ class Checkpointer:
             )
         return None
 
-    def _verify(self, directory: Path) -> tuple[files.Manifest | None, list[str]]:
-        manifest: files.Manifest | None = None
-        try:
-            manifest = files.read_manifest(directory)
-            share = sorted(manifest.files.items())[self._groups.rank :: self._groups.world_size]
-            mine = files.problems_of(directory, share)
-        except CheckpointError as error:
-            mine = [error.what]
-        return manifest, [problem for part in gathered(mine) for problem in part]
-
     def _load_tensors(self, directory: Path) -> None:
         load_weights(self._model, directory)
         wanted = {"optimizer": self._sharded_state(is_loading=True)["optimizer"]}
         loaded = dist_checkpointing.load(wanted, str(directory))
         self._optimizer.load_state_dict(loaded["optimizer"])
+
+
+def verify(directory: Path, groups: Groups) -> tuple[files.Manifest | None, list[str]]:
+    """The manifest of a checkpoint, where it is readable, and what is wrong. A collective: ranks share the reading."""
+    manifest: files.Manifest | None = None
+    try:
+        manifest = files.read_manifest(directory)
+        share = sorted(manifest.files.items())[groups.rank :: groups.world_size]
+        mine = files.problems_of(directory, share)
+    except CheckpointError as error:
+        mine = [error.what]
+    return manifest, [problem for part in gathered(mine) for problem in part]
 
 
 def _bytes_of(tensors: dict[str, Any]) -> int:

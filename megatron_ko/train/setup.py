@@ -9,7 +9,7 @@ from megatron_ko import log
 from megatron_ko.config import RunConfig, check_world, dump, raise_problems
 from megatron_ko.data.pretrain import Collator, Datasets, TokenBatches, build_datasets
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, CheckpointError, ConfigError
+from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
 from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models.build import build_model
 from megatron_ko.models.specs import uses_transformer_engine
@@ -19,7 +19,7 @@ from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.plan.flops import flops_per_token
-from megatron_ko.train.checkpoint import Checkpointer
+from megatron_ko.train.checkpoint import Checkpointer, verify
 from megatron_ko.train.console import make_console
 from megatron_ko.train.exclusive import hold
 from megatron_ko.train.lineage import identify, layout_of, write_lineage
@@ -51,7 +51,7 @@ def main(config: RunConfig) -> int:
     log.configure(groups.rank, config.logging.level)
     raise_problems(check_world(config, groups.world_size), f"{groups.world_size} ranks")
     hold(config.run.dir, groups.rank == 0)
-    if finished(config):
+    if finished(config, groups):
         destroy()
         return EXIT_DONE
     run = build_run(config, groups, signals)
@@ -68,28 +68,22 @@ def main(config: RunConfig) -> int:
     return EXIT_DONE if complete else EXIT_REQUEUE
 
 
-def finished(config: RunConfig) -> bool:
-    """Whether the newest checkpoint is a whole one of the last step. Decided by rank 0 for all.
+def finished(config: RunConfig, groups: Groups) -> bool:
+    """Whether the newest checkpoint is a whole one of the last step. A collective.
 
     Raises:
         ConfigError: it is, but of another model.
     """
     folder = config.run.dir / "checkpoints"
-    steps = files.steps_in(folder)
-    done = False
-    if steps and steps[0] >= config.training.steps:
-        directory = folder / files.name_of(steps[0])
-        try:
-            manifest = files.read_manifest(directory)
-            done = not files.problems_of(directory, manifest.files.items(), hashes=False)
-        except CheckpointError as error:
-            _log.warning("damaged checkpoint: %s", error.what)
-        else:
-            check_bound(config, manifest)
-    done = broadcast_object(done)
-    if done and steps:  # another rank may not see the folder yet
-        _log.info("%s is done: step %d of %d", config.run.dir, steps[0], config.training.steps)
-    return done
+    steps: list[int] = broadcast_object(files.steps_in(folder))  # another rank may not see the folder yet
+    if not steps or steps[0] < config.training.steps:
+        return False
+    manifest, problems = verify(folder / files.name_of(steps[0]), groups)
+    if manifest is None or problems:
+        return False
+    check_bound(config, manifest)
+    _log.info("%s is done: step %d of %d", config.run.dir, steps[0], config.training.steps)
+    return True
 
 
 def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:

@@ -101,6 +101,18 @@ def test_damage_is_passed_over_and_all_damage_is_refused(new_run: NewRun) -> Non
     assert run.losses() == control.losses()
 
 
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_done(new_run: NewRun) -> None:
+    run = new_run("run", "training.steps=8", "checkpoint.interval=4")
+    assert run.train().returncode == 0
+    losses, last = run.losses(), run.folder / "checkpoints" / name_of(8)
+    flip_a_bit(next((last / "model").glob("*.distcp")))  # same size: only the hash tells
+    again = run.train()
+    assert again.returncode == 0 and "is done: step" not in again.stderr
+    assert f"damaged checkpoint passed over: {last.name}" in again.stderr and "done at step 8" in again.stderr
+    assert run.losses() == losses
+    assert "is done: step 8 of 8" in run.train().stderr
+
+
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -137,10 +149,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(new_run: NewRun) -> No
     run = new_run("run", "training.steps=4")
     assert run.train().returncode == 0
     losses = run.losses()
-    for steps in (4, 8):  # the first of them is already complete
-        refused = run.train("model.ffn_hidden_size=128", f"training.steps={steps}")
-        assert refused.returncode == 2 and "model.ffn_hidden_size: 64 -> 128" in refused.stderr
-        assert "Traceback" not in refused.stderr
+    changes = {"model.ffn_hidden_size=128": "64 -> 128", "model.tie_embeddings=false": "True -> False"}
+    for steps, (change, told) in zip((4, 8), changes.items(), strict=True):  # after 4 steps it is already complete
+        refused = run.train(change, f"training.steps={steps}")
+        assert refused.returncode == 2 and f"{change.partition('=')[0]}: {told}" in refused.stderr
+        assert "set them back" in refused.stderr and "Traceback" not in refused.stderr
     assert run.losses() == losses and "ffn_hidden_size: 64" in (run.folder / "config.resolved.yaml").read_text()
 
 
