@@ -1,6 +1,7 @@
 """Ranks that share sequences train like one rank: first gradients by parameter, losses of ten steps."""
 
 import inspect
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 
 from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.data.pretrain import Collator
+from megatron_ko.models import attention_kernels
 from megatron_ko.models.context_parallel import gather_in_order, positions_of
 from megatron_ko.parallel.groups import destroy, initialise
 
@@ -55,6 +57,14 @@ CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     },
 }
 NAMED = [(world, layout, model) for world, cases in CASES.items() for layout in cases for model in cases[layout][1]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_tiles() -> Iterator[None]:
+    """Several tiles in a short sequence; ranks are forked from this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_kernels, "_TILE", 5)
+        yield
 
 
 def case_config(layout: dict[str, Any], model: str) -> RunConfig:

@@ -107,6 +107,22 @@ def test_masks_never_leak_and_every_query_sees_itself(
     assert seen.equal(expected)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_seen_changes_no_bit(window: int | None, dtype: torch.dtype) -> None:
+    query, key, value = (tensor.detach().to(dtype) for tensor in random_tensors(1, 4, 2, 300, 300))
+    documents = torch.zeros(1, 300, dtype=torch.int64)
+    documents[:, 200:] = 1
+    view = View((range(300),), window, documents)
+    before = attend(query, key, value, view, None)
+    for place in (0, 127, 128, 150):
+        other_key, other_value = key.clone(), value.clone()
+        other_key[:, :, place], other_value[:, :, place] = 50.0, -50.0
+        same = (attend(query, other_key, other_value, view, None) == before).all(dim=-1).all(dim=1)[0]
+        end = 200 if window is None else min(200, place + window + 1)
+        assert same[:place].all() and same[end:].all() and not same[place:end].any()
+
+
 @pytest.mark.parametrize(("window", "with_documents"), [(40, False), (None, True), (17, True)])
 def test_flex_attention_gives_the_same(window: int | None, with_documents: bool, monkeypatch: Any) -> None:
     """The branch of CUDA, here without its compiler: the same masks by position, batch row and group."""
