@@ -117,6 +117,8 @@ def test_html() -> None:
         "Vec<T>와 a < b, x > y",
         "```html\n<div><p>코드</p></div>\n```\n설명",
         "<b> 태그는 글자를 굵게 한다. " + "설명이다. " * 30,
+        '## 제목\n\n설명이다.\n<span class="caption">그림 1: 표</span>\n<br>\n<br>',
+        '<span class="x">Markdown의 글</span>\n줄이 나뉜다',
     ],
 )
 def test_text_about_html_is_no_html(text: str) -> None:
@@ -158,6 +160,9 @@ def test_boilerplate_lines_go(line: str, reason: str) -> None:
         "---",
         "| --- | --- |",
         "});",
+        "<>",
+        "// ...",
+        "```\n로그인 | 회원가입\n· · ·\n```",
         "조회수가 많은 글이 좋은 글은 아니다.",
         "좋아요!",
         "저작권자 ⓒ 한국일보, 무단전재 및 재배포 금지라는 문구는 기사마다 끝에 붙는데, "

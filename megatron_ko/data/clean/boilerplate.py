@@ -1,7 +1,7 @@
 """Lines that a web page puts around its text: menus, sharing buttons, copyright notices, bylines, link collections.
 
-Only whole lines go, and only short ones, so that a sentence about copyright stays. A line belongs to a menu when
-nothing is left of it once the words of menus and the marks between them are taken away.
+Only whole lines go, only short ones, so that a sentence about copyright stays, and none inside fenced code. A line
+belongs to a menu when nothing is left of it once the words of menus and the marks between them are taken away.
 """
 
 import re
@@ -41,11 +41,14 @@ _COUNTER = re.compile(
     r"^(?:조회(?:수)?|댓글(?:수)?|추천(?:수)?|공감|좋아요|공유|스크랩|작성일|등록일|수정일|입력|수정|승인|작성자|등록자|글쓴이)"
     r"\s*[:|]?[\d,.:/\-\s오전후시분년월일()]*\d[\d,.:/\-\s오전후시분년월일()]*$"
 )
+_COUNTED = re.compile(r"조회|댓글|추천|공감|좋아요|공유|스크랩|작성|등록|수정|입력|승인|글쓴이")
+_LINKED = re.compile(r"관련|주요|인기|많이")
 _LINKS = re.compile(
     r"^(?:[▶▷►☞※◆◇■□▲△●○★☆·•>\-\s]*)(?:관련\s*(?:기사|뉴스|글)|주요\s*뉴스|인기\s*(?:기사|글)|많이\s*본)"
 )
-# No letter, digit or picture. Markdown's rules, fences and table lines, and brackets of code, mean something.
-_SYMBOLS = re.compile("^(?![-*_=`~|$(){}\\[\\]])[^\\w\u2600-\u27bf\U0001f000-\U0001faff]+$")
+# No letter, digit or picture, and something that is no ASCII: rules of Markdown and brackets of code stay.
+_SYMBOLS = re.compile("(?=.*[^\\x00-\\x7f])[^\\w\u2600-\u27bf\U0001f000-\U0001faff]+$")
+_SYMBOL_LINE = re.compile(r"^[^\w\n]*[^\w\x00-\x7f][^\w\n]*$", re.M)
 _REST = re.compile(r"[\s|/>›»·•:,()\[\]▲▼△▽◀▶+\-–~\d]+")
 
 
@@ -59,7 +62,7 @@ class BoilerplateOptions(Section):
     bylines: bool = Field(True, description="홍길동 기자 name@paper.co.kr")
     counters: bool = Field(True, description="조회수 1,234 | 작성일 2024.01.02")
     links: bool = Field(True, description="Headings of link collections: ▶ 관련기사 ...")
-    symbols: bool = Field(True, description="Lines of nothing but symbols, except those of Markdown and code.")
+    symbols: bool = Field(True, description="Lines of nothing but symbols, such as · · ·; ASCII is left alone.")
 
 
 class Boilerplate:
@@ -67,41 +70,48 @@ class Boilerplate:
 
     def __init__(self, options: BoilerplateOptions) -> None:
         self._options = options
-        words = sorted({*_MENU.split(), *options.menu_words}, key=len, reverse=True)
+        words = sorted({*_MENU.split(), *options.menu_words}, key=len, reverse=True) if options.menus else []
         # Words of menus are written with and without spaces: 목록 보기, 목록보기.
         spaced = (r"\s?".join(map(re.escape, word)) if re.match("[가-힣]", word) else re.escape(word) for word in words)
-        self._menu = re.compile(rf"(?:{'|'.join(spaced)})(?=\W|\d|$)", re.I) if options.menus else None
-        patterns = [
-            ("copyright", options.copyright, _COPYRIGHT),
-            ("byline", options.bylines, _BYLINE),
-            ("counter", options.counters, _COUNTER),
-            ("links", options.links, _LINKS),
-            ("symbols", options.symbols, _SYMBOLS),
+        self._menu = re.compile(rf"(?:{'|'.join(spaced)})(?=\W|\d|$)", re.I)
+        self._menu_starts = {word[0] for word in words} | {word[0].swapcase() for word in words}
+        # What a text must hold for any of its lines to match; most hold none of it.
+        kinds = [
+            ("copyright", options.copyright, _COPYRIGHT, _COPYRIGHT.search),
+            ("byline", options.bylines, re.compile("기자"), _BYLINE.match),
+            ("counter", options.counters, _COUNTED, _COUNTER.match),
+            ("links", options.links, _LINKED, _LINKS.match),
+            ("symbols", options.symbols, _SYMBOL_LINE, _SYMBOLS.match),
         ]
-        self._patterns = [(reason, pattern) for reason, wanted, pattern in patterns if wanted]
+        self._kinds = [(reason, gate.search, judge) for reason, wanted, gate, judge in kinds if wanted]
 
     def __call__(self, page: Page) -> Changed | None:
         """Remove lines."""
-        kept, removed = [], Counter[str]()
+        possible = [(reason, judge) for reason, gate, judge in self._kinds if gate(page.text)]
+        kept, removed, code = [], Counter[str](), False
         for line in page.lines:
             stripped = line.strip()
-            reason = self._judge(stripped) if 0 < len(stripped) <= self._options.longest_line else None
+            reason = None
+            if stripped.startswith(("```", "~~~")):
+                code = not code
+            elif not code and 0 < len(stripped) <= self._options.longest_line:
+                reason = next((reason for reason, judge in possible if judge(stripped)), None)
+                if reason is None and self._is_menu(stripped):
+                    reason = "menu"
             if reason is None:
                 kept.append(line)
             else:
                 removed[reason] += 1
         return Changed("\n".join(kept).strip("\n"), removed) if removed else None
 
-    def _judge(self, line: str) -> str | None:
-        for reason, pattern in self._patterns:
-            if pattern.search(line):
-                return reason
-        if self._menu is not None and self._menu.match(line.lstrip(" |/>›»·•[(▲▼◀▶-")):
-            words = self._menu.findall(line)
-            # One short word alone may be a heading: 메뉴, 추천.
-            several = len(words) > 1 or len(words[0]) >= _TELLING
-            return "menu" if several and not _REST.sub("", self._menu.sub("", line)) else None
-        return None
+    def _is_menu(self, line: str) -> bool:
+        bare = line.lstrip(" |/>›»·•[(▲▼◀▶-")
+        if not bare or bare[0] not in self._menu_starts or not self._menu.match(bare):
+            return False
+        words = self._menu.findall(line)
+        # One short word alone may be a heading: 메뉴, 추천.
+        several = len(words) > 1 or len(words[0]) >= _TELLING
+        return several and not _REST.sub("", self._menu.sub("", line))
 
 
 KIND = Kind(BoilerplateOptions, Boilerplate)

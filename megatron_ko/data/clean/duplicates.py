@@ -8,6 +8,7 @@ the exact count for the great majority of texts; it can only be too large, so de
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ Integers = npt.NDArray[np.int64]
 
 # Below this number of words the exact count costs less than the bound.
 _FEW_WORDS = 48
+# Letters at the beginning of n-grams of at least as many words that are compared first.
+_PREFIX = 5
 # Polynomial hash modulo 2**64: an odd base has an inverse, so the hash of any slice is one subtraction and product.
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 1 << 64)
@@ -54,6 +57,8 @@ class Grams:
 
     def again(self, n: int) -> int:
         """Characters of n-grams that occurred before, none counted twice: after one the next word is n words on."""
+        if n >= _PREFIX and not self._prefix_repeats:
+            return 0
         words, seen, characters, index = self.words, set(), 0, 0
         last = len(words) - n
         while index <= last:
@@ -92,6 +97,14 @@ class Grams:
         np.subtract.at(edges, later + n, 1)
         inside = np.cumsum(edges[:-1]) > 0
         return float(self._lengths[inside].sum())
+
+    @cached_property
+    def _prefix_repeats(self) -> bool:
+        """Whether the joined words say the same letters at two word beginnings; without that no long n-gram repeats."""
+        joined = "".join(self.words)
+        starts = accumulate(map(len, self.words[:-1]), initial=0)
+        prefixes = [joined[start : start + _PREFIX] for start in starts]
+        return len(set(prefixes)) < len(prefixes)
 
     @cached_property
     def _lengths(self) -> Integers:

@@ -83,13 +83,24 @@ class Quality:
     @property
     def stop_words(self) -> int:
         """Different stop words in the text."""
-        words, stops = set(self._page.words), self._options.stop_words
+        return self._stop_words(self._page.words)
+
+    @property
+    def first_stop_words(self) -> int:
+        """Different stop words in its beginning."""
+        return self._stop_words(self._page.words[:_BEGINNING])
+
+    def _stop_words(self, words: list[str]) -> int:
+        stops = self._options.stop_words
         if self._options.stop_words_as == "words":
-            return len(words.intersection(stops))
-        ends = {word.rstrip(_AFTER_WORD)[-length:] for length in {len(stop) for stop in stops} for word in words}
+            return len(set(words).intersection(stops))
+        lengths = {len(stop) for stop in stops}
+        ends = {word.rstrip(_AFTER_WORD)[-length:] for length in lengths for word in words}
         return len(ends.intersection(stops))
 
 
+# Words in which most texts have enough stop words already.
+_BEGINNING = 40
 _AFTER_WORD = ".,!?\"')]}…。:;”’"
 
 
@@ -108,7 +119,12 @@ def gopher(options: GopherOptions) -> Filter[Quality]:
             Rule("bullet_lines", lambda v: v.bullet_lines, high=o.max_bullet_lines),
             Rule("ellipsis_lines", lambda v: v.ellipsis_lines, high=o.max_ellipsis_lines),
             Rule("few_letters", lambda v: v.alphabetic_words, low=o.min_alphabetic_words),
-            Rule("few_stop_words", lambda v: v.stop_words, low=o.min_stop_words),
+            Rule(
+                "few_stop_words",
+                lambda v: v.stop_words,
+                low=o.min_stop_words,
+                bound=lambda v: v.first_stop_words,
+            ),
         ],
     )
 

@@ -2,16 +2,29 @@
 
 import re
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
 from megatron_ko.data.clean.stage import Changed, Filter, Kind, Rule
 
-_SYLLABLES = re.compile("[가-힣]+")
 # Compatibility jamo (ㄱ ㅏ ㆍ), conjoining jamo, their extensions, half-width letters.
-_JAMO = re.compile("[ㄱ-ㆎ\u1100-\u11ff\ua960-\ua97c\ud7b0-\ud7fb\uffa0-\uffdc]+")
-_LETTERS = re.compile(r"[^\W\d_]+")
+_JAMO = ((0x3131, 0x318E), (0x1100, 0x11FF), (0xA960, 0xA97C), (0xD7B0, 0xD7FB), (0xFFA0, 0xFFDC))
+_SYLLABLE, _LONE, _OTHER = 1, 2, 3
+
+
+def _classes() -> npt.NDArray[np.uint8]:
+    """The class of every UTF-16 unit: syllable, jamo, other letter, none. Letters of two units are rare."""
+    classes = np.fromiter((_OTHER * chr(code).isalpha() for code in range(1 << 16)), np.uint8, 1 << 16)
+    classes[0xAC00:0xD7A4] = _SYLLABLE
+    for first, last in _JAMO:
+        classes[first : last + 1] = _LONE
+    return classes
+
+
+_CLASSES = _classes()
 
 
 class HangulOptions(Section):
@@ -26,15 +39,13 @@ class Letters:
     """What the rules measure; NaN where nothing can be compared, which breaks no rule."""
 
     def __init__(self, page: Page) -> None:
-        text = page.text
-        self._syllables = _length(_SYLLABLES, text)
-        self._jamo = _length(_JAMO, text) if _JAMO.search(text) else 0
-        self._letters = _length(_LETTERS, text)
+        units = np.frombuffer(page.text.encode("utf-16-le", "surrogatepass"), np.uint16)
+        _, self._syllables, self._jamo, self._others = np.bincount(_CLASSES[units], minlength=4).tolist()
 
     @property
     def ratio(self) -> float:
         """Hangul syllables per letter of any script, single jamo left out; a text without letters is not Korean."""
-        letters = self._letters - self._jamo
+        letters = self._syllables + self._others
         return self._syllables / letters if letters > 0 else (float("nan") if self._jamo else 0.0)
 
     @property
@@ -42,10 +53,6 @@ class Letters:
         """Single letters per Hangul character."""
         hangul = self._syllables + self._jamo
         return self._jamo / hangul if hangul else 0.0
-
-
-def _length(pattern: "re.Pattern[str]", text: str) -> int:
-    return sum(map(len, pattern.findall(text)))
 
 
 def hangul(options: HangulOptions) -> Filter[Letters]:
@@ -72,10 +79,13 @@ class JamoRuns:
     def __init__(self, options: JamoRunOptions) -> None:
         more = options.longest
         self._longest = more
+        self._several = re.compile(rf"[ㄱ-ㆎ]{{{more + 1}}}")
         self._runs = re.compile(rf"([ㄱ-ㆎ])\1{{{more},}}|[ㅋㅎ]{{{more + 1},}}|[ㅠㅜ]{{{more + 1},}}")
 
     def __call__(self, page: Page) -> Changed | None:
         """Cut the runs."""
+        if self._several.search(page.text) is None:
+            return None
         text, number = self._runs.subn(lambda run: run.group()[: self._longest], page.text)
         return Changed(text, {"jamo_run": number}) if number else None
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
 
 _WHOLE = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
+# Tags that lay out a page. Text about programming is full of the others, and Markdown of <span>.
 _TAG = re.compile(
-    r"</?(?:a|abbr|article|b|blockquote|body|br|center|dd|div|dl|dt|em|figure|font|footer|h[1-6]|head|header|hr|html|i|"
-    r"img|li|link|main|meta|nav|ol|p|pre|s|script|section|small|span|strong|style|sub|sup|table|tbody|td|tfoot|th|"
-    r"thead|title|tr|u|ul)\b[^<>]{0,2000}>",
+    r"</?(?:article|blockquote|br|center|dd|div|dl|dt|h[1-6]|hr|li|ol|p|section|table|tbody|td|tfoot|th|thead|tr|ul)"
+    r"(?:\s[^<>]{0,2000})?/?>",
     re.I,
 )
-_FENCED = re.compile(r"^(```|~~~).*?(?:^\1|\Z)", re.M | re.S)
+_MARKDOWN = re.compile(r"^(?:```|~~~|#{1,6} )", re.M)
 _ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _BLANKS = re.compile(r"[ \t\r\n\f]+")
 # Edges of paragraphs and of other blocks, while a text is collected: several that meet are one line break.
@@ -43,8 +43,8 @@ class HtmlOptions(Section):
     min_tag_share: float | None = Field(
         0.05,
         gt=0,
-        description="Share of characters inside HTML tags, outside fenced code; a whole page (<html>, <!doctype html>) "
-        "is always taken. null: whole pages only.",
+        description="Share of characters inside layout tags (<p>, <div>, <br>, ...) from which a text is a piece of "
+        "HTML, unless it is Markdown; a whole page (<html>, <!doctype html>) always is. null: whole pages only.",
     )
     entities: bool = Field(True, description="Turn &amp; and the like into characters in text that has no '<'.")
 
@@ -129,8 +129,8 @@ class _Extract:
 
 
 def _tag_share(text: str) -> float:
-    outside = _FENCED.sub("", text)
-    return sum(map(len, _TAG.findall(outside))) / len(outside) if outside else 0.0
+    """Share of the characters that stand inside layout tags; none in Markdown."""
+    return 0.0 if _MARKDOWN.search(text) else sum(map(len, _TAG.findall(text))) / len(text)
 
 
 KIND = Kind(HtmlOptions, Html)

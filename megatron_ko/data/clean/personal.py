@@ -36,6 +36,8 @@ MASKS: dict[Name, str] = {
 
 # Where numbers can be at all: everything else is looked at only in such a stretch, which few texts have.
 _STRETCH = re.compile(r"[+(]?\d[\d(). –−-]{5,}\d")
+# Of any number but an IP address: 02-123-4567.
+_FEWEST_DIGITS = 9
 _CONTEXT = 24
 
 _RESIDENT_WORD = re.compile(r"(?:주민|외국인|거소|등록\s?번호|resident|RRN)[^\d\n]*$", re.I)
@@ -54,15 +56,20 @@ class _Detector:
 
     Attributes:
         pattern: its form.
-        is_one: decides from the digits, the match and the text before it.
+        is_one: decides from the match and the text before it.
     """
 
     name: Name
     pattern: "re.Pattern[str]"
-    is_one: Callable[[str, "re.Match[str]", str], bool]
+    is_one: Callable[["re.Match[str]", str], bool]
 
 
-def _is_resident(digits: str, match: "re.Match[str]", before: str) -> bool:
+def _digits(match: "re.Match[str]") -> str:
+    return "".join(filter(str.isdigit, match.group()))
+
+
+def _is_resident(match: "re.Match[str]", before: str) -> bool:
+    digits = _digits(match)
     born = birth_date(digits)
     if born is None:
         return False
@@ -70,24 +77,25 @@ def _is_resident(digits: str, match: "re.Match[str]", before: str) -> bool:
     return resident_ok(digits) or (split and born >= RANDOM_SINCE) or _RESIDENT_WORD.search(before) is not None
 
 
-def _is_card(digits: str, match: "re.Match[str]", before: str) -> bool:
+def _is_card(match: "re.Match[str]", before: str) -> bool:
+    digits = _digits(match)
     return luhn_ok(digits) and _ISSUER.match(digits) is not None
 
 
-def _is_business(digits: str, match: "re.Match[str]", before: str) -> bool:
+def _is_business(match: "re.Match[str]", before: str) -> bool:
     split = not match.group().isdigit()
-    return business_ok(digits) and (split or _BUSINESS_WORD.search(before) is not None)
+    return business_ok(_digits(match)) and (split or _BUSINESS_WORD.search(before) is not None)
 
 
-def _is_account(digits: str, match: "re.Match[str]", before: str) -> bool:
-    return 10 <= len(digits) <= 16 and _ACCOUNT_WORD.search(before) is not None
+def _is_account(match: "re.Match[str]", before: str) -> bool:
+    return _ACCOUNT_WORD.search(before) is not None and 10 <= len(_digits(match)) <= 16
 
 
-def _is_phone(digits: str, match: "re.Match[str]", before: str) -> bool:
+def _is_any(match: "re.Match[str]", before: str) -> bool:
     return True
 
 
-def _is_public(digits: str, match: "re.Match[str]", before: str) -> bool:
+def _is_public(match: "re.Match[str]", before: str) -> bool:
     try:
         return ipaddress.ip_address(match.group()).is_global and _VERSION_WORD.search(before) is None
     except ValueError:
@@ -112,7 +120,7 @@ _NUMBERS = (
             r"(?:02|0[3-6][1-5]|070|050\d?)([.-])\d{3,4}\3\d{4}|"
             r"\(?(?:02|0[3-6][1-5]|070|050\d?)\)\s?\d{3,4}-\d{4}"
         ),
-        _is_phone,
+        _is_any,
     ),
     _Detector("ip", re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)", re.ASCII), _is_public),
 )
@@ -127,7 +135,7 @@ _EMAIL = _Detector(
         r"@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,5}[a-z]{2,24}(?![\w-]|\.\w|:[\w/~])",
         re.ASCII | re.I,
     ),
-    lambda digits, match, before: True,
+    _is_any,
 )
 
 
@@ -180,6 +188,9 @@ def find_personal(text: str) -> list[Finding]:
     """All personal data of a text, in order and without overlap."""
     found: list[Finding] = []
     for stretch in _STRETCH.finditer(text):
+        shown = stretch.group()
+        if sum(map(str.isdigit, shown)) < _FEWEST_DIGITS and shown.count(".") < 3:
+            continue
         for detector in _NUMBERS:
             # A little further, so that what follows a number is seen.
             _add(found, _matches(detector, text, stretch.start(), stretch.end() + 2))
@@ -190,10 +201,20 @@ def find_personal(text: str) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.start)
 
 
+def redacted(text: str) -> str:
+    """The text with the digits and letters of personal data replaced, so that its form can be seen in a report."""
+    pieces, done = [], 0
+    for finding in find_personal(text):
+        data = re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", text[finding.start : finding.end]))
+        pieces += [text[done : finding.start], data]
+        done = finding.end
+    return "".join([*pieces, text[done:]])
+
+
 def _matches(detector: _Detector, text: str, start: int, end: int) -> Iterator[Finding]:
     for match in detector.pattern.finditer(text, start, end):
         before = text[max(0, match.start() - _CONTEXT) : match.start()]
-        if detector.is_one(re.sub(r"\D", "", match.group()), match, before):
+        if detector.is_one(match, before):
             yield Finding(detector.name, *match.span())
 
 

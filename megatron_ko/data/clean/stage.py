@@ -61,8 +61,8 @@ class Rule(Generic[V]):
         reason: told when the value lies outside.
         measure: the value; NaN lies inside every range.
         low, high: limits, None for no limit.
-        bound: a cheap value that is never below ``measure``. When it does not exceed ``high``, nothing more is
-            computed; the decision stays exact.
+        bound: a cheap value that is never below ``measure`` (never above it, for a rule with ``low``). When it lies in
+            the range, nothing more is computed; the decision stays exact.
     """
 
     reason: str
@@ -73,9 +73,13 @@ class Rule(Generic[V]):
 
     def broken(self, view: V) -> bool:
         """Whether the value lies outside the range."""
-        if self.bound is not None and self.low is None and self.high is not None and self.bound(view) <= self.high:
-            return False
-        value = self.measure(view)
+        if self.bound is not None:
+            assert self.low is None or self.high is None
+            if not self._outside(self.bound(view)):
+                return False
+        return self._outside(self.measure(view))
+
+    def _outside(self, value: float) -> bool:
         return (self.low is not None and value < self.low) or (self.high is not None and value > self.high)
 
 

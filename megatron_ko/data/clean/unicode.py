@@ -23,6 +23,11 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufff9-\ufffb]")
 # Joiners (U+200C, U+200D) and variation selectors stay: they make emoji and Indic letters.
 _INVISIBLE = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+# Every character that one of the patterns above begins with.
+_ANY = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\xa0\u00ad\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff"
+    "\ufff9-\ufffb]"
+)
 # The look-behind lets a long run of spaces be tried once, not from each of its spaces.
 _LINE_ENDS = re.compile(r"(?<![ \t])[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{4,}")
@@ -67,9 +72,11 @@ class Unicode:
             return self._finished(page, text.strip() if self._options.trim else text, counts)
         if self._repair is not None and (repaired := self._repair(text)) != text:
             text, counts["encoding"] = repaired, 1
-        for reason, pattern, new in self._steps:
-            if pattern.search(text):
-                text, counts[reason] = pattern.subn(new, text)
+        if _ANY.search(text):
+            for reason, pattern, new in self._steps:
+                replaced, number = pattern.subn(new, text)
+                if number:
+                    text, counts[reason] = replaced, number
         if self._options.nfc and not unicodedata.is_normalized("NFC", text):
             text, counts["nfc"] = unicodedata.normalize("NFC", text), 1
         if self._options.trim:

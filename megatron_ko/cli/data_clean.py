@@ -1,0 +1,201 @@
+"""`megatron-ko data clean`: text through a declared pipeline, with a report of all that it dropped and changed."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megatron_ko.cli.data_preprocess import CORES, AsJson, Inputs, MoreInputs, TextUnit, Workers
+
+if TYPE_CHECKING:
+    from megatron_ko.data.clean.job import CleanOptions
+
+
+class OutputFormat(StrEnum):
+    """Kinds of shards."""
+
+    jsonl = "jsonl"
+    jsonl_gz = "jsonl.gz"
+    jsonl_zst = "jsonl.zst"
+    parquet = "parquet"
+
+
+def clean(
+    files: Inputs,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder for shards, manifest and report.")],
+    config: Annotated[Path, typer.Option(metavar="YAML", help="The pipeline; see configs/clean.")],
+    more: MoreInputs = None,
+    workers: Workers = CORES,
+    json_key: Annotated[str, typer.Option(metavar="KEY", help="Field of the text.")] = "text",
+    text_unit: Annotated[TextUnit, typer.Option(help="A document of a .txt file.")] = TextUnit.line,
+    format: Annotated[OutputFormat, typer.Option(help="Of the shards.")] = OutputFormat.jsonl_zst,
+    shard_size: Annotated[int, typer.Option(metavar="MIB", min=1, help="A shard is closed at this size.")] = 512,
+    rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
+    size: Annotated[int, typer.Option(min=1, help="Processes that share the work; the last to end writes.")] = 1,
+    sample: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Only measure N documents, to find limits; drop nothing.")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Repair, cut, judge and mask text. No byte depends on the number of workers, ranks or interruptions.
+
+    What is done is kept in DIR.parts until the end: the same command, started again after a kill, goes on from there.
+    Every dropped document is counted by stage and reason, with samples; documents in = out + dropped.
+
+    Example: megatron-ko data clean --input dump.jsonl.zst --output clean --config configs/clean/korean-web.yaml
+    """
+    from megatron_ko.data.clean.config import load_clean_config
+    from megatron_ko.data.clean.job import CleanOptions, parts_folder
+    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.jobs import remove_job
+
+    if rank >= size:
+        raise typer.BadParameter(f"--rank {rank} must be below --size {size}")
+    options = CleanOptions(
+        inputs=expand_inputs((*files, *(more or []))),
+        output=output,
+        config=load_clean_config(config),
+        workers=workers,
+        key=json_key,
+        text_unit=text_unit.value,
+        format=format.value,
+        shard_bytes=shard_size << 20,
+        rank=rank,
+        size=size,
+    )
+    if sample is not None:
+        _measure(options, sample, as_json)
+        return
+    if restart:
+        remove_job(parts_folder(output))
+    _clean(options, as_json)
+
+
+def _clean(options: "CleanOptions", as_json: bool) -> None:
+    import time
+
+    from megatron_ko.data.clean.job import clean as run
+    from megatron_ko.data.clean.job import parts_folder
+
+    start = time.monotonic()
+    with _kept(parts_folder(options.output)), _progress_bar(options.inputs) as progress:
+        report = run(options, progress)
+    seconds = time.monotonic() - start
+    if report is None:
+        message = f"rank {options.rank} of {options.size} is finished; the last one to end writes {options.output}"
+        typer.echo(json.dumps({"finished": options.rank, "of": options.size}) if as_json else message)
+    elif as_json:
+        result = {**report, "output": str(options.output), "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        _print_report(report)
+        speed = (
+            f"{report['in']['documents'] / seconds:,.0f} documents/s, {report['in']['bytes'] / seconds / 1e6:.1f} MB/s"
+        )
+        typer.echo(f"{options.output}: {speed}, {seconds:.1f} s; samples of every reason in samples/")
+
+
+def _print_report(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("stage")
+    for heading in ("dropped", "of all", "changed", "left"):
+        table.add_column(heading, justify="right")
+    table.add_column("reasons", overflow="fold")
+    whole = max(1, report["in"]["documents"])
+    table.add_row("input", "", "", "", f"{report['in']['documents']:,}", "", end_section=True)
+    for stage in report["stages"]:
+        dropped = sum(amount["documents"] for amount in stage["dropped"].values())
+        changed = stage["changed_documents"]
+        reasons = {reason: amount["documents"] for reason, amount in stage["dropped"].items()}
+        reasons |= {f"{reason}*": change["documents"] for reason, change in stage["changed"].items()}
+        shown = sorted(reasons.items(), key=lambda item: -item[1])
+        table.add_row(
+            stage["stage"],
+            f"{dropped:,}" if dropped else "",
+            f"{dropped / whole:.1%}" if dropped else "",
+            f"{changed:,}" if changed else "",
+            f"{stage['out']['documents']:,}",
+            ", ".join(f"{reason} {number:,}" for reason, number in shown),
+        )
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    kept = report["kept"]
+    console.print(
+        f"kept {kept['documents']:.1%} of documents, {kept['characters']:.1%} of characters; * changed, not dropped",
+        highlight=False,
+    )
+    for name, counts in report["notes"].items():
+        console.print(
+            f"{name}: " + ", ".join(f"{value} {number:,}" for value, number in counts.items()), highlight=False
+        )
+    if report["rejected"]:
+        rejected = ", ".join(f"{number:,} {reason}" for reason, number in report["rejected"].items())
+        console.print(f"records rejected: {rejected}; see rejected.jsonl", highlight=False)
+
+
+def _measure(options: "CleanOptions", number: int, as_json: bool) -> None:
+    from megatron_ko.data.clean.plots import histograms_png
+    from megatron_ko.data.clean.sample import calibrate
+    from megatron_ko.data.files import new_folder
+
+    found = calibrate(options.reading, options.config, number)
+    with new_folder(options.output) as folder:
+        (folder / "calibration.json").write_text(json.dumps(found, ensure_ascii=False, indent=2), encoding="utf-8")
+        histograms_png(found["measures"], folder / "histograms.png")
+    if as_json:
+        typer.echo(json.dumps({**found, "output": str(options.output)}, ensure_ascii=False))
+        return
+    _print_measures(found)
+    typer.echo(f"{options.output}/histograms.png: {found['documents']:,} documents measured, nothing was cleaned")
+
+
+def _print_measures(found: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("stage", "reason"):
+        table.add_column(heading)
+    for heading in ("low", "high", "outside", "1%", "5%", "25%", "50%", "75%", "95%", "99%"):
+        table.add_column(heading, justify="right")
+    for measure in found["measures"]:
+        limits = ("" if measure[side] is None else f"{measure[side]:g}" for side in ("low", "high"))
+        values = (f"{value:.4g}" for value in measure["quantiles"].values())
+        table.add_row(measure["stage"], measure["reason"], *limits, f"{measure['outside']:.1%}", *values)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """After an error or Ctrl-C, say that the work is not lost."""
+    try:
+        yield
+    except BaseException:
+        if any(folder.glob("part-*")):
+            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
+        raise
+
+
+@contextmanager
+def _progress_bar(inputs: tuple[Path, ...]) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of the inputs, on a terminal; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    total = sum(path.stat().st_size for path in inputs if path.is_file())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("cleaning", total=total or None)
+        yield lambda read: bar.update(task, completed=read)

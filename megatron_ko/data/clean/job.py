@@ -1,0 +1,153 @@
+"""`data clean`: chunks through the pipeline into parts, parts into shards; see ``data.jobs`` for what survives a kill.
+
+    OUTPUT.parts/    while the work lasts: parts, and in "output" what becomes
+    OUTPUT/          clean-00000.jsonl.zst ...  manifest.json  report.json  retention.png
+                     rejected.jsonl  samples/STAGE.VERB.REASON.jsonl
+
+No byte of the output depends on workers, ranks, kills or restarts. It appears with one rename.
+"""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_ko.data.chunks import chunk_bytes, input_identity, read_chunks
+from megatron_ko.data.clean.chunk import CleanChunk
+from megatron_ko.data.clean.config import CleanConfig
+from megatron_ko.data.clean.finish import finish, finished_report
+from megatron_ko.data.clean.pipeline import Pipeline
+from megatron_ko.data.files import explained
+from megatron_ko.data.indexed import beside
+from megatron_ko.data.inputs import check_inputs
+from megatron_ko.data.jobs import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.records import Reading
+from megatron_ko.data.streams import STDIN
+from megatron_ko.errors import DataError
+from megatron_ko.log import get_logger
+
+_log = get_logger(__name__)
+
+Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
+
+
+@dataclass(frozen=True)
+class CleanOptions:
+    """What to clean into what.
+
+    Attributes:
+        inputs: files; documents keep their order.
+        output: new folder.
+        config: the pipeline.
+        workers: processes; 1 works in this process.
+        key: text field.
+        text_unit: a document of a .txt file is a "line" or the whole "file".
+        format: of the shards.
+        shard_bytes: a shard is closed when it has at least so many bytes.
+        rank, size: this process takes every ``size``-th chunk; the one that ends last writes the output.
+        chunk_bytes: what a worker does at a time; None: by the size of the inputs.
+    """
+
+    inputs: tuple[Path, ...]
+    output: Path
+    config: CleanConfig
+    workers: int = 1
+    key: str = "text"
+    text_unit: str = "line"
+    format: Format = "jsonl.zst"
+    shard_bytes: int = 512 << 20
+    rank: int = 0
+    size: int = 1
+    chunk_bytes: int | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the inputs are read."""
+        return Reading(self.inputs, self.key, text_unit=self.text_unit, keep_fields=True, chunk_bytes=self.chunk_bytes)
+
+
+def parts_folder(output: Path) -> Path:
+    """Where the parts of an output are kept until it is finished."""
+    return beside(output, ".parts")
+
+
+def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any] | None:
+    """Clean this rank's share; started again after a kill, it goes on from what is done.
+
+    Args:
+        options: what to do.
+        progress: called with the bytes of the inputs that are done.
+
+    Returns:
+        the report; None while other ranks are still at work.
+
+    Raises:
+        DataError: bad input, an existing output, a package that is missing, a full disk, a dead worker.
+    """
+    check_inputs(options.inputs)
+    if STDIN in options.inputs:
+        raise DataError(
+            "the standard input cannot be cleaned", expected="files: a restart reads them again", remedy="--input FILE"
+        )
+    folder = parts_folder(options.output)
+    identity = _identity(options)
+    job = Job(folder, identity, options.workers, options.rank, options.size, suffix=f".{options.format}")
+    check_job(job)
+    if options.output.exists():
+        return _already_there(options.output, folder)
+    Pipeline(options.config)  # what is missing is told before any work
+    done = 0
+
+    def counted(part: Part) -> None:
+        nonlocal done
+        done += part.statistics["read"]
+        progress(done)
+
+    run_job(job, read_chunks(options.reading), CleanChunk(options.config, options.key), counted)
+    with explained(options.output):
+        (folder / f"ended-{options.rank:05d}").touch()
+        if len(list(folder.glob("ended-*"))) < options.size:
+            return None
+        with _only_one(folder) as mine:
+            return finish(folder, options.output, identity) if mine else None
+
+
+def _identity(options: CleanOptions) -> dict[str, object]:
+    """Everything that decides a byte of the output; ``finish`` knows no other options."""
+    return {
+        "inputs": input_identity(options.inputs),
+        "chunk bytes": options.chunk_bytes or chunk_bytes(options.inputs),
+        "pipeline": options.config.described(),
+        "key": options.key,
+        "text unit": options.text_unit,
+        "format": options.format,
+        "shard bytes": options.shard_bytes,
+    }
+
+
+def _already_there(output: Path, folder: Path) -> dict[str, Any]:
+    """A kill between the last rename and the removal of the parts leaves both: then this very job is finished."""
+    if folder.exists() and not (folder / "output").exists() and (report := finished_report(output)) is not None:
+        remove_job(folder)
+        return report
+    raise DataError(
+        "the output exists already; nothing is overwritten",
+        got=output,
+        remedy="choose another --output, or remove it",
+    )
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[bool]:
+    """Whether this process may finish; several ranks can end at the same time."""
+    with (folder / "finish.lock").open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            _log.debug("no lock in %s: %s", folder, error)
+        yield True

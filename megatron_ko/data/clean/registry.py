@@ -1,0 +1,37 @@
+"""Every kind of stage by the name that a pipeline file calls it."""
+
+from megatron_ko.data.clean import (
+    blocklist,
+    boilerplate,
+    c4,
+    fineweb,
+    gopher,
+    hangul,
+    html,
+    language,
+    length,
+    lines,
+    personal,
+    repetition,
+    speech_level,
+    unicode,
+)
+from megatron_ko.data.clean.stage import Kind
+
+STAGES: dict[str, Kind] = {
+    "unicode": unicode.KIND,
+    "html": html.KIND,
+    "boilerplate": boilerplate.KIND,
+    "lines": lines.KIND,
+    "jamo_runs": hangul.RUNS,
+    "hangul": hangul.KIND,
+    "length": length.KIND,
+    "blocklist": blocklist.KIND,
+    "gopher_repetition": repetition.KIND,
+    "gopher": gopher.KIND,
+    "fineweb": fineweb.KIND,
+    "c4": c4.KIND,
+    "personal": personal.KIND,
+    "speech_level": speech_level.KIND,
+    "language": language.KIND,
+}

@@ -1,0 +1,231 @@
+"""What a pipeline did, by stage and reason: counts that add up, and a few samples of everything; mergeable."""
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import xxhash
+
+from megatron_ko.data.clean.personal import redacted
+
+# Samples of every reason that are kept.
+SAMPLES = 5
+_EXCERPT = 600
+_AROUND = 100
+
+
+@dataclass
+class Amount:
+    """Documents, and the code points and UTF-8 bytes of their texts."""
+
+    documents: int = 0
+    characters: int = 0
+    bytes: int = 0
+
+    def add(self, text: str, documents: int = 1) -> None:
+        """Count one text in."""
+        self.documents += documents
+        self.characters += len(text)
+        self.bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+    def plus(self, other: "Amount", sign: int = 1) -> "Amount":
+        """The sum, or the difference."""
+        return Amount(
+            self.documents + sign * other.documents,
+            self.characters + sign * other.characters,
+            self.bytes + sign * other.bytes,
+        )
+
+
+@dataclass
+class StageTally:
+    """What one stage did.
+
+    Attributes:
+        dropped: by reason.
+        changed: documents by reason; a document can have several.
+        occurrences: how often each reason applied.
+        before, after: texts that it changed, as they came and as they went on.
+    """
+
+    dropped: dict[str, Amount] = field(default_factory=dict)
+    changed: Counter[str] = field(default_factory=Counter)
+    occurrences: Counter[str] = field(default_factory=Counter)
+    before: Amount = field(default_factory=Amount)
+    after: Amount = field(default_factory=Amount)
+
+
+class Samples:
+    """The documents with the smallest hashes of their origin: spread over the corpus, and the same for any workers."""
+
+    def __init__(self) -> None:
+        # By (stage, verb, reason): a heap of (-hash, sample).
+        self.heaps: dict[tuple[str, str, str], list[tuple[int, dict[str, Any]]]] = {}
+
+    def wants(self, key: tuple[str, str, str], digest: int) -> bool:
+        """Whether a document with this hash would be kept."""
+        heap = self.heaps.get(key, [])
+        return len(heap) < SAMPLES or -digest > heap[0][0]
+
+    def add(self, key: tuple[str, str, str], digest: int, sample: dict[str, Any]) -> None:
+        """Keep a sample, and forget the largest hash where there are too many."""
+        if not self.wants(key, digest):
+            return
+        heap = self.heaps.setdefault(key, [])
+        if any(known == -digest for known, _ in heap):
+            return
+        (heapq.heappushpop if len(heap) == SAMPLES else heapq.heappush)(heap, (-digest, sample))
+
+    def items(self) -> Iterable[tuple[tuple[str, str, str], list[dict[str, Any]]]]:
+        """All samples by key, smallest hash first."""
+        for key in sorted(self.heaps):
+            yield key, [sample for _, sample in sorted(self.heaps[key], key=lambda entry: -entry[0])]
+
+
+class Tally:
+    """Counts of one pipeline over any number of documents.
+
+    Args:
+        names: of the stages in order.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.stages = {name: StageTally() for name in names}
+        self.taken = Amount()
+        self.kept = Amount()
+        self.rejected: Counter[str] = Counter()
+        self.notes: dict[str, Counter[str]] = {}
+        self.samples = Samples()
+
+    def drop(self, stage: str, reason: str, text: str, origin: tuple[str, int]) -> None:
+        """A document ended at ``stage``; ``text`` as the stage saw it."""
+        self.stages[stage].dropped.setdefault(reason, Amount()).add(text)
+        key, digest = (stage, "dropped", reason), _digest(origin)
+        if self.samples.wants(key, digest):
+            shown = redacted(text)[:_EXCERPT]
+            self.samples.add(key, digest, {"source": origin[0], "position": origin[1], "text": shown})
+
+    def change(self, stage: str, counts: Mapping[str, int], texts: tuple[str, str], origin: tuple[str, int]) -> None:
+        """A stage made the second text of the first."""
+        tally = self.stages[stage]
+        tally.before.add(texts[0])
+        tally.after.add(texts[1])
+        digest = _digest(origin)
+        for reason, number in counts.items():
+            tally.changed[reason] += 1
+            tally.occurrences[reason] += number
+            key = (stage, "changed", reason)
+            if self.samples.wants(key, digest):
+                before, after = _difference(*texts)
+                sample = {"source": origin[0], "position": origin[1], "before": before, "after": after}
+                self.samples.add(key, digest, sample)
+
+    def note(self, fields: Mapping[str, object]) -> None:
+        """A stage added fields; texts are counted by value."""
+        for name, value in fields.items():
+            if isinstance(value, str):
+                self.notes.setdefault(name, Counter())[value] += 1
+
+    def merge(self, other: "Tally") -> None:
+        """Add what another tally of the same pipeline counted."""
+        self.taken, self.kept = self.taken.plus(other.taken), self.kept.plus(other.kept)
+        self.rejected.update(other.rejected)
+        for name, counts in other.notes.items():
+            self.notes.setdefault(name, Counter()).update(counts)
+        for name, theirs in other.stages.items():
+            mine = self.stages[name]
+            mine.before, mine.after = mine.before.plus(theirs.before), mine.after.plus(theirs.after)
+            mine.changed.update(theirs.changed)
+            mine.occurrences.update(theirs.occurrences)
+            for reason, amount in theirs.dropped.items():
+                mine.dropped[reason] = mine.dropped.get(reason, Amount()).plus(amount)
+        for key, heap in other.samples.heaps.items():
+            for negative, sample in heap:
+                self.samples.add(key, -negative, sample)
+
+    def check(self) -> None:
+        """Nothing is lost: what came in is what went out, what was dropped and what changing took away.
+
+        Raises:
+            AssertionError: the counts contradict each other.
+        """
+        left = self.left()
+        assert left[-1] == self.kept, f"{left[-1]} were left, {self.kept} were written"
+
+    def left(self) -> list[Amount]:
+        """What came in, and what was left after every stage."""
+        left = [self.taken]
+        for stage in self.stages.values():
+            now = left[-1].plus(stage.before, -1).plus(stage.after)
+            for amount in stage.dropped.values():
+                now = now.plus(amount, -1)
+            left.append(now)
+        return left
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; ``from_json`` reads them."""
+        return {
+            "taken": asdict(self.taken),
+            "kept": asdict(self.kept),
+            "rejected": _sorted(self.rejected),
+            "notes": {name: _sorted(counts) for name, counts in sorted(self.notes.items())},
+            "stages": {name: _stage_json(stage) for name, stage in self.stages.items()},
+            "samples": [
+                [*key, digest, sample]
+                for key, heap in sorted(self.samples.heaps.items())
+                for digest, sample in sorted((-negative, sample) for negative, sample in heap)
+            ],
+        }
+
+    @classmethod
+    def merged(cls, values: Iterable[Mapping[str, Any]]) -> "Tally":
+        """The sum of tallies of one pipeline, as JSON values; at least one."""
+        tallies = map(cls.from_json, values)
+        total = next(tallies)
+        for tally in tallies:
+            total.merge(tally)
+        return total
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Tally":
+        """The tally that gave ``value``."""
+        tally = cls(value["stages"])
+        tally.taken, tally.kept = Amount(**value["taken"]), Amount(**value["kept"])
+        tally.rejected = Counter(value["rejected"])
+        tally.notes = {name: Counter(counts) for name, counts in value["notes"].items()}
+        for name, stage in value["stages"].items():
+            tally.stages[name] = StageTally(
+                {reason: Amount(**amount) for reason, amount in stage["dropped"].items()},
+                Counter(stage["changed"]),
+                Counter(stage["occurrences"]),
+                Amount(**stage["before"]),
+                Amount(**stage["after"]),
+            )
+        for stage, verb, reason, digest, sample in value["samples"]:
+            tally.samples.add((stage, verb, reason), digest, sample)
+        return tally
+
+
+def _stage_json(stage: StageTally) -> dict[str, Any]:
+    value = asdict(stage)
+    value["dropped"] = dict(sorted(value["dropped"].items()))
+    return {**value, "changed": _sorted(stage.changed), "occurrences": _sorted(stage.occurrences)}
+
+
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
+def _digest(origin: tuple[str, int]) -> int:
+    return xxhash.xxh3_64_intdigest(f"{origin[0]}\0{origin[1]}".encode("utf-8", "surrogatepass"))
+
+
+def _difference(before: str, after: str) -> tuple[str, str]:
+    """Both texts around the first place where they differ, without personal data."""
+    before, after = redacted(before), redacted(after)
+    shorter = min(len(before), len(after))
+    start = next((i for i in range(shorter) if before[i] != after[i]), shorter)
+    first = max(0, start - _AROUND)
+    return before[first : start + _AROUND], after[first : start + _AROUND]
