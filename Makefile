@@ -42,7 +42,8 @@ bench: install   ## the benchmarks that run on a CPU; their tables go to docs/pe
 bench-gpu: install   ## throughput of one GPU against transformers; its table goes to docs/performance.md
 	$(BIN)/python benchmarks/record.py gpu/throughput.py
 
-docs: install    ## the README's picture, from the run that `make demo` left
+docs: install    ## what programs print in docs/, and the README's picture from the run that `make demo` left
+	$(BIN)/python tools/fill_docs.py
 	mkdir -p docs/images
 	$(BIN)/python -c "from pathlib import Path; from megatron_ko.report.plots import loss_curve_png; \
 	  loss_curve_png(Path('runs/demo'), Path('docs/images/demo-loss.png'))"

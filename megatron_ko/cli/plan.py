@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from megatron_ko.config import load_model_config
+from megatron_ko.config.checks.layout import tensor_sizes
 from megatron_ko.plan.flops import CONVENTION, flops_per_token
 from megatron_ko.plan.params import ParameterCount, count_parameters, padding_parameters
 
@@ -43,6 +44,47 @@ def params(
     typer.echo(f"vocabulary: {model.vocab_size:,} rows; {rows:,} when padded for tensor {tensor} (+{padding:,})")
     typer.echo(f"training:   {flops_per_token(model, length) / 1e9:.3f} GFLOP a token at {length:,} tokens")
     typer.echo(f"            ({CONVENTION})")
+
+
+@app.command()
+def models(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.yaml...", help="Model files, or run configurations.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print one line a model, as a Markdown table: shape, parameters, compute, possible tensor-parallel sizes.
+
+    Example: megatron-ko plan models configs/models/*.yaml
+    """
+    rows = [_summary(file) for file in files]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    texts = [[_cell(value) for value in row.values()] for row in sorted(rows, key=lambda row: row["parameters"])]
+    rule = ["---" if isinstance(value, str) else "---:" for value in rows[0].values()]
+    for line in (list(rows[0]), rule, *texts):
+        typer.echo(f"| {' | '.join(line)} |")
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    model = load_model_config(file)
+    count = count_parameters(model)
+    return {
+        "model": file.stem,
+        "family": model.family,
+        "layers": model.num_layers,
+        "width": model.hidden_size,
+        "heads": f"{model.num_attention_heads} / {model.query_groups} x {model.kv_channels}",
+        "vocabulary": model.vocab_size,
+        "context": model.max_position_embeddings,
+        "parameters": count.total,
+        "active": count.active,
+        "GFLOP a token": round(flops_per_token(model, model.max_position_embeddings) / 1e9, 2),
+        "tensor sizes": ", ".join(map(str, tensor_sizes(model))),
+    }
+
+
+def _cell(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:,}"
 
 
 def _print_table(file: Path, count: ParameterCount) -> None:
