@@ -15,7 +15,7 @@ __all__ = ["ORDER", "Chunk", "Reading", "input_identity", "read_chunks"]
 
 # Beside the names of the files in ``input_identity``.
 ORDER = "(order)"
-_SMALLEST, _LARGEST = 4 << 20, 64 << 20
+_SMALLEST, _LARGEST = 2 << 20, 64 << 20
 # Chunks that are handed over in memory, not as a place on the disk.
 _LARGEST_HELD = 16 << 20
 _CHUNKS = 1024

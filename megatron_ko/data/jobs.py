@@ -1,7 +1,7 @@
 """Work in chunks that survives any kill: finished parts are recorded and never done again.
 
 FOLDER/job.json             what the job is; a run that asks for something else is refused
-FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, synced, renamed
+FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, renamed
 FOLDER/rank-00000.jsonl     one line a finished part of a rank: its size, hash and statistics; the last line says "all"
 
 Ranks share nothing but the folder. Rank r of n takes every n-th chunk.
@@ -172,7 +172,10 @@ def _part(folder: Path, record: Mapping[str, Any]) -> Part:
 
 
 class _Runner:
-    """Makes one part durable; sent to the workers once, together with ``work``."""
+    """Makes one part; sent to the workers once, together with ``work``.
+
+    Parts are not synced to the disk: a resumed run compares their hashes, so that what a power cut took is made again.
+    """
 
     def __init__(self, job: Job, work: Work) -> None:
         self._folder, self._suffix, self._work = job.folder, job.suffix, work
@@ -183,8 +186,6 @@ class _Runner:
         writing = self._folder / f"writing-{index:08d}{self._suffix}"
         writing.unlink(missing_ok=True)
         statistics = self._work(payload, writing)
-        with writing.open("rb") as stream:
-            os.fsync(stream.fileno())
         record = {
             "index": index,
             "name": name,

@@ -4,10 +4,12 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
+from types import ModuleType
 from typing import Any, TypeVar
 
 from megatron_ko.errors import DataError
@@ -40,7 +42,8 @@ def map_unordered(
     running: set[Future[Result]] = set()
     try:
         for item in items:
-            running.add(pool.submit(_run, item))
+            with _without_main(function):
+                running.add(pool.submit(_run, item))
             if len(running) >= workers * _IN_FLIGHT:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -57,6 +60,18 @@ def map_unordered(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_main(function: Callable[..., object]) -> Iterator[None]:
+    """Spare new workers the import of the main module, the whole command line, unless they need something of it."""
+    main = sys.modules["__main__"]
+    if type(function).__module__ != "__main__" and getattr(function, "__module__", None) != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 _function: Callable[[Any], Any] | None = None
