@@ -1,0 +1,173 @@
+"""`megatron-ko data dedup`: duplicates, exact and near, across all sources."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megatron_ko.cli.data_preprocess import CORES, AsJson, InputFormat, Inputs, MoreInputs, TextUnit, Workers
+
+if TYPE_CHECKING:
+    from megatron_ko.data.dedup.run import DedupResult
+
+
+class Keep(StrEnum):
+    """Which document of a cluster stays."""
+
+    first = "first"
+    longest = "longest"
+    priority = "priority"
+
+
+class OutputFormat(StrEnum):
+    """Kinds of output."""
+
+    jsonl = "jsonl"
+    jsonl_gz = "jsonl.gz"
+    jsonl_zst = "jsonl.zst"
+    parquet = "parquet"
+
+
+Output = Annotated[Path, typer.Option(metavar="DIR", help="New folder: a file for each input, manifest, report.")]
+Key = Annotated[str, typer.Option(metavar="KEY", help="Text field or column.")]
+Unit = Annotated[TextUnit, typer.Option(help="A document of a .txt file.")]
+Kind = Annotated[InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")]
+Written = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")]
+Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory that a process may sort in.")]
+
+
+def dedup(
+    files: Inputs,
+    output: Output,
+    more: MoreInputs = None,
+    exact: Annotated[
+        str, typer.Option(metavar="LEVEL,...", help="Exact duplicates of: document, paragraph, line; or none.")
+    ] = "document",
+    near: Annotated[bool, typer.Option("--near", help="Near duplicates too, by MinHash.")] = False,
+    shingle: Annotated[str, typer.Option(metavar="UNIT:N", help="char:N or word:N.")] = "char:5",
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which on documents are near.")] = 0.45,
+    bands: Annotated[int | None, typer.Option(help="With --rows, instead of what suits the threshold.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Values of a signature in a band.")] = None,
+    normalise: Annotated[
+        str, typer.Option(metavar="STEP,...", help="Compared after: nfc, case, space, punctuation; or none.")
+    ] = "nfc,space",
+    keep: Annotated[
+        Keep, typer.Option(help="Of duplicates: the first, the longest, or of the source named first the longest.")
+    ] = Keep.first,
+    min_characters: Annotated[int, typer.Option(min=1, help="Shorter paragraphs and lines stay.")] = 30,
+    json_key: Key = "text",
+    text_unit: Unit = TextUnit.line,
+    format: Kind = None,
+    output_format: Written = OutputFormat.jsonl_zst,
+    workers: Workers = CORES,
+    memory_mb: Memory = 512,
+    restart: Restart = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove duplicates within and across all inputs. What stays is written as it was, in order, a file for each input.
+
+    A document goes only in favour of one that has its text or is at least --threshold similar to it; both are named in
+    DIR/removed.jsonl.zst. What is done is kept in DIR.parts until the end: the same command, started again after a
+    kill, goes on from there. No byte depends on --workers or --memory-mb.
+
+    Example: megatron-ko data dedup --input web.jsonl.zst books.parquet --output clean/unique --near --workers 8
+    """
+    from megatron_ko.data.dedup.lsh import check_bands
+    from megatron_ko.data.dedup.normalise import parse_normalisation
+    from megatron_ko.data.dedup.options import DedupOptions, Input, Near, Running
+    from megatron_ko.data.dedup.run import dedup as run
+    from megatron_ko.data.dedup.shingles import parse_shingles
+    from megatron_ko.data.dedup.workplace import work_folder
+    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.jobs import remove_job
+
+    paths = expand_inputs((*files, *(more or [])))
+    options = DedupOptions(
+        input=Input(paths, json_key, text_unit.value, format.value if format else None),
+        output=output,
+        levels=tuple(listed(exact)),
+        near=Near(parse_shingles(shingle), threshold, check_bands(bands, rows, threshold)) if near else None,
+        normalisation=parse_normalisation(listed(normalise)),
+        keep=keep.value,
+        least_characters=min_characters,
+        suffix=f".{output_format.value}",
+        running=Running(workers, memory_mb << 20),
+    )
+    if restart:
+        remove_job(work_folder(output))
+    start = time.monotonic()
+    with kept(work_folder(output)), progress_bar() as progress:
+        result = run(options, progress)
+    seconds = time.monotonic() - start
+    if as_json:
+        whole = {**result.manifest, "report": result.report, "seconds": round(seconds, 3)}
+        typer.echo(json.dumps(whole, ensure_ascii=False))
+        return
+    _tell(output, result, seconds)
+
+
+def listed(text: str) -> list[str]:
+    """The words of a comma-separated list; "none" alone is an empty one."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return [] if words == ["none"] else words
+
+
+def _tell(output: Path, result: "DedupResult", seconds: float) -> None:
+    manifest, report = result.manifest, result.report
+    documents, sizes = manifest["documents"], manifest["bytes_of_text"]
+    gone = ", ".join(f"{number:,} {reason}" for reason, number in documents["removed"].items() if number)
+    typer.echo(
+        f"{output}: {documents['out']:,} of {documents['in']:,} documents stay, "
+        f"{sizes['out'] / 1e6:,.1f} of {sizes['in'] / 1e6:,.1f} MB\n"
+        f"  removed    {gone or 'nothing'}"
+    )
+    for level, number in manifest["pieces_removed"].items():
+        typer.echo(f"  {level}s  {number:,} removed, {sizes['removed'][f'{level}s'] / 1e6:,.1f} MB")
+    if report["clusters"]["number"]:
+        spread = ", ".join(f"{number:,} of {size}" for size, number in report["clusters"]["sizes"].items())
+        typer.echo(f"  clusters   {report['clusters']['number']:,}: {spread}")
+    for pair in report["source_pairs"][:5]:
+        typer.echo(
+            f"  {pair['removed_from']}: {pair['exact']:,} exact, {pair['near']:,} near duplicates of {pair['kept_in']}"
+        )
+    if rejected := manifest["rejected"]["records"]:
+        typer.echo(f"  {rejected:,} records rejected: {manifest['rejected']['reasons']}; see {output}/rejected.jsonl")
+    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s; what went is listed in removed.jsonl.zst")
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """After an error or Ctrl-C, say that the work is not lost."""
+    try:
+        yield
+    except BaseException:
+        if any(folder.glob("*/part-*")):
+            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
+        raise
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar for each pass, on a terminal; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(console=Console(stderr=True)) as bar:
+
+        def show(name: str, share: float) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=1.0)
+            bar.update(tasks[name], completed=share)
+
+        yield show

@@ -1,0 +1,114 @@
+"""Pairs to clusters to the document that stays of each. The arrays, one number a document, are files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ko.data.dedup.arrays import open_arrays
+from megatron_ko.data.dedup.corpus import Parts
+from megatron_ko.data.dedup.unionfind import roots, union
+
+# Documents, or pairs, that are looked at together.
+_BATCH = 1 << 18
+
+
+def disk_array(path: Path, size: int, dtype: str) -> np.ndarray:
+    """A new array in a file, all zero."""
+    if not size:
+        path.write_bytes(b"")
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "w+", shape=(size,))
+
+
+def stored_array(path: Path, dtype: str) -> np.ndarray:
+    """The array that ``disk_array`` left, read-only."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def same_text_clusters(path: Path, parts: Parts, joined: Sequence[Path]) -> None:
+    """Write for every document the first one with the same text."""
+    parent = _numbered(path, parts.total)
+    for chunk, first in enumerate(parts.firsts[:-1]):
+        arrays = parts[chunk]
+        union(parent, arrays["again"] + first, arrays["of"] + first)
+    for part in joined:
+        arrays = open_arrays(part)
+        _union_all(parent, arrays["again"], arrays["of"])
+    _flatten(parent)
+
+
+def near_clusters(path: Path, size: int, verified: Sequence[Path]) -> None:
+    """Write for every document the first one that is connected to it through pairs."""
+    parent = _numbered(path, size)
+    for part in verified:
+        arrays = open_arrays(part)
+        _union_all(parent, arrays["left"], arrays["right"])
+    _flatten(parent)
+
+
+def choose_best(path: Path, same_text: Path, parts: Parts, keep: str) -> None:
+    """Write for every document the best one, by policy, of those with the same text."""
+    root = stored_array(same_text, "<i8")
+    best = disk_array(path, root.size, "<i8")
+    for here in _batches(root.size):
+        best[here] = root[here]
+    if keep == "first":
+        return
+    # While best[root] is the best document so far, all others still point to the root.
+    for here in _batches(root.size):
+        members = np.arange(here.start, here.stop)
+        members = members[root[here] != members]
+        found = np.unique(root[members])
+        # Both in one list, those of this batch and those that were best so far.
+        both, cluster = np.append(best[found], members), np.append(found, root[members])
+        order = np.lexsort((ranks(parts, both, keep), cluster))
+        first = np.ones(order.size, bool)
+        first[1:] = cluster[order][1:] != cluster[order][:-1]
+        best[cluster[order][first]] = both[order][first]
+    for here in _batches(root.size):
+        best[here] = best[root[here]]
+
+
+def choose_kept(path: Path, same_text: Path, best: Path, settled: Sequence[Path]) -> None:
+    """Write for every document the one that stays for it: the best of the same text as what it was settled for."""
+    first, of_text = stored_array(same_text, "<i8"), stored_array(best, "<i8")
+    kept = _numbered(path, first.size)
+    for part in settled:
+        arrays = open_arrays(part)
+        kept[arrays["removed"]] = arrays["kept"]
+    # Those that name a text are at their final place; the others follow them, and each names a document of its own.
+    for here in reversed(list(_batches(first.size))):
+        kept[here] = of_text[kept[first[here]]]
+
+
+def ranks(parts: Parts, numbers: np.ndarray, keep: str) -> np.ndarray:
+    """[n] places of these documents in the order of the policy; 0 is the best, ties go to the earlier document."""
+    source = parts.sources[parts.chunk_of(numbers)] if keep == "priority" else np.zeros(numbers.size, np.int64)
+    size = np.zeros(numbers.size, np.int64) if keep == "first" else parts.gather("bytes", numbers)
+    order = np.lexsort((numbers, -size, source))
+    place = np.empty(order.size, np.int64)
+    place[order] = np.arange(order.size)
+    return place
+
+
+def _numbered(path: Path, size: int) -> np.ndarray:
+    parent = disk_array(path, size, "<i8")
+    for here in _batches(size):
+        parent[here] = np.arange(here.start, here.stop)
+    return parent
+
+
+def _union_all(parent: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    for here in _batches(left.size):
+        union(parent, left[here], right[here])
+
+
+def _flatten(parent: np.ndarray) -> None:
+    for here in _batches(parent.size):
+        parent[here] = roots(parent, np.arange(here.start, here.stop))
+
+
+def _batches(size: int) -> Iterator[slice]:
+    for first in range(0, size, _BATCH):
+        yield slice(first, min(first + _BATCH, size))

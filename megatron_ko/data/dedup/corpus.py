@@ -1,0 +1,95 @@
+"""The documents of all sources, numbered: chunks that belong to one source, read in every pass alike."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ko.data.chunks import Chunk, Reading, read_chunks
+from megatron_ko.data.dedup.arrays import open_arrays
+from megatron_ko.data.dedup.options import Input
+from megatron_ko.data.documents import ParsedBlock, parse_block
+from megatron_ko.data.jobs import Part
+
+# Pairs of document numbers are packed into 64 bits.
+MOST_DOCUMENTS = 1 << 32
+
+
+@dataclass(frozen=True)
+class SourceChunk:
+    """Consecutive blocks of one source: the number of the chunk, of the source, and where they lie."""
+
+    index: int
+    source: int
+    chunk: Chunk
+
+    def parsed(self, key: str) -> Iterator[ParsedBlock]:
+        """Its blocks, with all fields: a record of which one field is damaged is rejected in every pass."""
+        for block in self.chunk.blocks:
+            yield parse_block(block, key, keep_fields=True)
+
+
+def read_corpus(files: Input) -> Iterator[tuple[int, SourceChunk]]:
+    """The chunks of all sources, for ``jobs.run_job``.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    index = 0
+    for source, path in enumerate(files.paths):
+        # All columns in every pass: the borders of chunks depend on the bytes that are read.
+        reading = Reading((path,), files.key, files.text_unit, keep_fields=True, kind=files.kind)
+        for _, chunk in read_chunks(reading):
+            yield index, SourceChunk(index, source, chunk)
+            index += 1
+
+
+class Parts:
+    """Array files of a job by chunk, opened when they are needed, and what lies where.
+
+    Attributes:
+        paths: one a chunk.
+        firsts: [chunks + 1] number of the first document (or other item) of each chunk; the last is the total.
+        sources: [chunks] number of the source.
+    """
+
+    def __init__(self, paths: Sequence[Path], firsts: np.ndarray, sources: Sequence[int]) -> None:
+        self.paths, self.firsts, self.sources = list(paths), firsts, np.asarray(sources, np.int64)
+        self._open: dict[int, dict[str, np.ndarray]] = {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Parts, (self.paths, self.firsts, self.sources)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, chunk: int) -> dict[str, np.ndarray]:
+        if chunk not in self._open:
+            self._open[chunk] = open_arrays(self.paths[chunk])
+        return self._open[chunk]
+
+    @property
+    def total(self) -> int:
+        """Items in all chunks."""
+        return int(self.firsts[-1])
+
+    def chunk_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The chunk of each item."""
+        return np.searchsorted(self.firsts, numbers, side="right") - 1
+
+    def gather(self, name: str, numbers: np.ndarray) -> np.ndarray:
+        """One value an item, from the arrays of that name."""
+        chunks = self.chunk_of(numbers)
+        found = np.empty(numbers.size, np.int64)
+        for chunk in np.unique(chunks).tolist():
+            here = chunks == chunk
+            found[here] = self[chunk][name][numbers[here] - self.firsts[chunk]]
+        return found
+
+
+def parts_by(parts: Sequence[Part], count: str) -> Parts:
+    """Array files of a job whose statistics give ``count`` and "source"."""
+    firsts = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([part.statistics[count] for part in parts], out=firsts[1:])
+    return Parts([part.path for part in parts], firsts, [part.statistics["source"] for part in parts])

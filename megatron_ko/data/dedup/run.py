@@ -1,0 +1,265 @@
+"""Deduplication from end to end: hash and sketch, join, verify, cluster, cut pieces, write."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ko import __version__
+from megatron_ko.data.dedup.arrays import open_arrays
+from megatron_ko.data.dedup.clusters import choose_best, choose_kept, near_clusters, same_text_clusters
+from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, Parts, parts_by
+from megatron_ko.data.dedup.join import CandidateJoin, ExactJoin, key_ranges
+from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
+from megatron_ko.data.dedup.output import Decisions, RemovedWork, WriteWork
+from megatron_ko.data.dedup.pieces import Cutting, Level, PiecesWork, mark_pieces
+from megatron_ko.data.dedup.report import describe_clusters, sampled_clusters, source_pairs
+from megatron_ko.data.dedup.settle import SettleWork
+from megatron_ko.data.dedup.sign import SignWork
+from megatron_ko.data.dedup.verify import VerifyWork, document_ranges
+from megatron_ko.data.dedup.workplace import (
+    Progress,
+    Workplace,
+    fresh_folder,
+    held,
+    publish,
+    work_folder,
+    write_outputs,
+    write_text,
+)
+from megatron_ko.data.inputs import content_hash
+from megatron_ko.data.jobs import Part, remove_job
+from megatron_ko.data.writers import merge_documents
+from megatron_ko.errors import DataError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DedupResult:
+    """The two files that tell what was done: manifest.json and report.json."""
+
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+
+
+def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupResult:
+    """Write a new folder: one file a source, manifest.json, report.json, removed.jsonl.zst, and rejected.jsonl if any.
+
+    What was done is kept in OUTPUT.parts until the end; after a kill the same command goes on from there.
+
+    Raises:
+        DataError: bad options or input, no document, an existing output, a full disk, a dead worker.
+    """
+    options.check()
+    folder = work_folder(options.output)
+    with held(folder, options.output):
+        place = Workplace(folder, options.input, options.identity(), options.running, progress)
+        result = _Dedup(options, place).run()
+    remove_job(folder)
+    return result
+
+
+class _Dedup:
+    """The passes, in order; each leaves what the next one needs."""
+
+    def __init__(self, options: DedupOptions, place: Workplace) -> None:
+        self._options, self._place = options, place
+        self._near_counts: dict[str, int] = {}
+
+    def run(self) -> DedupResult:
+        options, place = self._options, self._place
+        work = SignWork(options.input.key, options.normalisation, options.near)
+        signed = place.over_corpus("sign", work)
+        parts = parts_by(signed, "documents")
+        _check_number(parts, signed, options)
+        decisions = Decisions(parts, place.array("same_text"), place.array("kept"))
+        self._decide_documents(decisions, signed)
+        for level in LEVELS[1:]:
+            if level in options.levels:
+                decisions = self._decide_pieces(decisions, level)
+        clusters = describe_clusters(decisions.kept, place.array("sizes"))
+        shown = frozenset(number for _, members in clusters.shown for number in members)
+        written = place.over_corpus("write", WriteWork(options.input, decisions, shown), options.suffix)
+        removed = place.over_units(
+            "removed",
+            ((chunk, chunk) for chunk in range(len(parts))),
+            RemovedWork(decisions, options.input.paths, options.near is not None),
+            ".jsonl.zst",
+        )
+        paths = options.input.paths
+        report = {
+            "source_pairs": source_pairs(removed, paths),
+            "clusters": {
+                "number": clusters.number,
+                "documents": clusters.documents,
+                "sizes": clusters.histogram,
+                "largest": sampled_clusters(clusters, parts, written, paths),
+            },
+            "near": self._near_report(removed),
+        }
+        return self._assemble(signed, written, removed, report)
+
+    def _decide_documents(self, decisions: Decisions, signed: Sequence[Part]) -> None:
+        options, place, parts = self._options, self._place, decisions.documents
+        distinct = sum(part.statistics["distinct"] for part in signed)
+        memory = place.running.memory
+        joined = place.over_units("exact", key_ranges(distinct, memory), ExactJoin(parts))
+        same_text_clusters(decisions.same_text, parts, [part.path for part in joined])
+        best = place.array("best")
+        choose_best(best, decisions.same_text, parts, options.keep)
+        settled = [] if options.near is None else self._near(options.near, decisions, best, distinct)
+        choose_kept(decisions.kept, decisions.same_text, best, [part.path for part in settled])
+
+    def _near(self, near: Near, decisions: Decisions, best: Path, distinct: int) -> list[Part]:
+        place, parts, memory = self._place, decisions.documents, self._place.running.memory
+        units = key_ranges(distinct, memory, near.bands.bands)
+        found = place.over_units("candidates", units, CandidateJoin(parts, decisions.same_text))
+        pairs = sum(part.statistics["pairs"] for part in found)
+        verify = VerifyWork(parts, [part.path for part in found], near.threshold)
+        verified = place.over_units("verify", document_ranges(parts.total, pairs, memory), verify)
+        paths = [part.path for part in verified]
+        clusters = place.array("clusters")
+        near_clusters(clusters, parts.total, paths)
+        pairs = sum(part.statistics["pairs"] for part in verified)
+        settle = SettleWork(parts, paths, (clusters, best), (self._options.keep, near.threshold))
+        settled = place.over_units("settle", document_ranges(parts.total, pairs, memory), settle)
+        self._near_counts = {
+            "compared_pairs": sum(part.statistics["compared"] for part in verified),
+            "similar_pairs": pairs,
+            "documents_in_crowded_buckets": sum(part.statistics["crowded"] for part in found),
+            "connected_clusters": sum(part.statistics["clusters"] for part in settled),
+            "documents_kept_in_them": sum(part.statistics["kept"] for part in settled),
+        }
+        return settled
+
+    def _decide_pieces(self, decisions: Decisions, level: str) -> Decisions:
+        options, place = self._options, self._place
+        cutting = Cutting(level, options.normalisation, options.least_characters)
+        work = PiecesWork(options.input.key, cutting, decisions.kept, decisions.documents, decisions.levels)
+        hashed = place.over_corpus(f"{level}s", work)
+        parts = parts_by(hashed, "pieces")
+        joined = place.over_units(f"{level}s-join", key_ranges(parts.total, place.running.memory), ExactJoin(parts))
+        marks = place.array(level)
+        mark_pieces(marks, parts, [part.path for part in joined])
+        levels = (*decisions.levels, Level(cutting, parts.firsts, marks))
+        return Decisions(decisions.documents, decisions.same_text, decisions.kept, levels)
+
+    def _near_report(self, removed: Sequence[Part]) -> dict[str, Any] | None:
+        near = self._options.near
+        if near is None:
+            return None
+        tenths = [0] * 10
+        for part in removed:
+            tenths = [one + two for one, two in zip(tenths, part.statistics["similarity_tenths"], strict=True)]
+        similarity = {f"{place / 10:.1f}-{(place + 1) / 10:.1f}": number for place, number in enumerate(tenths)}
+        probability = {
+            f"{similarity:.2f}": round(near.bands.candidate_probability(similarity), 4)
+            for similarity in (near.threshold, 0.5, 0.6, 0.7, 0.8, 0.9)
+        }
+        return {
+            **self._near_counts,
+            "chance_of_being_compared_by_similarity": probability,
+            "removed_by_similarity_to_the_kept_document": similarity,
+        }
+
+    def _assemble(
+        self, signed: Sequence[Part], written: Sequence[Part], removed: Sequence[Part], report: dict[str, Any]
+    ) -> DedupResult:
+        options = self._options
+        folder = fresh_folder(self._place.folder / "output")
+        outputs = write_outputs(folder, options.input, written, options.suffix)
+        merge_documents([part.path for part in removed], folder / "removed.jsonl.zst")
+        _write_rejected(folder / "rejected.jsonl", signed)
+        manifest = {
+            "format": FORMAT,
+            "created_by": f"megatron_ko {__version__}",
+            "options": dict(options.identity()),
+            "inputs": _inputs(options, signed),
+            "outputs": outputs,
+            **_conserved(signed, written, removed),
+        }
+        write_text(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
+        publish(folder, options.output)
+        return DedupResult(manifest, report)
+
+
+def _check_number(parts: Parts, signed: Sequence[Part], options: DedupOptions) -> None:
+    if not parts.total:
+        reasons = dict(_rejected(signed))
+        raise DataError(
+            "the corpus is empty: no document was found",
+            got=f"rejected records {reasons}" if reasons else "no records",
+            expected="at least one document",
+            remedy=f"check the files and --json-key (now {options.input.key!r})",
+        )
+    if parts.total >= MOST_DOCUMENTS:
+        raise DataError(
+            "too many documents for one run",
+            got=f"{parts.total:,}",
+            expected=f"fewer than {MOST_DOCUMENTS:,}",
+            remedy="deduplicate groups of sources, then their results",
+        )
+
+
+def _rejected(signed: Sequence[Part]) -> Counter[str]:
+    reasons: Counter[str] = Counter()
+    for part in signed:
+        reasons.update(part.statistics["rejected"])
+    return reasons
+
+
+def _write_rejected(path: Path, signed: Sequence[Part]) -> None:
+    if not _rejected(signed):
+        return
+    with path.open("wb") as stream:
+        for part in signed:
+            stream.write(open_arrays(part.path)["rejected"].tobytes())
+
+
+def _inputs(options: DedupOptions, signed: Sequence[Part]) -> list[dict[str, Any]]:
+    described = []
+    for source, path in enumerate(options.input.paths):
+        parts = [part for part in signed if part.statistics["source"] == source]
+        described.append(
+            {
+                "path": str(path),
+                "bytes": path.stat().st_size,
+                "xxh3_128": content_hash(path),
+                "documents": sum(part.statistics["documents"] for part in parts),
+                "bytes_of_text": sum(part.statistics["bytes"] for part in parts),
+                "rejected": _rejected(parts).total(),
+            }
+        )
+    return described
+
+
+def _conserved(signed: Sequence[Part], written: Sequence[Part], removed: Sequence[Part]) -> dict[str, Any]:
+    """Documents and bytes in = out + removed by reason, checked."""
+    documents: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for part in removed:
+        for _, _, reason, number, size in part.statistics["pairs"]:
+            documents[reason] += number
+            sizes[reason] += size
+    pieces: Counter[str] = Counter()
+    for part in written:
+        documents["nothing_left"] += part.statistics["emptied"]
+        sizes["nothing_left"] += part.statistics["emptied_bytes"]
+        pieces.update(part.statistics["pieces"])
+        sizes.update({f"{level}s": size for level, size in part.statistics["pieces_bytes"].items()})
+    total = sum(part.statistics["documents"] for part in signed)
+    total_bytes = sum(part.statistics["bytes"] for part in signed)
+    out = sum(part.statistics["documents"] for part in written)
+    out_bytes = sum(part.statistics["bytes"] for part in written)
+    assert total == out + documents.total(), (total, out, documents)
+    assert total_bytes == out_bytes + sizes.total(), (total_bytes, out_bytes, sizes)
+    return {
+        "documents": {"in": total, "out": out, "removed": dict(sorted(documents.items()))},
+        "bytes_of_text": {"in": total_bytes, "out": out_bytes, "removed": dict(sorted(sizes.items()))},
+        "pieces_removed": dict(sorted(pieces.items())),
+        "rejected": {"records": _rejected(signed).total(), "reasons": dict(sorted(_rejected(signed).items()))},
+    }

@@ -1,0 +1,181 @@
+"""The folder beside the output in which all passes leave their parts; it becomes the output, or is gone on from."""
+
+import fcntl
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_ko.data.chunks import input_identity
+from megatron_ko.data.dedup.corpus import read_corpus
+from megatron_ko.data.dedup.options import Input, Running
+from megatron_ko.data.files import explained, sync_folder
+from megatron_ko.data.inputs import SUFFIXES, content_hash
+from megatron_ko.data.jobs import Job, Part, Work, job_parts, run_job
+from megatron_ko.data.streams import COMPRESSED
+from megatron_ko.data.writers import DocumentWriter, merge_documents
+from megatron_ko.errors import DataError
+from megatron_ko.log import get_logger
+
+_log = get_logger(__name__)
+
+# Name of the pass, and how much of it is done, from 0 to 1.
+Progress = Callable[[str, float], None]
+
+
+class Workplace:
+    """Runs passes over the corpus, or over units of work, one after another.
+
+    Args:
+        folder: of the parts.
+        files: the inputs.
+        identity: options that decide the result.
+        running: processes and memory.
+        progress: told how far each pass is.
+    """
+
+    def __init__(
+        self, folder: Path, files: Input, identity: Mapping[str, object], running: Running, progress: Progress
+    ) -> None:
+        self.folder, self._files, self.running, self._progress = folder, files, running, progress
+        self._identity = {**identity, "inputs": input_identity(files.paths)}
+        self._bytes = max(1, sum(path.stat().st_size for path in files.paths))
+
+    def over_corpus(self, name: str, work: Work, suffix: str = "") -> list[Part]:
+        """A pass over all documents; the work gets a ``SourceChunk``, and its statistics say "source" and "read"."""
+        read = 0
+
+        def progress(part: Part) -> None:
+            nonlocal read
+            read += part.statistics["read"]
+            self._progress(name, read / self._bytes)
+
+        return self._run(name, read_corpus(self._files), work, suffix, self.running.workers, progress)
+
+    def over_units(self, name: str, units: Iterable[tuple[int, Any]], work: Work, suffix: str = "") -> list[Part]:
+        """A pass over numbered units of work."""
+        listed = list(units)
+        done = 0
+
+        def progress(_: Part) -> None:
+            nonlocal done
+            done += 1
+            self._progress(name, done / len(listed))
+
+        workers = max(1, min(self.running.workers, len(listed)))
+        return self._run(name, listed, work, suffix, workers, progress)
+
+    def _run(
+        self,
+        name: str,
+        chunks: Iterable[tuple[int, Any]],
+        work: Work,
+        suffix: str,
+        workers: int,
+        progress: Callable[[Part], None],
+    ) -> list[Part]:
+        folder = self.folder / name
+        run_job(Job(folder, self._identity, workers=workers, suffix=suffix), chunks, work, progress)
+        return job_parts(folder)
+
+    def array(self, name: str) -> Path:
+        """Path of an array that is made anew in every run."""
+        folder = self.folder / "arrays"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+
+def work_folder(output: Path) -> Path:
+    """Where the parts are kept, beside the output."""
+    return output.with_name(f"{output.name}.parts")
+
+
+@contextmanager
+def held(folder: Path, output: Path) -> Iterator[None]:
+    """The folder of the parts, for this process alone.
+
+    Raises:
+        DataError: another process works there, the disk is full.
+    """
+    with explained(output):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DataError(
+                    f"another process is writing {output}", remedy="wait for it, or choose another --output"
+                ) from error
+            except OSError as error:
+                # Some network file systems have no locks. The final rename is atomic without them.
+                _log.debug("no lock in %s: %s", folder, error)
+            yield
+
+
+def write_outputs(folder: Path, files: Input, written: Sequence[Part], suffix: str) -> list[dict[str, Any]]:
+    """One file a source, in order, from the parts of its chunks.
+
+    Returns:
+        for every source its file, documents, bytes of text, size and hash.
+    """
+    outputs = []
+    for source, name in enumerate(output_names(files.paths, suffix)):
+        parts = [part for part in written if part.statistics["source"] == source]
+        path = folder / name
+        if parts:
+            merge_documents([part.path for part in parts], path)
+        else:
+            with DocumentWriter(path, files.key):
+                pass
+        outputs.append(
+            {
+                "file": name,
+                "documents": sum(part.statistics["documents"] for part in parts),
+                "bytes_of_text": sum(part.statistics["bytes"] for part in parts),
+                "bytes": path.stat().st_size,
+                "xxh3_128": content_hash(path),
+            }
+        )
+    return outputs
+
+
+def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
+    """A file name for each input: its own without the suffixes, numbered where two are the same."""
+    taken: Counter[str] = Counter()
+    names = []
+    for path in paths:
+        stem = path.name
+        for ending in (*COMPRESSED, *SUFFIXES):
+            stem = stem.removesuffix(ending)
+        name = stem
+        while name in taken:
+            taken[stem] += 1
+            name = f"{stem}-{taken[stem] + 1}"
+        taken[name] += 0
+        names.append(name + suffix)
+    return names
+
+
+def fresh_folder(path: Path) -> Path:
+    """An empty folder, whatever a run before has left there."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small file, on the disk when this returns."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def publish(assembled: Path, output: Path) -> None:
+    """Give a folder, whose files are on the disk, its final name."""
+    sync_folder(assembled)
+    os.rename(assembled, output)
+    sync_folder(output.parent)
