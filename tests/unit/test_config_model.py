@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ko.config import ModelConfig, ParallelConfig, load_config, load_model_config
+from megatron_ko.config import ModelConfig, ParallelConfig, check_world, load_config, load_model_config
 from megatron_ko.config.checks.layout import stage_layers, tensor_sizes
 from megatron_ko.errors import ConfigError
 
@@ -154,3 +154,14 @@ def test_tensor_sizes(heads: int, groups: int, sizes: list[int]) -> None:
         max_position_embeddings=128,
     )
     assert tensor_sizes(model) == sizes
+
+
+def test_experts_are_split_by_ranks_of_their_own(run_file: Path) -> None:
+    moe = ["model.family=mixtral", MOE, "parallel.tensor=4", "model.ffn_hidden_size=66"]
+    assert "parallel.expert_tensor\n" in problems(run_file, *moe)
+    load_config(run_file, [*moe, "parallel.sequence_parallel=true", "parallel.expert_tensor=2"])
+
+
+def test_layouts_that_fit_are_told_with_context(run_file: Path) -> None:
+    (problem,) = check_world(load_config(run_file, ["parallel.context=2", "parallel.tensor=4"]), 12)
+    assert "tensor 2 x pipeline 1 x context 2 x data 3" in str(problem)

@@ -16,9 +16,16 @@ def check_layout(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="parallel.tensor",
             got=parallel.tensor,
-            expected=f"a size that divides {model.num_attention_heads} query heads and ffn_hidden_size "
-            f"{model.ffn_hidden_size}, and divides or is a multiple of {model.query_groups} key/value heads",
+            expected=f"a size that divides {model.num_attention_heads} query heads and the feed-forward layer, and "
+            f"divides or is a multiple of {model.query_groups} key/value heads",
             remedy=f"one of {tensor_sizes(model)}",
+        )
+    if model.moe and model.ffn_hidden_size % parallel.expert_tensor_size:
+        yield Problem(
+            path="parallel.expert_tensor",
+            got=parallel.expert_tensor_size,
+            expected=f"a size that divides ffn_hidden_size {model.ffn_hidden_size}, the width of an expert",
+            remedy=f"one of {divisors(model.ffn_hidden_size)[:8]}",
         )
     yield from _check_stages(parallel, model.num_layers)
     yield from _check_switches(parallel, config.data.sequence_length)
@@ -31,10 +38,12 @@ def tensor_sizes(model: ModelConfig) -> list[int]:
     """
     heads, groups = model.num_attention_heads, model.query_groups
     qkv = (heads + 2 * groups) * model.kv_channels
+    # Experts are split over expert-tensor-parallel ranks, a shared one like a dense layer.
+    feed_forward = model.moe.shared_ffn_hidden_size if model.moe else model.ffn_hidden_size
     return [
         size
         for size in divisors(heads)
-        if (groups % size == 0 or size % groups == 0) and qkv % size == 0 and model.ffn_hidden_size % size == 0
+        if (groups % size == 0 or size % groups == 0) and qkv % size == 0 and feed_forward % size == 0
     ]
 
 
@@ -110,8 +119,11 @@ def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[
 
 
 def describe_layouts(config: RunConfig, world_size: int) -> Iterator[str]:
-    """Every layout that fits a number of ranks, in words."""
+    """Every layout that fits a number of ranks, in words; context parallelism stays as it is."""
+    context = config.parallel.context
+    words = f" x context {context}" if context > 1 else ""
     for tensor in tensor_sizes(config.model):
         for pipeline in divisors(config.model.num_layers):
-            if world_size % (tensor * pipeline) == 0:
-                yield f"tensor {tensor} x pipeline {pipeline} x data {world_size // (tensor * pipeline)}"
+            model_size = tensor * pipeline * context
+            if world_size % model_size == 0:
+                yield f"tensor {tensor} x pipeline {pipeline}{words} x data {world_size // model_size}"
