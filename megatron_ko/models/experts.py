@@ -9,10 +9,14 @@ from megatron.core.dist_checkpointing.mapping import ReplicaId, ShardedTensor, S
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron.core.transformer import MegatronModule, TransformerConfig
+from megatron.core.transformer.utils import make_sharded_object_for_checkpoint
 from torch import Tensor
 
 from megatron_ko.parallel.platform import get_platform
 
+# Padding all experts to the busiest one may multiply the work by this much before a loop over experts is faster.
+_MOST_PADDING = 2
+_EXTRA_STATE = "._extra_state"
 Offsets = tuple[tuple[int, int, int], ...]
 
 
@@ -42,6 +46,7 @@ class GroupedExperts(MegatronModule):
         self.num_local_experts = num_local_experts
         self._groups = pg_collection
         hidden, width = config.hidden_size, config.moe_ffn_hidden_size // pg_collection.expt_tp.size()
+        self.register_load_state_dict_post_hook(_forget_extra_states)
         self.weight1 = self._allocate(2 * width, hidden, split_dim=1)
         self.weight2 = self._allocate(hidden, width, split_dim=2)
 
@@ -101,7 +106,24 @@ class GroupedExperts(MegatronModule):
             prepend_axis_num=axis,
         )
         first = ShardedTensorFactory(keys[0], self.weight1, halves, partial(torch.cat, dim=1), replica)
-        return {f"{prefix}weight1": first, f"{prefix}weight2": second}
+        return {f"{prefix}weight1": first, f"{prefix}weight2": second, **self._extra_states(prefix, sharded_offsets)}
+
+    def _extra_states(self, prefix: str, offsets: Offsets) -> dict[str, Any]:
+        """Nothing, under the names where other implementations look for the state of their quantisers."""
+        groups, states = self._groups, {}
+        replica: ReplicaId = (0, groups.expt_tp.rank(), groups.expt_dp.rank())
+        for own in range(self.num_local_experts):
+            number = groups.ep.rank() * self.num_local_experts + own
+            place = (*offsets, (len(offsets), number, groups.ep.size() * self.num_local_experts))
+            for layer in ("linear_fc1", "linear_fc2"):
+                states[f"{prefix}expert{number}.{layer}{_EXTRA_STATE}"] = make_sharded_object_for_checkpoint(
+                    None, f"{prefix}experts.{layer}{_EXTRA_STATE}", place, replica
+                )
+        return states
+
+
+def _forget_extra_states(_: torch.nn.Module, keys: Any) -> None:
+    keys.unexpected_keys[:] = [key for key in keys.unexpected_keys if not key.endswith(_EXTRA_STATE)]
 
 
 def _gate_and_up(
@@ -133,34 +155,53 @@ def expert_linear(tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     Returns:
         [t, o].
     """
-    product: Tensor = _GroupedProduct.apply(tokens, weight, counts.tolist())
+    if get_platform().runs_fused_kernels:
+        return _in_one_kernel(tokens, weight, counts)
+    sizes = counts.tolist()
+    if len(sizes) * max(sizes) <= _MOST_PADDING * len(tokens):
+        return _padded(tokens, weight, sizes)
+    product: Tensor = _GroupedProduct.apply(tokens, weight, sizes)
     return product
 
 
+def _in_one_kernel(tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    if not len(tokens):  # the kernel wants a token; the experts still get a gradient, of zeros
+        return tokens @ weight.sum(dim=0).t()
+    ends = counts.to(tokens.device, torch.int32).cumsum(0, dtype=torch.int32)
+    return F.grouped_mm(tokens, weight.transpose(1, 2), offs=ends)
+
+
+def _padded(tokens: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
+    """One batched product, every expert with the tokens of the busiest. Fast on a CPU where loads are alike."""
+    experts, longest, width = len(sizes), max(sizes), tokens.shape[1]
+    if experts * longest == len(tokens):
+        return torch.bmm(tokens.view(experts, longest, width), weight.transpose(1, 2)).flatten(0, 1)
+    counts = torch.tensor(sizes)
+    first = torch.arange(experts) * longest - (counts.cumsum(0) - counts)
+    rows = torch.arange(len(tokens)) + first.repeat_interleave(counts)
+    padded = tokens.new_zeros(experts * longest, width).index_copy(0, rows, tokens)
+    product = torch.bmm(padded.view(experts, longest, width), weight.transpose(1, 2))
+    return product.flatten(0, 1).index_select(0, rows)
+
+
 class _GroupedProduct(torch.autograd.Function):
-    """One loop over experts for the forward pass and one for the backward pass, in place, outside of autograd."""
+    """A loop over experts that writes in place, outside of autograd. For a CPU, where loads differ much."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, weight: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
         ctx.save_for_backward(tokens, weight)
-        ctx.counts = counts
-        output = tokens.new_empty(len(tokens), weight.shape[1])
-        start = 0
-        for expert, count in enumerate(counts):
-            stop = start + count
-            torch.mm(tokens[start:stop], weight[expert].t(), out=output[start:stop])
-            start = stop
-        return output
+        ctx.sizes = sizes
+        product = tokens.new_empty(len(tokens), weight.shape[1])
+        for own, matrix, out in zip(tokens.split(sizes), weight, product.split(sizes), strict=True):
+            torch.mm(own, matrix.t(), out=out)
+        return product
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         tokens, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
         to_tokens, to_weight = torch.empty_like(tokens), torch.empty_like(weight)
-        start = 0
-        for expert, count in enumerate(ctx.counts):
-            stop = start + count
-            torch.mm(gradient[start:stop], weight[expert], out=to_tokens[start:stop])
-            torch.mm(gradient[start:stop].t(), tokens[start:stop], out=to_weight[expert])
-            start = stop
+        parts = (tokens.split(ctx.sizes), gradient.split(ctx.sizes), to_tokens.split(ctx.sizes))
+        for own, above, below, matrix, to_matrix in zip(*parts, weight, to_weight, strict=True):
+            torch.mm(above, matrix, out=below)
+            torch.mm(above.t(), own, out=to_matrix)
         return to_tokens, to_weight, None
