@@ -44,7 +44,7 @@ AXES: dict[str, dict[str, Any]] = {
 def short_tiles() -> Iterator[None]:
     """Several tiles in a short sequence; ranks are forked from this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_kernels, "_TILE", 5)
+        patch.setattr(attention_kernels, "_TILE", 12)
         yield
 
 
