@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from megatron_ko import __version__
-from megatron_ko.cli import checkpoint, config, data, generate, plan, report, tokenizer, train
+from megatron_ko.cli import checkpoint, config, convert, data, generate, plan, report, tokenizer, train
 from megatron_ko.errors import KoError, repairable
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(plan.app, name="plan")
 app.command()(train.train)
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(convert.app, name="convert")
 app.command()(generate.generate)
 app.command()(report.report)
 

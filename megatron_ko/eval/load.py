@@ -1,12 +1,10 @@
 """A trained model in one process: the newest valid checkpoint of a run, whatever layout wrote it."""
 
-import functools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.config.load import build
@@ -15,10 +13,9 @@ from megatron_ko.errors import TokenizerError
 from megatron_ko.models.build import build_model
 from megatron_ko.models.checkpoint_files import Manifest, newest_valid
 from megatron_ko.models.weights import load_weights
-from megatron_ko.parallel.groups import Groups, initialise
 from megatron_ko.parallel.platform import get_platform
-from megatron_ko.parallel.rank import Place, join_world, take_place
 from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.parallel.single import single_world
 
 
 @dataclass(frozen=True)
@@ -77,16 +74,6 @@ def single_rank(config: RunConfig) -> RunConfig:
     backend = "portable" if config.precision.layer_backend == "portable" else "auto"
     precision = config.precision.model_copy(update={"backend": backend, "recipe": "none", "fp8_weights": False})
     return config.model_copy(update={"parallel": ParallelConfig(), "precision": precision})
-
-
-@functools.cache
-def single_world() -> Groups:
-    """The world of one rank, created by the first call; every model that this process loads is in it."""
-    if not dist.is_initialized():
-        alone = Place(rank=0, local_rank=0, world_size=1, local_size=1)
-        take_place(alone, None)
-        join_world(dist.HashStore(), alone, timeout_s=600)
-    return initialise(ParallelConfig(), timeout_s=600)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, manifest: Manifest, folder: Path) -> None:

@@ -1,12 +1,14 @@
 """Weights as distributed tensors: what a checkpoint writes, and what any layout can read."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ko.errors import CheckpointError
@@ -35,7 +37,9 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
         CheckpointError: the folder is not a checkpoint, or one of another model.
     """
     try:
-        loaded = dist_checkpointing.load(sharded_weights(chunks), str(path))
+        stored = FileSystemReader(path).read_metadata().state_dict_metadata
+        wanted = {name: _without_absent_states(part, stored) for name, part in sharded_weights(chunks).items()}
+        loaded = dist_checkpointing.load(wanted, str(path))
     except (CheckpointingException, CheckpointException) as error:
         # PyTorch's collects what went wrong on each rank; one of them is enough to see it.
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
@@ -44,3 +48,12 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
         ) from error
     for index, chunk in enumerate(chunks):
         chunk.load_state_dict(loaded[f"chunk{index}"])
+
+
+def _without_absent_states(part: dict[str, Any], stored: Container[str]) -> dict[str, Any]:
+    """Leave out the scaling states of 8-bit layers where a checkpoint has none, as an imported one."""
+    return {
+        name: value
+        for name, value in part.items()
+        if not isinstance(value, ShardedObject) or value.unique_key in stored
+    }

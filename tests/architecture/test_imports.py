@@ -20,11 +20,12 @@ ALLOWED = {
     "parallel": {"errors", "log", "config"},
     "data": {"__init__", "errors", "log", "config"},
     "models": {"errors", "log", "config", "parallel"},
+    "convert": {"errors", "log", "config", "parallel", "models"},
     "objectives": {"errors", "log", "config", "parallel", "data"},
     "eval": {"errors", "log", "config", "data", "models", "parallel"},
     "report": {"errors", "log", "config"},
     "train": {"__init__", "errors", "log", "config", "plan", "parallel", "data", "models", "objectives", "eval"},
-    "cli": {"__init__", "errors", "log", "config", "plan", "parallel", "data", "models", "eval", "report", "train"},
+    "cli": {"__init__", "errors", "log", "config", "plan", "parallel", "data", "models", "convert", "eval", "report", "train"},
 }
 
 

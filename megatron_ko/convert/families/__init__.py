@@ -1,0 +1,10 @@
+"""The families as tables: which tensor of ours is which of Hugging Face's, and which field which."""
+
+from megatron_ko.convert.families.base import Family
+from megatron_ko.convert.families.llama import LLAMA
+from megatron_ko.convert.families.mixtral import MIXTRAL
+from megatron_ko.convert.families.qwen3 import QWEN3, QWEN3_MOE
+
+FAMILIES: dict[str, Family] = {"llama": LLAMA, "qwen3": QWEN3, "mixtral": MIXTRAL, "qwen3_moe": QWEN3_MOE}
+
+__all__ = ["FAMILIES", "Family"]

@@ -1,0 +1,32 @@
+"""What a family says of itself: its class in transformers, its tensors, and the fields of its config.json."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.mapping import Rule
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family in Hugging Face's terms.
+
+    Attributes:
+        model_type, architecture: what config.json calls it, and the class that loads it.
+        layers: rules of the feed-forward part of a layer.
+        to_hf: fields of config.json beyond those of all families.
+        from_hf: from config.json to fields of our model section beyond those of all families.
+        honoured: names of the fields that these two read.
+        required: fields that must have one of these values (or be absent), because we compute nothing else.
+    """
+
+    model_type: str
+    architecture: str
+    layers: tuple[Rule, ...]
+    to_hf: Callable[[ModelConfig], Fields] = lambda model: {}
+    from_hf: Callable[[Fields], Fields] = lambda fields: {}
+    honoured: frozenset[str] = frozenset()
+    required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

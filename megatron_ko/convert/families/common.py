@@ -1,0 +1,70 @@
+"""Rules that families share: embeddings, attention, norms, dense and sparse feed-forward layers."""
+
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.mapping import Rule, gate_up, query_key_value, same, vocabulary
+
+_LAYER = "decoder.layers."
+_HF_LAYER = "model.layers.{layer}."
+
+ENDS = (
+    Rule("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), vocabulary),
+    Rule("decoder.final_layernorm.weight", ("model.norm.weight",), same("hidden")),
+)
+OUTPUT = (Rule("output_layer.weight", ("lm_head.weight",), vocabulary),)
+ATTENTION = (
+    Rule(
+        f"{_LAYER}self_attention.linear_qkv.layer_norm_weight",
+        (f"{_HF_LAYER}input_layernorm.weight",),
+        same("hidden"),
+    ),
+    Rule(
+        f"{_LAYER}self_attention.linear_qkv.weight",
+        tuple(f"{_HF_LAYER}self_attn.{name}_proj.weight" for name in "qkv"),
+        query_key_value,
+    ),
+    Rule(
+        f"{_LAYER}self_attention.linear_proj.weight",
+        (f"{_HF_LAYER}self_attn.o_proj.weight",),
+        same("hidden", "queries"),
+    ),
+)
+QK_NORM = tuple(
+    Rule(f"{_LAYER}self_attention.{x}_layernorm.weight", (f"{_HF_LAYER}self_attn.{x}_norm.weight",), same("head"))
+    for x in "qk"
+)
+DENSE = (
+    Rule(
+        f"{_LAYER}mlp.linear_fc1.layer_norm_weight",
+        (f"{_HF_LAYER}post_attention_layernorm.weight",),
+        same("hidden"),
+    ),
+    Rule(
+        f"{_LAYER}mlp.linear_fc1.weight",
+        (f"{_HF_LAYER}mlp.gate_proj.weight", f"{_HF_LAYER}mlp.up_proj.weight"),
+        gate_up("ffn"),
+    ),
+    Rule(f"{_LAYER}mlp.linear_fc2.weight", (f"{_HF_LAYER}mlp.down_proj.weight",), same("hidden", "ffn")),
+)
+
+
+def experts(router: str, expert: str, names: tuple[str, str, str]) -> tuple[Rule, ...]:
+    """The feed-forward layer of a mixture of experts.
+
+    Args:
+        router: name of the router within a layer.
+        expert: name of one expert within a layer, with {expert} for its number.
+        names: of its gate, up and down projection.
+    """
+    gate, up, down = (f"{_HF_LAYER}{expert}.{name}.weight" for name in names)
+    return (
+        Rule(f"{_LAYER}pre_mlp_layernorm.weight", (f"{_HF_LAYER}post_attention_layernorm.weight",), same("hidden")),
+        Rule(f"{_LAYER}mlp.router.weight", (f"{_HF_LAYER}{router}.weight",), same("experts", "hidden")),
+        Rule(f"{_LAYER}mlp.experts.experts.linear_fc1.weight", (gate, up), gate_up("ffn")),
+        Rule(f"{_LAYER}mlp.experts.experts.linear_fc2.weight", (down,), same("hidden", "ffn")),
+    )
+
+
+def around(layers: tuple[Rule, ...], model: ModelConfig) -> tuple[Rule, ...]:
+    """The rules of a layer with embedding, attention and output around them."""
+    norms = QK_NORM if model.qk_norm else ()
+    return (*ENDS, *ATTENTION, *norms, *layers, *(() if model.tie_embeddings else OUTPUT))

@@ -1,0 +1,61 @@
+"""Qwen3ForCausalLM and Qwen3MoeForCausalLM: MOAI, and this project's own mixture of experts."""
+
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.families.base import Family, Fields
+from megatron_ko.convert.families.common import DENSE, experts
+
+_FULL_ATTENTION = {"attention_bias": (False,), "use_sliding_window": (False, None), "sliding_window": (None,)}
+
+
+def _experts_to_hf(model: ModelConfig) -> Fields:
+    assert model.moe is not None
+    return {
+        "attention_bias": False,
+        "num_experts": model.moe.num_experts,
+        "num_experts_per_tok": model.moe.top_k,
+        "moe_intermediate_size": model.ffn_hidden_size,
+        "norm_topk_prob": not model.moe.softmax_before_topk,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "router_aux_loss_coef": model.moe.aux_loss_coeff,
+    }
+
+
+def _experts_from_hf(fields: Fields) -> Fields:
+    return {
+        "ffn_hidden_size": fields["moe_intermediate_size"],
+        "moe": {
+            # transformers 5 writes the second name, and reads both.
+            "num_experts": fields.get("num_experts") or fields["num_local_experts"],
+            "top_k": fields["num_experts_per_tok"],
+            "softmax_before_topk": not fields.get("norm_topk_prob", False),
+            "aux_loss_coeff": fields.get("router_aux_loss_coef", 0.001),
+        },
+    }
+
+
+QWEN3 = Family(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    layers=DENSE,
+    to_hf=lambda model: {"attention_bias": False, "use_sliding_window": False},
+    required=_FULL_ATTENTION,
+)
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    layers=experts("mlp.gate", "mlp.experts.{expert}", ("gate_proj", "up_proj", "down_proj")),
+    to_hf=_experts_to_hf,
+    from_hf=_experts_from_hf,
+    honoured=frozenset(
+        (
+            "num_experts",
+            "num_local_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "norm_topk_prob",
+            "router_aux_loss_coef",
+        )
+    ),
+    required={**_FULL_ATTENTION, "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
+)

@@ -1,0 +1,197 @@
+"""Hugging Face's config.json and our model section: a field is honoured, known to be neutral, or refused."""
+
+from typing import Any
+
+from megatron_ko.config import ModelConfig, RopeConfig
+from megatron_ko.config.load import build
+from megatron_ko.convert.families import FAMILIES
+from megatron_ko.errors import ConvertError
+
+Fields = dict[str, Any]
+
+# Fields that change no logit of a model in evaluation mode: names, habits of training, where generation ends.
+_NEUTRAL = frozenset(
+    [
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "hidden_dropout",
+        "initializer_range",
+        "max_window_layers",
+        "model_type",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+        "_name_or_path",
+        "_attn_implementation",
+        "attn_implementation",
+        "transformers.js_config",
+        "layer_types",
+        "return_dict",
+        "output_hidden_states",
+        "output_attentions",
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "tokenizer_class",
+        "prefix",
+        "task_specific_params",
+        "finetuning_task",
+    ]
+)
+_COMMON = frozenset(
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "hidden_act",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+    ]
+)
+
+
+def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | list[int] | None) -> Fields:
+    """config.json of a model.
+
+    Args:
+        model: the network.
+        dtype: of the tensors, as transformers names it ("bfloat16").
+        bos, eos: ids that generation begins and ends with.
+
+    Raises:
+        ConvertError: the class in transformers cannot compute this network.
+    """
+    family = FAMILIES[model.family]
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": dtype,
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.kv_channels,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.norm_eps,
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": model.tie_embeddings,
+        "rope_theta": model.rope.theta,
+        **_rope_to_hf(model),
+        "attention_dropout": 0.0,
+        "use_cache": True,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        **family.to_hf(model),
+    }
+
+
+def from_hf_config(fields: Fields, where: str) -> ModelConfig:
+    """The model section of a config.json.
+
+    Raises:
+        ConvertError: another kind of model, or a field that changes what is computed and that we do not compute.
+    """
+    name = next((name for name, family in FAMILIES.items() if family.model_type == fields.get("model_type")), None)
+    if name is None:
+        raise ConvertError(
+            f"{where} describes a model that is not supported",
+            got=f"model_type {fields.get('model_type')!r}",
+            expected=f"one of {', '.join(sorted({family.model_type for family in FAMILIES.values()}))}",
+        )
+    family = FAMILIES[name]
+    _refuse_unknown(fields, family.honoured | family.required.keys(), where)
+    for key, allowed in {"hidden_act": ("silu",), **family.required}.items():
+        if fields.get(key, allowed[0]) not in allowed:
+            raise ConvertError(
+                f"{where} asks for what this project does not compute",
+                got=f"{key}: {fields[key]!r}",
+                expected=f"{key}: {allowed[0]!r}",
+            )
+    heads = fields["num_attention_heads"]
+    model = {
+        "family": name,
+        "num_layers": fields["num_hidden_layers"],
+        "hidden_size": fields["hidden_size"],
+        "ffn_hidden_size": fields.get("intermediate_size"),
+        "num_attention_heads": heads,
+        "num_query_groups": fields.get("num_key_value_heads") or heads,
+        "head_dim": fields.get("head_dim") or fields["hidden_size"] // heads,
+        "vocab_size": fields["vocab_size"],
+        "max_position_embeddings": fields["max_position_embeddings"],
+        "rope": _rope_from_hf(fields, where),
+        "norm_eps": fields.get("rms_norm_eps", 1e-6),
+        "tie_embeddings": fields.get("tie_word_embeddings", False),
+        "init_std": fields.get("initializer_range", 0.02),
+        **family.from_hf(fields),
+    }
+    return build(ModelConfig, model, origin=where)
+
+
+def _refuse_unknown(fields: Fields, honoured: frozenset[str], where: str) -> None:
+    unknown = sorted(
+        key for key, value in fields.items() if key not in _COMMON | _NEUTRAL | honoured and value is not None
+    )
+    if unknown:
+        raise ConvertError(
+            f"{where} has fields that may change what the model computes",
+            got=", ".join(f"{key}: {fields[key]!r}" for key in unknown),
+            expected="fields whose meaning is known",
+            remedy="remove them from config.json if they do not matter",
+        )
+
+
+def _rope_to_hf(model: ModelConfig) -> Fields:
+    scaling = model.rope.scaling
+    if scaling is None:
+        return {"rope_scaling": None}
+    if scaling.type == "ntk":  # a larger base, fixed, is a larger base
+        width = model.kv_channels
+        return {"rope_theta": model.rope.theta * scaling.factor ** (width / (width - 2)), "rope_scaling": None}
+    given = scaling.model_dump(exclude_none=True)
+    described: Fields = {"rope_type": given.pop("type"), **given}
+    if scaling.type == "dynamic":  # theirs begins where the context of the model ends
+        return {"rope_scaling": described, "max_position_embeddings": scaling.original_max_position_embeddings}
+    return {"rope_scaling": described}
+
+
+def _rope_from_hf(fields: Fields, where: str) -> Fields:
+    """Theta and scaling, from transformers 4's two fields or transformers 5's one."""
+    described = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    theta = described.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)
+    kind = described.pop("rope_type", None) or described.pop("type", None) or "default"
+    described.pop("type", None)
+    if kind == "default":
+        return {"theta": float(theta)}
+    if kind == "dynamic":
+        described.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
+    known = {"linear": "linear", "dynamic": "dynamic", "yarn": "yarn", "llama3": "llama3"}
+    if kind not in known:
+        raise ConvertError(
+            f"{where} stretches rotary positions in a way that is not supported",
+            got=f"rope_type {kind!r}",
+            expected=f"one of default, {', '.join(known)}",
+        )
+    rope = {"theta": float(theta), "scaling": {"type": kind, **described}}
+    return build(RopeConfig, rope, origin=where).model_dump(mode="json")

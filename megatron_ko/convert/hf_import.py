@@ -1,0 +1,119 @@
+"""A Hugging Face folder to a native model, tensor by tensor."""
+
+import json
+import shutil
+from pathlib import Path
+
+import orjson
+import torch
+from torch import Tensor
+
+from megatron_ko.config import ModelConfig, dump
+from megatron_ko.convert.families import FAMILIES
+from megatron_ko.convert.families.common import around
+from megatron_ko.convert.hf_config import from_hf_config
+from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
+from megatron_ko.convert.native import Part, write_native
+from megatron_ko.convert.safetensors_folder import SafetensorsFolder
+from megatron_ko.convert.staging import staged_folder
+from megatron_ko.convert.verify import LogitGate, compare_logits
+from megatron_ko.errors import ConvertError
+from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models.pretrained import LINEAGE, MODEL_FILE, TOKENIZER, WEIGHTS
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "megatron_ko.json",
+)
+
+
+def import_hf(source: Path, output: Path) -> LogitGate:
+    """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless the logits agree.
+
+    Args:
+        source: folder with config.json and safetensors.
+        output: must not exist.
+
+    Raises:
+        ConvertError: tensors or configuration are not those of a supported family, or the logits differ.
+    """
+    fields = _read_config(source)
+    model = from_hf_config(fields, str(source / "config.json"))
+    rules = around(FAMILIES[model.family].layers, model)
+    with staged_folder(output) as folder, SafetensorsFolder(source) as tensors:
+        shapes = _without_tied_copy(tensors, model)
+        check_complete(other_shapes(rules, model), shapes, str(source))
+        (folder / WEIGHTS).mkdir()
+        write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
+        (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
+        _copy_tokenizer(source, folder / TOKENIZER)
+        gate = compare_logits(model, folder / WEIGHTS, source)
+        lineage = {
+            "made_by": "convert hf-import",
+            "parent": {"path": str(source.resolve()), "files": _hashes(source)},
+            "logits": gate.describe(),
+        }
+        (folder / LINEAGE).write_bytes(orjson.dumps(lineage, option=orjson.OPT_INDENT_2))
+        records = {
+            str(path.relative_to(folder)): files.record_file(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        files.write_atomic(folder / files.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))
+    return gate
+
+
+def _read_config(source: Path) -> dict[str, object]:
+    path = source / "config.json"
+    try:
+        fields: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConvertError(
+            "config.json cannot be read", got=f"{path}: {error}", expected="a Hugging Face folder"
+        ) from None
+    return fields
+
+
+def _without_tied_copy(tensors: SafetensorsFolder, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes to account for. Some folders keep the shared output layer a second time; it must then be the same."""
+    shapes = tensors.shapes
+    if model.tie_embeddings and "lm_head.weight" in shapes:
+        if not torch.equal(tensors.read("lm_head.weight"), tensors.read("model.embed_tokens.weight")):
+            raise ConvertError(
+                "config.json ties the output layer to the embedding, but the weights differ",
+                got="lm_head.weight and model.embed_tokens.weight",
+                expected="the same values, or tie_word_embeddings: false",
+            )
+        del shapes["lm_head.weight"]
+    return shapes
+
+
+def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFolder) -> list[Part]:
+    def read(name: str) -> Tensor:
+        return tensors.read(name)
+
+    dtype = read("model.norm.weight").dtype
+    return [
+        Part(block.native, block.index, block.kind.shape, dtype, join_lazily(block, read))
+        for block in blocks(rules, model)
+    ]
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if "tokenizer.json" in present:
+        target.mkdir()
+        for name in present:
+            shutil.copyfile(source / name, target / name)
+
+
+def _hashes(source: Path) -> dict[str, str]:
+    return {path.name: files.hash_file(path) for path in sorted(source.glob("*.safetensors"))}

@@ -1,0 +1,206 @@
+"""How one tensor of ours relates to tensors of another format: a few kinds of rules, each reversible.
+
+A family is a table of rules (``convert/families``). A rule names one of our tensors and the others that it is made of.
+Tensors of layers and experts are mapped block by block, so that one layer, or one expert of it, is in memory at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from megatron_ko.config import ModelConfig
+from megatron_ko.errors import ConvertError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to take a tensor of ours apart, and back.
+
+    Attributes:
+        shapes: shape of each of the others.
+        split: our block -> the others, in order.
+        join: the others -> our block.
+    """
+
+    shapes: tuple[Shape, ...]
+    split: Callable[[Tensor], Sequence[Tensor]]
+    join: Callable[[Sequence[Tensor]], Tensor]
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of our block."""
+        parts = [torch.empty(shape, device="meta") for shape in self.shapes]
+        return tuple(self.join(parts).shape)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of ours, the others, and the kind of relation.
+
+    Attributes:
+        native: our name; names that begin with "decoder.layers." have the layer as their first axis.
+        others: names, with {layer} and {expert} where they are numbered. {expert} makes the expert our next axis.
+        kind: from the dimensions of the model to the relation.
+    """
+
+    native: str
+    others: tuple[str, ...]
+    kind: Callable[[ModelConfig], Kind]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of one of our tensors and what it is made of: a rule at one layer and expert."""
+
+    native: str
+    index: tuple[int, ...]
+    others: tuple[str, ...]
+    kind: Kind
+
+
+def same(*dims: str) -> Callable[[ModelConfig], Kind]:
+    """The same tensor under another name. ``dims`` are names in ``dimensions``."""
+
+    def kind(model: ModelConfig) -> Kind:
+        sizes = dimensions(model)
+        shape = tuple(sizes[dim] for dim in dims)
+        return Kind((shape,), lambda ours: [ours], lambda others: others[0])
+
+    return kind
+
+
+def vocabulary(model: ModelConfig) -> Kind:
+    """Rows of the vocabulary: ours are padded with zeros, the others are not."""
+    rows, padded = model.vocab_size, model.padded_vocab_size(1)
+
+    def join(others: Sequence[Tensor]) -> Tensor:
+        padding = others[0].new_zeros(padded - rows, others[0].shape[1])
+        return torch.cat([others[0], padding])
+
+    return Kind(((rows, model.hidden_size),), lambda ours: [ours[:rows]], join)
+
+
+def gate_up(width: str) -> Callable[[ModelConfig], Kind]:
+    """Gate and up projection: one above the other in ours."""
+
+    def kind(model: ModelConfig) -> Kind:
+        sizes = dimensions(model)
+        shape = (sizes[width], sizes["hidden"])
+        return Kind((shape, shape), lambda ours: ours.chunk(2), lambda others: torch.cat(list(others)))
+
+    return kind
+
+
+def query_key_value(model: ModelConfig) -> Kind:
+    """Query, key and value projections: ours go key/value head by key/value head, the queries of the group first."""
+    sizes = dimensions(model)
+    groups, width, hidden = model.query_groups, model.kv_channels, sizes["hidden"]
+    queries = model.num_attention_heads // groups
+    shapes = ((sizes["queries"], hidden), (sizes["keys"], hidden), (sizes["keys"], hidden))
+
+    def split(ours: Tensor) -> list[Tensor]:
+        heads = ours.reshape(groups, queries + 2, width, hidden)
+        return [part.reshape(-1, hidden) for part in heads.split([queries, 1, 1], dim=1)]
+
+    def join(others: Sequence[Tensor]) -> Tensor:
+        heads = [other.reshape(groups, -1, width, hidden) for other in others]
+        return torch.cat(heads, dim=1).reshape(-1, hidden)
+
+    return Kind(shapes, split, join)
+
+
+def dimensions(model: ModelConfig) -> dict[str, int]:
+    """Sizes by the names that rules use."""
+    moe = model.moe
+    return {
+        "hidden": model.hidden_size,
+        "head": model.kv_channels,
+        "queries": model.num_attention_heads * model.kv_channels,
+        "keys": model.query_groups * model.kv_channels,
+        "ffn": model.ffn_hidden_size,
+        "experts": moe.num_experts if moe else 0,
+        "shared": moe.shared_ffn_hidden_size if moe else 0,
+    }
+
+
+def blocks(rules: Sequence[Rule], model: ModelConfig) -> Iterator[Block]:
+    """Every block of every rule, in the order of the table, layer by layer and expert by expert."""
+    for rule in rules:
+        kind = rule.kind(model)
+        axes = _axes(rule, model)
+        for index in product(*(range(size) for size in axes.values())):
+            numbers = dict(zip(axes, index, strict=True))
+            yield Block(rule.native, index, tuple(name.format(**numbers) for name in rule.others), kind)
+
+
+def native_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
+    """Global shape of every tensor of ours, leading axes included."""
+    return {rule.native: (*_axes(rule, model).values(), *rule.kind(model).shape) for rule in rules}
+
+
+def other_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
+    """Shape of every tensor of the other format.
+
+    Raises:
+        ConvertError: two rules produce the same tensor.
+    """
+    found: dict[str, Shape] = {}
+    for block in blocks(rules, model):
+        for name, shape in zip(block.others, block.kind.shapes, strict=True):
+            if name in found:
+                raise ConvertError(f"two rules of family {model.family} produce {name}")
+            found[name] = shape
+    return found
+
+
+def check_complete(expected: Mapping[str, Shape], present: Mapping[str, Shape], where: str) -> None:
+    """Every tensor is there once, in its shape, and no other.
+
+    Args:
+        expected: shapes by name, by the table of the family.
+        present: shapes by name, as they are stored.
+        where: what is being read, for the message.
+
+    Raises:
+        ConvertError: naming what is missing, what is unexpected and what has another shape.
+    """
+    missing, unexpected = sorted(expected.keys() - present.keys()), sorted(present.keys() - expected.keys())
+    reshaped = [
+        f"{name} is {list(present[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in present and tuple(present[name]) != tuple(shape)
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise ConvertError(
+            f"the tensors of {where} are not those of the model",
+            got="; ".join(problems),
+            expected=f"{len(expected)} tensors, each exactly once",
+            remedy="check that configuration and weights belong together",
+        )
+
+
+def _axes(rule: Rule, model: ModelConfig) -> dict[str, int]:
+    axes = {"layer": model.num_layers} if rule.native.startswith("decoder.layers.") else {}
+    if any("{expert}" in name for name in rule.others):
+        axes["expert"] = dimensions(model)["experts"]
+    return axes
+
+
+def join_lazily(block: Block, read: Callable[[str], Tensor]) -> Callable[[], Tensor]:
+    """A function that reads the others and makes our block of them."""
+    return partial(_join, block, read)
+
+
+def _join(block: Block, read: Callable[[str], Tensor]) -> Tensor:
+    return block.kind.join([read(name) for name in block.others])

@@ -1,0 +1,120 @@
+"""Folders of safetensors files: shapes without reading, tensors one at a time, and writing in shards with an index."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_ko.errors import ConvertError
+
+INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsFolder:
+    """The tensors of a Hugging Face folder, wherever in its files they are. A context manager.
+
+    Args:
+        folder: with model.safetensors, or shards and their index.
+
+    Raises:
+        ConvertError: there are no such files, or the index and the files disagree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        for path in _files_of(folder):
+            try:
+                handle = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise ConvertError("a weight file cannot be read", got=f"{path}: {error}") from error
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                if name in self._files:
+                    raise ConvertError("two files hold the same tensor", got=f"{name} in {folder}")
+                self._files[name] = handle
+
+    def __enter__(self) -> "SafetensorsFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._files.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def _files_of(folder: Path) -> list[Path]:
+    index = folder / INDEX
+    if index.is_file():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+        if missing := [name for name in names if not (folder / name).is_file()]:
+            raise ConvertError("a weight file is missing", got=f"{folder / missing[0]}", expected=f"all of {names}")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickled = [path.name for path in folder.glob("*.bin")]
+    raise ConvertError(
+        "there are no safetensors in the folder",
+        got=f"{folder}" + (f" with {pickled[0]}" if pickled else ""),
+        expected=f"model.safetensors, or {INDEX} and its files",
+        remedy="save it again with transformers: save_pretrained writes safetensors" if pickled else None,
+    )
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dict[str, int], limit: int) -> list[Path]:
+    """Write tensors in their order into files of at most ``limit`` bytes (one tensor may be larger).
+
+    Args:
+        folder: an existing one.
+        tensors: names and tensors, made while they are written.
+        sizes: bytes of every tensor that will come, in the same order.
+        limit: bytes of one file.
+    """
+    groups = list(_groups(sizes, limit))
+    stream, paths, places = iter(tensors), [], {}
+    for number, names in enumerate(groups, 1):
+        several = len(groups) > 1
+        path = folder / (f"model-{number:05d}-of-{len(groups):05d}.safetensors" if several else "model.safetensors")
+        content = {}
+        for expected in names:
+            name, tensor = next(stream)
+            assert name == expected, f"{name} comes where {expected} was announced"
+            content[name] = tensor.contiguous()
+        save_file(content, path, metadata={"format": "pt"})
+        places.update(dict.fromkeys(names, path.name))
+        paths.append(path)
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return paths
+
+
+def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if group and total + size > limit:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    yield group
+
+
+def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of a tensor."""
+    return int(torch.Size(shape).numel()) * dtype.itemsize

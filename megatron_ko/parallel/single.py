@@ -1,0 +1,19 @@
+"""A world of one rank inside the present process: for inference and conversion."""
+
+import functools
+
+import torch.distributed as dist
+
+from megatron_ko.config import ParallelConfig
+from megatron_ko.parallel.groups import Groups, initialise
+from megatron_ko.parallel.rank import Place, join_world, take_place
+
+
+@functools.cache
+def single_world() -> Groups:
+    """The world of one rank, created by the first call; every model that this process loads is in it."""
+    if not dist.is_initialized():
+        alone = Place(rank=0, local_rank=0, world_size=1, local_size=1)
+        take_place(alone, None)
+        join_world(dist.HashStore(), alone, timeout_s=600)
+    return initialise(ParallelConfig(), timeout_s=600)
