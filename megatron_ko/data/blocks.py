@@ -151,7 +151,7 @@ def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterato
             return
         stream.seek(start)
         first, lines = 1, 0
-        while chunk := stream.read(BLOCK_BYTES):
+        while chunk := stream.read(min(BLOCK_BYTES, limit)):
             end = chunk.rfind(b"\n") + 1
             border, position = position + end, position + len(chunk)
             if end and border - start >= limit:

@@ -46,8 +46,9 @@ def delimited_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[B
     header = next(rows, None)
     if header is None:
         return
-    if header.problem or len(set(header.values)) < len(header.values):
-        raise damaged(stream.path, header.problem or f"columns {header.values}", "name each column once")
+    named = ",".join(header.values).encode("utf-8", "backslashreplace").decode()
+    if header.problem or named != ",".join(header.values) or len(set(header.values)) < len(header.values):
+        raise damaged(stream.path, header.problem or f"columns {named}", "name each column once, in UTF-8")
     check_columns(stream.path, header.values, reading.keys)
     held = _Held(stream, header.values if reading.keep_fields else list(reading.keys))
     wanted = [header.values.index(name) for name in held.names]

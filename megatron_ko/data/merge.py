@@ -59,6 +59,7 @@ def pieces_of(parts: Sequence[Part], borders: Sequence[int]) -> list[list[Piece]
         number = min(bisect_right(borders, position) - 1, len(shards) - 1)
         if not documents:
             shards[number].append(Piece(part, 0, 0))
+            continue
         while number < len(shards) and borders[number] < position + documents:
             first, last = max(borders[number], position), min(borders[number + 1], position + documents)
             shards[number].append(Piece(part, first - position, last - position))

@@ -28,7 +28,7 @@ class RowGroup:
         group: number of the group.
         columns: that are read, None for all.
         keys: columns of text.
-        bytes: compressed size of the group.
+        bytes: size of the group, not compressed.
         read: bytes of the file up to its end, for progress.
     """
 
@@ -57,11 +57,10 @@ def parquet_row_groups(path: Path, reading: Reading) -> Iterator[RowGroup]:
             first, size, rows = 0, path.stat().st_size, max(1, file.metadata.num_rows)
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
-                held = sum(group.column(index).total_compressed_size for index in range(group.num_columns))
                 read = size * (first + group.num_rows) // rows
-                yield RowGroup(str(path), first, number, columns, reading.keys, held, read)
+                yield RowGroup(str(path), first, number, columns, reading.keys, group.total_byte_size, read)
                 first += group.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise damaged(path, error, "write the parquet file again") from error
 
 
@@ -81,7 +80,7 @@ def row_group_blocks(group: RowGroup) -> Iterator[Block]:
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group.group], columns=columns):
                 yield _block(group.source, first, batch, group.keys, group.read)
                 first += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         where = f"{error}, in row group {group.group} (rows from {group.first:,})"
         raise damaged(Path(group.source), where, "write the parquet file again") from error
 
@@ -104,7 +103,7 @@ def arrow_blocks(path: Path, reading: Reading) -> Iterator[Block]:
                     part = batch.slice(start, rows)
                     yield _block(str(path), first, part, reading.keys, source.tell())
                     first += part.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise damaged(path, f"{error}, in record batch {number}", "save it again") from error
 
 
@@ -118,7 +117,9 @@ def _arrow_batches(source: "pyarrow.MemoryMappedFile", path: Path, reading: Read
     names = reader.schema.names if reading.keep_fields else list(reading.keys)
     batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
     for batch in batches:
-        batch.validate()
+        # Arrow maps files as they are: without this look at all offsets, a damaged file ends in a crash.
+        for column in _strings_as_bytes(batch.select(names), reading.keys).columns:
+            column.validate(full=True)
         yield batch.select(names)
 
 

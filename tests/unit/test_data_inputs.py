@@ -62,7 +62,7 @@ def test_a_quote_that_is_never_closed_does_not_swallow_the_file(tmp_path: Path) 
     with pytest.raises(DataError, match="no column 'body'"):
         split(path, "body")
     assert split(packed(tmp_path / "empty.csv", b"")) == ([], [])
-    with pytest.raises(DataError, match="name each column once"):
+    with pytest.raises(DataError, match="name each column once, in UTF-8"):
         split(packed(tmp_path / "twice.csv", b"text,text\na,b\n"))
 
 
@@ -170,10 +170,15 @@ def test_invalid_utf8_in_a_table_is_one_bad_row(tmp_path: Path) -> None:
     bad = pyarrow.array([b"ok", b"\xff", b"ok"]).cast(pyarrow.string(), safe=False)
     inner = pyarrow.ListArray.from_arrays([0, 1, 2, 3], bad)
     table = pyarrow.table({"text": pyarrow.array(["가", "나", "다"]), "plain": bad, "inner": inner})
-    documents, rejected = split(arrow_file(tmp_path / "a.arrow", "file", table))
-    assert [d.text for d in documents] == ["가", "다"]
-    assert [(r.position, r.reason) for r in rejected] == [(1, "invalid UTF-8")]
-    assert [d.text for d in split(tmp_path / "a.arrow", keep_fields=False)[0]] == ["가", "나", "다"]
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    for path in (tmp_path / "a.parquet", arrow_file(tmp_path / "a.arrow", "file", table.drop_columns(["inner"]))):
+        documents, rejected = split(path)
+        assert [d.text for d in documents] == ["가", "다"]
+        assert [(r.position, r.reason) for r in rejected] == [(1, "invalid UTF-8")]
+        assert [d.text for d in split(path, keep_fields=False)[0]] == ["가", "나", "다"]
+    # Inside of lists, nothing but a look at everything tells damage from bad text.
+    with pytest.raises(DataError, match="damaged"):
+        split(arrow_file(tmp_path / "b.arrow", "file", table))
 
 
 def test_a_saved_dataset_is_read_in_its_own_order(tmp_path: Path) -> None:
