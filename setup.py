@@ -43,7 +43,7 @@ EXTRAS = {
     # datatrove and python-stdnum are oracles: outside implementations that the tests compare with
     "dev": [
         *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"),
-        *(*CLEAN, "datatrove", "python-stdnum"),
+        *(*CLEAN, "kiwipiepy<0.22", "fasttext-predict", "datatrove", "python-stdnum"),
     ],
 }
 

@@ -113,7 +113,6 @@ def test_every_stage_can_be_built_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_language_model_is_told(tmp_path: Path) -> None:
-    """Whether or not fastText is installed: the message says what to do."""
     config = load_clean_config(write(tmp_path, "stages: [{language: {model: absent.bin}}]"))
-    with pytest.raises(DataError, match=r"pip install fasttext-predict|does not exist"):
+    with pytest.raises(DataError, match="does not exist"):
         Pipeline(config)

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ko.data.clean.c4 import C4, C4Options
+from megatron_ko.data.clean.config import load_clean_config
 from megatron_ko.data.clean.fineweb import FinewebOptions, fineweb
 from megatron_ko.data.clean.gopher import GopherOptions, gopher
 from megatron_ko.data.clean.marks import SYMBOLS, TERMINAL
 from megatron_ko.data.clean.page import Page
+from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.repetition import RepetitionOptions, repetition
 from megatron_ko.data.clean.stage import Changed, Dropped, Stage
 from megatron_ko.data.clean.words import sentences
+from megatron_ko.data.documents import Document
+
+PRESETS = Path(__file__).parents[2] / "configs/clean"
 
 # datatrove's reasons in our words.
 REASONS = {
@@ -69,6 +75,7 @@ class Eojeol(WordTokenizer):
 
 
 EOJEOL = Eojeol()
+KOREAN_STOP_WORDS = "의 다 이 는 에 을 한 년 하 은 를 했 고 에서 가 있 으로 인 월 로 되"
 STOP_WORDS = ("영화", "정말", "이", "그", "수", "있는", "것", "the", "너무", "진짜")
 
 PAIRS: dict[str, tuple[Callable[[], Stage], Callable[[], Any]]] = {
@@ -202,6 +209,48 @@ def test_filters_agree_on_every_real_document(name: str, shared_data: Path) -> N
     decisions = compare(name, real_documents(shared_data))
     print(name, dict(decisions.most_common()))
     assert decisions.total() > 700_000
+
+
+def test_the_preset_of_fineweb2_agrees_with_their_own_morphemes(shared_data: Path) -> None:
+    """datatrove's filters as FineWeb-2 runs them, Kiwi included, against the shipped preset. Kiwi is slow: a sample."""
+    config = load_clean_config(PRESETS / "fineweb2-kor.yaml")
+    pipeline = Pipeline(replace(config, stages=config.stages[:3]))
+    theirs_in_order = [
+        GopherRepetitionFilter(
+            language="kor_Hang",
+            dup_para_frac=0,
+            dup_line_char_frac=0,
+            dup_para_char_frac=0,
+            dup_line_frac=0.374,
+            top_n_grams=((2, 0.282), (3, 0.228), (4, 0.185)),
+            dup_n_grams=((5, 0.201), (6, 0.184), (7, 0.168), (8, 0.154), (9, 0.14), (10, 0.127)),
+        ),
+        FineWebQualityFilter(
+            language="kor_Hang",
+            short_line_thr=999,
+            char_duplicates_ratio=0.1,
+            line_punct_thr=0.062,
+            new_line_ratio=0.196,
+        ),
+        GopherQualityFilter(
+            language="kor_Hang",
+            max_avg_word_length=6,
+            min_avg_word_length=1,
+            stop_words=KOREAN_STOP_WORDS.split(),
+            max_non_alpha_words_ratio=0.791,
+            min_stop_words=2,
+        ),
+    ]
+    texts = [text for index, text in enumerate(real_documents(shared_data)) if index % 3600 == 0 or index in (3, 4, 9)]
+    decisions: Counter[str] = Counter()
+    for text in texts:
+        tally = pipeline.tally()
+        pipeline.clean(Document(text, "", 0), tally)
+        found = next((reason for stage in tally.stages.values() for reason in stage.dropped), None)
+        expected = next((reason for oracle in theirs_in_order if (reason := theirs(oracle, text)[0])), None)
+        assert found == expected, text[:300]
+        decisions[found or "kept"] += 1
+    assert decisions.total() > 190 and len(decisions) > 3 and decisions["kept"]
 
 
 PIECES = st.sampled_from(

@@ -10,6 +10,8 @@ Words = Literal["eojeol", "kiwi"]
 
 # Kiwi is very slow on long runs of digits; the published pipeline leaves them out as well.
 _LONG_NUMBER = re.compile(r"[0-9,]{20,}")
+# Later versions come without the model.
+_INSTALL = 'pip install "kiwipiepy<0.22"'
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？…])[\"'”’」』)\]]*\s+|\n+")
 
 
@@ -37,9 +39,12 @@ class _Kiwi:
         try:
             from kiwipiepy import Kiwi
         except ImportError:
-            raise DataError("Kiwi is not installed", got="words: kiwi", remedy="pip install kiwipiepy") from None
-        # datatrove's choice for Korean, which the published thresholds were computed with.
-        self._kiwi = Kiwi(model_type="sbg", num_workers=1)
+            raise DataError("Kiwi is not installed", got="words: kiwi", remedy=_INSTALL) from None
+        try:
+            # datatrove's choice for Korean, which the published thresholds were computed with.
+            self._kiwi = Kiwi(model_type="sbg", num_workers=1)
+        except OSError as error:
+            raise DataError("this Kiwi has no model 'sbg'", got=str(error), remedy=_INSTALL) from None
 
     def __call__(self, text: str) -> list[str]:
         text = _LONG_NUMBER.sub("", text)
