@@ -9,7 +9,7 @@ import typer
 
 from megatron_ko.errors import CheckpointError
 
-_AXES = {"tensor": "tp", "pipeline": "pp", "data": "dp"}
+_AXES = {"tensor": "tp", "pipeline": "pp", "context": "cp", "expert": "ep", "data": "dp"}
 
 app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run.")
 

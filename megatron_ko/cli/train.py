@@ -32,7 +32,7 @@ def train(
     from megatron_ko.parallel import spawn
 
     joined = spawn.cluster_world_size()
-    world_size = joined or _plain_world_size(config.launch, config.parallel.model_size, spawn.device_count())
+    world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world, spawn.device_count())
     raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
     if dry_run:
         from megatron_ko.train.summary import summarise
@@ -49,7 +49,7 @@ def train(
     raise typer.Exit(code)
 
 
-def _plain_world_size(launch: LaunchConfig, model_size: int, devices: int) -> int:
+def _plain_world_size(launch: LaunchConfig, smallest: int, devices: int) -> int:
     """Ranks to start on this machine: what was asked for, else its accelerators, else one copy of the model."""
     if launch.nodes > 1:
         raise LaunchError(
@@ -57,4 +57,4 @@ def _plain_world_size(launch: LaunchConfig, model_size: int, devices: int) -> in
             got=f"launch.nodes {launch.nodes}, without srun or torchrun",
             remedy="start it with srun or torchrun, or set launch.nodes=1",
         )
-    return launch.ranks_per_node or devices or model_size
+    return launch.ranks_per_node or devices or smallest

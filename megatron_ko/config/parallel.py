@@ -1,5 +1,6 @@
 """How the model is spread over ranks."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -52,6 +53,16 @@ class ParallelConfig(Section):
         return self.expert_tensor or self.tensor
 
     @property
+    def expert_ranks(self) -> int:
+        """Ranks of a pipeline stage that hold one copy of its experts."""
+        return self.expert * self.expert_tensor_size
+
+    @property
     def model_size(self) -> int:
-        """Ranks that hold one copy of the model."""
+        """Ranks that hold one copy of the model, experts aside."""
         return self.tensor * self.pipeline * self.context
+
+    @property
+    def smallest_world(self) -> int:
+        """Ranks of the smallest world that this layout fits."""
+        return self.pipeline * math.lcm(self.tensor * self.context, self.expert_ranks)

@@ -5,7 +5,7 @@ from megatron_ko.config.checks.layout import check_layout, describe_layouts
 from megatron_ko.config.checks.length import check_data, check_lengths, check_optim
 from megatron_ko.config.checks.memory import check_memory
 from megatron_ko.config.checks.model import check_model
-from megatron_ko.config.checks.moe import check_moe
+from megatron_ko.config.checks.moe import check_expert_ranks, check_moe
 from megatron_ko.config.checks.precision import check_precision
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
@@ -39,9 +39,11 @@ def check_world(config: RunConfig, world_size: int) -> list[Problem]:
                 f"on {world_size} ranks",
                 expected=f"a product that divides {world_size}",
                 remedy=f"layouts that fit {world_size} ranks: {layouts}; or set launch.ranks_per_node to a "
-                f"multiple of {parallel.model_size}",
+                f"multiple of {parallel.smallest_world}",
             )
         ]
+    if problems := list(check_expert_ranks(config, world_size)):
+        return problems
     data_size = world_size // parallel.model_size
     portion = training.micro_batch_size * data_size
     if training.global_batch_size % portion:

@@ -1,5 +1,6 @@
 """Mixture of experts: what megatron-core is told, and which modules such a layer is made of."""
 
+import importlib.util
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -8,18 +9,25 @@ from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
 from megatron_ko.config import RunConfig
+from megatron_ko.errors import ConfigError
 from megatron_ko.models.experts import GroupedExperts
 from megatron_ko.models.router import Router
+from megatron_ko.parallel.platform import get_platform
 
 _BALANCING = {"none": "none", "batch": "aux_loss", "sequence": "seq_aux_loss", "global": "global_aux_loss"}
 MlpSpec: TypeAlias = ModuleSpec | partial[Any]  # of megatron-core 0.16, of 0.19
 
 
 def moe_settings(config: RunConfig) -> dict[str, Any]:
-    """The fields of TransformerConfig that describe experts, router and dispatcher; none for a dense model."""
+    """The fields of TransformerConfig that describe experts, router and dispatcher; none for a dense model.
+
+    Raises:
+        ConfigError: ``parallel.dispatcher`` asks for what is not installed.
+    """
     moe = config.model.moe
     if moe is None:
         return {}
+    _check_dispatcher(config.parallel.dispatcher)
     balanced = moe.aux_loss != "none" and moe.aux_loss_coeff > 0
     quantised = config.precision.recipe == "mxfp8" and not config.precision.mxfp8.emulate
     return {
@@ -43,6 +51,17 @@ def moe_settings(config: RunConfig) -> dict[str, Any]:
         # Every expert gets a multiple of the block size; tokens are gathered whole by the allgather dispatcher.
         "moe_router_padding_for_quantization": quantised and config.parallel.dispatcher != "allgather",
     }
+
+
+def _check_dispatcher(dispatcher: str) -> None:
+    installed = importlib.util.find_spec("deep_ep") is not None
+    if dispatcher == "flex" and not (installed and get_platform().runs_fused_kernels):
+        raise ConfigError(
+            "parallel.dispatcher=flex cannot be used here",
+            got="no CUDA device" if installed else "deep_ep is not installed",
+            expected="a CUDA device and the package deep_ep (DeepEP)",
+            remedy="parallel.dispatcher=alltoall, or install DeepEP (github.com/deepseek-ai/DeepEP)",
+        )
 
 
 def portable_experts(num_experts: int, experts: type[GroupedExperts] = GroupedExperts) -> MlpSpec:

@@ -177,7 +177,7 @@ class Checkpointer:
         directory, manifest = found
         changed = check_resumable(self._config, self._identity.tokenizer, manifest, self._identity.versions)
         self._load_tensors(directory / MODEL)
-        exact = manifest.layout == self._layout
+        exact = {**self._layout, **manifest.layout} == self._layout  # an axis that it does not name was not there yet
         if exact:
             set_rng_state(torch.load(directory / RNG, weights_only=True)["ranks"][self._groups.rank])
         else:

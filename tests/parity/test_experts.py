@@ -46,6 +46,7 @@ CASES: dict[int, dict[str, tuple[tuple[str, ...], dict[str, Any]]]] = {
         "tp2": (("qwen3",), {"tensor": 2}),
         "tp2-sequence": (("qwen3", "keural"), TP2),
         "tp2-etp1": (("mixtral",), TP2 | ETP1),
+        "etp2": (("mixtral",), {"expert_tensor": 2}),
         "pp2": (("qwen3", "keural"), PP2),
         "pp2-vpp2": (("qwen3", "keural"), PP2 | {"virtual_pipeline": 2}),
         "ep2": (("qwen3_moe", "keural"), EP2),

@@ -119,11 +119,13 @@ def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[
 
 
 def describe_layouts(config: RunConfig, world_size: int) -> Iterator[str]:
-    """Every layout that fits a number of ranks, in words; context parallelism stays as it is."""
-    context = config.parallel.context
+    """Every layout that fits a number of ranks, in words; context and expert parallelism stay as they are."""
+    context, experts = config.parallel.context, config.parallel.expert
     words = f" x context {context}" if context > 1 else ""
+    spread = f" (expert {experts})" if experts > 1 else ""
     for tensor in tensor_sizes(config.model):
         for pipeline in divisors(config.model.num_layers):
             model_size = tensor * pipeline * context
-            if world_size % model_size == 0:
-                yield f"tensor {tensor} x pipeline {pipeline}{words} x data {world_size // model_size}"
+            layout = config.parallel.model_copy(update={"tensor": tensor})
+            if world_size % model_size == 0 and world_size // pipeline % layout.expert_ranks == 0:
+                yield f"tensor {tensor} x pipeline {pipeline}{words} x data {world_size // model_size}{spread}"
