@@ -95,9 +95,14 @@ def test_scalings_that_fit(run_file: Path) -> None:
 
 def test_a_model_file_alone_is_checked(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
-    path.write_text("\n".join(line.strip() for line in RUN.splitlines()[3:10]) + "\nwindows: [1, 2]\n")
-    with pytest.raises(ConfigError, match=r"model\.windows"):
-        load_model_config(path)
+    model = "\n".join(line.strip() for line in RUN.splitlines()[3:10])
+    for addition, part in (
+        ("windows: [1, 2]", r"model\.windows"),
+        ("family: mixtral\nmoe: {num_experts: 4, top_k: 5}", r"model\.moe\.top_k"),
+    ):
+        path.write_text(f"{model}\n{addition}\n")
+        with pytest.raises(ConfigError, match=part):
+            load_model_config(path)
 
 
 @pytest.mark.parametrize(

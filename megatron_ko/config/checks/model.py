@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from megatron_ko.config.checks.divisors import divisors
+from megatron_ko.config.checks.moe import check_router
 from megatron_ko.config.model import MOE_FAMILIES, UNIFORM_WINDOW_FAMILIES, WINDOW_FAMILIES, ModelConfig
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.rope import DynamicScaling, Llama3Scaling, YarnScaling
@@ -18,6 +19,7 @@ def check_network(model: ModelConfig) -> Iterator[Problem]:
     """Dimensions that must divide each other, and what the family needs."""
     yield from _check_heads(model)
     yield from _check_family(model)
+    yield from check_router(model.moe) if model.moe else ()
     yield from _check_windows(model)
     yield from _check_rope(model)
 

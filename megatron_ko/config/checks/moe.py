@@ -10,12 +10,11 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_moe(config: RunConfig) -> Iterator[Problem]:
-    """Router, experts, and the ranks that share them."""
+    """Experts and the ranks that share them; the router is checked with the network (``check_router``)."""
     moe, parallel = config.model.moe, config.parallel
     if moe is None:
         yield from _check_dense(parallel)
         return
-    yield from _check_router(moe)
     if moe.num_experts % parallel.expert:
         yield Problem(
             path="parallel.expert",
@@ -51,7 +50,8 @@ def _check_dense(parallel: ParallelConfig) -> Iterator[Problem]:
             )
 
 
-def _check_router(moe: MoeConfig) -> Iterator[Problem]:
+def check_router(moe: MoeConfig) -> Iterator[Problem]:
+    """Does the router choose among the experts in a way that it can learn?"""
     if moe.top_k > moe.num_experts:
         yield Problem(
             path="model.moe.top_k",
