@@ -7,6 +7,7 @@ import pytest
 from megatron_ko.config import RunConfig, load_config
 from megatron_ko.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
 BASE = """
 run: {dir: out}
 model: {num_layers: 8, hidden_size: 128, ffn_hidden_size: 256, num_attention_heads: 4, num_query_groups: 2,
@@ -36,6 +37,7 @@ def refused(run_file: Path, *overrides: str) -> str:
     "overrides",
     [
         (),
+        ("precision.last_layers_high=1", "precision.first_layers_high=7"),
         ("precision.recipe=fp8_delayed", "precision.fp8_format=e4m3", "precision.fp8_weights=true"),
         ("precision.recipe=fp8_current", "precision.first_layers_high=1", "precision.last_layers_high=1"),
         (
@@ -122,7 +124,6 @@ def test_fp8_needs_multiples_of_16(run_file: Path) -> None:
     [
         (("precision.fp8_format=hybrid",), "precision.fp8_format", "precision.recipe is none"),
         (("precision.recipe=nvfp4", "precision.fp8_format=e4m3"), "precision.fp8_format", "a recipe with 8 bits"),
-        (("precision.last_layers_high=1",), "precision.last_layers_high", "precision.recipe is none"),
         (("precision.fp8_weights=true",), "precision.fp8_weights", "a recipe with 8 bits"),
         ((*EMULATED, "precision.fp8_weights=true"), "precision.fp8_weights", "not emulated"),
         (("precision.mxfp8.emulate=true",), "precision.mxfp8.emulate", "read with recipe mxfp8"),
@@ -172,6 +173,13 @@ def test_fp8_needs_multiples_of_16(run_file: Path) -> None:
 def test_combinations_that_cannot_work(run_file: Path, overrides: tuple[str, ...], path: str, told: str) -> None:
     message = refused(run_file, *overrides)
     assert f"\n  {path}\n" in message and told in message
+
+
+@pytest.mark.parametrize(("cluster", "recipe"), [("h200", "fp8_current"), ("b200", "mxfp8")])
+def test_clusters_have_their_recipe_and_can_do_without(run_file: Path, cluster: str, recipe: str) -> None:
+    run_file.write_text(f"extends: {ROOT / 'configs/clusters' / cluster}.yaml\n{BASE}")
+    assert load_config(run_file).precision.recipe == recipe
+    assert load_config(run_file, ["precision.recipe=none"]).precision.recipe == "none"
 
 
 def test_all_problems_are_told_at_once(run_file: Path) -> None:

@@ -29,14 +29,12 @@ def check_precision(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_unread(config: RunConfig) -> Iterator[Problem]:
-    """Options that the recipe does not read."""
+    """Options that the recipe does not read. High layers are no such ones: without a recipe all layers are."""
     precision = config.precision
     recipe = precision.recipe
     fp8 = recipe not in ("none", "nvfp4")
     for name, is_set, is_read, readers in (
         ("fp8_format", precision.fp8_format is not None, fp8, "a recipe with 8 bits"),
-        ("first_layers_high", precision.first_layers_high > 0, recipe != "none", "any recipe"),
-        ("last_layers_high", precision.last_layers_high > 0, recipe != "none", "any recipe"),
         ("fp8_weights", precision.fp8_weights, fp8 and not precision.emulated, "a recipe with 8 bits, not emulated"),
         ("mxfp8.emulate", precision.mxfp8.emulate, recipe == "mxfp8", "recipe mxfp8"),
         ("mxfp8.scale_rounding", precision.mxfp8.scale_rounding == "up", precision.emulated, "emulated mxfp8"),
