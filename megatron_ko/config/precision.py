@@ -49,8 +49,8 @@ class PrecisionConfig(Section):
     last_layers_high: int = Field(0, ge=0, description="Layers at the top that stay out of the recipe.")
     fp8_weights: bool = Field(
         False,
-        description="Keep the layers' weights in 8 bits only, beside the fp32 master weights of the optimizer, and "
-        "gather them in 8 bits: less memory and traffic. Needs the distributed optimizer.",
+        description="Keep the layers' weights in 8 bits only, beside the fp32 master weights of the distributed "
+        "optimizer: less memory. All recipes but mxfp8 gather them in 8 bits, too.",
     )
     mxfp8: Mxfp8Config = Field(default_factory=Mxfp8Config, description="Options of the recipe mxfp8.")
     initial_loss_scale: float = Field(65536.0, gt=0, description="fp16 only: first scale of the loss.")

@@ -51,7 +51,8 @@ class Blocks:
 
     Attributes:
         elements: fp32 numbers that the element format has, [..., blocks, 32, ...]: the blocked dimension is split.
-        scales: E8M0 codes as int32, in the shape of ``elements`` with 1 in place of 32; 255 is NaN.
+        scales: E8M0 codes as int32, in the shape of ``elements`` with 1 in place of 32; 255 is NaN,
+            whatever the elements are.
         dim: position of the 32 in ``elements``.
         length: size of the blocked dimension before it was filled up with zeros.
     """
@@ -96,7 +97,6 @@ def quantise(
     scales = (exponent - element.largest_exponent).clamp_(min=0)
     scales.masked_fill_(largest >= _EXPONENT_MASK, NAN_SCALE)
     inverse = ((2 * 127 - scales) << _FP32_MANTISSA).view(torch.float32)
-    inverse.masked_fill_(scales == NAN_SCALE, torch.nan)
     return Blocks(_round(blocks * inverse, element), scales, dim, length)
 
 
