@@ -73,6 +73,21 @@ class PrecisionConfig(Section):
         """``fp8_format``, or what the recipe is made for."""
         return self.fp8_format or ("hybrid" if self.recipe in _PER_TENSOR_RECIPES else "e4m3")
 
+    @property
+    def summary(self) -> str:
+        """Data type and recipe in a few words."""
+        if self.recipe == "none":
+            return self.dtype
+        words = [self.recipe]
+        words += (
+            [] if self.recipe == "nvfp4" else [f"gradients {'e5m2' if self.gradient_format == 'hybrid' else 'e4m3'}"]
+        )
+        words += [f"emulated with scales rounded {self.mxfp8.scale_rounding}"] if self.emulated else []
+        words += ["weights in 8 bits"] if self.fp8_weights else []
+        if self.first_layers_high or self.last_layers_high:
+            words.append(f"{self.first_layers_high} first and {self.last_layers_high} last layers high")
+        return f"{self.dtype} with {', '.join(words)}"
+
     def is_high(self, layer: int, num_layers: int) -> bool:
         """Whether layer number ``layer``, counted from 0, stays out of the recipe."""
         return layer < self.first_layers_high or layer >= num_layers - self.last_layers_high

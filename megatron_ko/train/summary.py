@@ -36,5 +36,5 @@ def summarise(config: RunConfig, world_size: int) -> list[str]:
         f"{padding_parameters(config.model, parallel.tensor):,} in vocabulary padding",
         f"schedule    {describe(config.optim, training.steps)}",
         f"compute     {short(flops)} FLOP a token, {flops * total:.2e} in all ({CONVENTION})",
-        f"precision   {config.precision.dtype}, fp32 master weights, recompute {training.recompute}",
+        f"precision   {config.precision.summary}, fp32 master weights, recompute {training.recompute}",
     ]

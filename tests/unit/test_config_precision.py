@@ -197,3 +197,19 @@ def test_gradients_have_the_format_that_the_recipe_is_made_for(run_file: Path) -
 def test_emulation_is_at_home_in_the_portable_layers(run_file: Path) -> None:
     assert load_config(run_file, EMULATED).precision.layer_backend == "portable"
     assert load_config(run_file, ["precision.recipe=mxfp8"]).precision.layer_backend == "auto"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "summary"),
+    [
+        ((), "bf16"),
+        (EMULATED, "bf16 with mxfp8, gradients e4m3, emulated with scales rounded down"),
+        (
+            ("precision.recipe=fp8_current", "precision.fp8_weights=true", "precision.last_layers_high=2"),
+            "bf16 with fp8_current, gradients e5m2, weights in 8 bits, 0 first and 2 last layers high",
+        ),
+        (("precision.recipe=nvfp4",), "bf16 with nvfp4"),
+    ],
+)
+def test_a_run_tells_its_recipe(run_file: Path, overrides: tuple[str, ...], summary: str) -> None:
+    assert load_config(run_file, overrides).precision.summary == summary
