@@ -78,7 +78,7 @@ class PrecisionConfig(Section):
         """Data type and recipe in a few words."""
         if self.recipe == "none":
             return self.dtype
-        words = [self.recipe]
+        words: list[str] = [self.recipe]
         words += (
             [] if self.recipe == "nvfp4" else [f"gradients {'e5m2' if self.gradient_format == 'hybrid' else 'e4m3'}"]
         )
