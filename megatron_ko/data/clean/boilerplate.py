@@ -33,22 +33,20 @@ _COPYRIGHT = re.compile(
     r"all rights reserved|copyright\s*[ⓒ©(\d]|^[ⓒ©]\s*\S",
     re.I,
 )
-_BYLINE = re.compile(
-    r"^(?:\[[^\]]{2,30}\]|\([^)]{2,30}\))?\s*[가-힣]{2,4}\s*(?:인턴|수습|선임|전문)?\s*기자[\])=\s]*"
-    r"(?:[\w.+-]+@[\w-]+(?:\.[\w-]+)+)?\s*$"
-)
-_COUNTER = re.compile(
-    r"^(?:조회(?:수)?|댓글(?:수)?|추천(?:수)?|공감|좋아요|공유|스크랩|작성일|등록일|수정일|입력|수정|승인|작성자|등록자|글쓴이)"
-    r"\s*[:|]?[\d,.:/\-\s오전후시분년월일()]*\d[\d,.:/\-\s오전후시분년월일()]*$"
-)
-_COUNTED = re.compile(r"조회|댓글|추천|공감|좋아요|공유|스크랩|작성|등록|수정|입력|승인|글쓴이")
-_LINKED = re.compile(r"관련|주요|인기|많이")
-_LINKS = re.compile(
-    r"^(?:[▶▷►☞※◆◇■□▲△●○★☆·•>\-\s]*)(?:관련\s*(?:기사|뉴스|글)|주요\s*뉴스|인기\s*(?:기사|글)|많이\s*본)"
-)
-# No letter, digit or picture, and something that is no ASCII: rules of Markdown and brackets of code stay.
-_SYMBOLS = re.compile("(?=.*[^\\x00-\\x7f])[^\\w\u2600-\u27bf\U0001f000-\U0001faff]+$")
-_SYMBOL_LINE = re.compile(r"^[^\w\n]*[^\w\x00-\x7f][^\w\n]*$", re.M)
+# What a text with such a line holds.
+_COPYRIGHT_WORDS = ("무단", "재배포", "저작권자", "ⓒ", "©", "opyright", "OPYRIGHT", "ights reserved", "IGHTS RESERVED")
+_FENCES = ("```", "~~~")
+# Patterns of whole lines, without groups of their own.
+_AT_ONCE = {
+    "byline": r"(?:\[[^\]]{2,30}\]|\([^)]{2,30}\))?\s*[가-힣]{2,4}\s*(?:인턴|수습|선임|전문)?\s*기자[\])=\s]*"
+    r"(?:[\w.+-]+@[\w-]+(?:\.[\w-]+)+)?\s*$",
+    "counter": r"(?:조회수?|댓글수?|추천수?|공감|좋아요|공유|스크랩|작성일|등록일|수정일|입력|수정|승인|작성자|"
+    r"등록자|글쓴이)"
+    r"\s*[:|]?[\d,.:/\-\s오전후시분년월일()]*\d[\d,.:/\-\s오전후시분년월일()]*$",
+    "links": r"[▶▷►☞※◆◇■□▲△●○★☆·•>\-\s]*(?:관련\s*(?:기사|뉴스|글)|주요\s*뉴스|인기\s*(?:기사|글)|많이\s*본)",
+    # No letter, digit or picture, and something that is no ASCII: rules of Markdown and brackets of code stay.
+    "symbols": "(?=[^\\w]*[^\\w\\x00-\\x7f])[^\\w\u2600-\u27bf\U0001f000-\U0001faff]+$",
+}
 _REST = re.compile(r"[\s|/>›»·•:,()\[\]▲▼△▽◀▶+\-–~\d]+")
 
 
@@ -74,39 +72,40 @@ class Boilerplate:
         # Words of menus are written with and without spaces: 목록 보기, 목록보기.
         spaced = (r"\s?".join(map(re.escape, word)) if re.match("[가-힣]", word) else re.escape(word) for word in words)
         self._menu = re.compile(rf"(?:{'|'.join(spaced)})(?=\W|\d|$)", re.I)
-        self._menu_starts = {word[0] for word in words} | {word[0].swapcase() for word in words}
-        # What a text must hold for any of its lines to match; most hold none of it.
-        kinds = [
-            ("copyright", options.copyright, _COPYRIGHT, _COPYRIGHT.search),
-            ("byline", options.bylines, re.compile("기자"), _BYLINE.match),
-            ("counter", options.counters, _COUNTED, _COUNTER.match),
-            ("links", options.links, _LINKED, _LINKS.match),
-            ("symbols", options.symbols, _SYMBOL_LINE, _SYMBOLS.match),
-        ]
-        self._kinds = [(reason, gate.search, judge) for reason, wanted, gate, judge in kinds if wanted]
+        self._menu_starts = {word[:2].lower() for word in words}
+        self._copyright = options.copyright
+        wanted = {"byline": options.bylines, "counter": options.counters, "links": options.links}
+        wanted["symbols"] = options.symbols
+        patterns = [f"(?P<{name}>{_AT_ONCE[name]})" for name, is_wanted in wanted.items() if is_wanted]
+        self._line = re.compile("|".join(patterns) or r"(?!)")
 
     def __call__(self, page: Page) -> Changed | None:
         """Remove lines."""
-        possible = [(reason, judge) for reason, gate, judge in self._kinds if gate(page.text)]
+        copyrighted = self._copyright and any(word in page.text for word in _COPYRIGHT_WORDS)
         kept, removed, code = [], Counter[str](), False
         for line in page.lines:
             stripped = line.strip()
             reason = None
-            if stripped.startswith(("```", "~~~")):
+            if stripped.startswith(_FENCES):
                 code = not code
             elif not code and 0 < len(stripped) <= self._options.longest_line:
-                reason = next((reason for reason, judge in possible if judge(stripped)), None)
-                if reason is None and self._is_menu(stripped):
-                    reason = "menu"
+                reason = self._judge(stripped, copyrighted)
             if reason is None:
                 kept.append(line)
             else:
                 removed[reason] += 1
         return Changed("\n".join(kept).strip("\n"), removed) if removed else None
 
+    def _judge(self, line: str, copyrighted: bool) -> str | None:
+        if copyrighted and _COPYRIGHT.search(line):
+            return "copyright"
+        if found := self._line.match(line):
+            return found.lastgroup
+        return "menu" if self._is_menu(line) else None
+
     def _is_menu(self, line: str) -> bool:
         bare = line.lstrip(" |/>›»·•[(▲▼◀▶-")
-        if not bare or bare[0] not in self._menu_starts or not self._menu.match(bare):
+        if bare[:3].replace(" ", "")[:2].lower() not in self._menu_starts or not self._menu.match(bare):
             return False
         words = self._menu.findall(line)
         # One short word alone may be a heading: 메뉴, 추천.

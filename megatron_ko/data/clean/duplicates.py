@@ -52,7 +52,11 @@ class Grams:
         """Characters of the most frequent n-gram, spaces included, times its occurrences; ties: the earliest wins."""
         if len(self.words) < n:
             return 0
-        gram, count = Counter(zip(*(self.words[i:] for i in range(n)), strict=False)).most_common(1)[0]
+        grams = list(zip(*(self.words[i:] for i in range(n)), strict=False))
+        if len(set(grams)) == len(grams):
+            gram, count = grams[0], 1
+        else:
+            gram, count = Counter(grams).most_common(1)[0]
         return (sum(map(len, gram)) + n - 1) * count
 
     def again(self, n: int) -> int:
@@ -73,8 +77,8 @@ class Grams:
 
     def top_at_most(self, n: int) -> float:
         """Never below ``top``."""
-        if len(self.words) < max(n, _FEW_WORDS):
-            return float("inf")
+        if len(self.words) < _FEW_WORDS:
+            return self.top(n)
         hashes, lengths = self._window(n)
         order = np.argsort(hashes)
         first = np.flatnonzero(np.concatenate(([True], np.diff(hashes[order]) != 0)))
@@ -84,8 +88,8 @@ class Grams:
 
     def again_at_most(self, n: int) -> float:
         """Never below ``again``: the characters of all words that lie in an n-gram that occurred before."""
-        if len(self.words) < max(n, _FEW_WORDS):
-            return float("inf")
+        if len(self.words) < _FEW_WORDS:
+            return self.again(n)
         hashes, _ = self._window(n)
         order = np.argsort(hashes, kind="stable")
         ordered = hashes[order]

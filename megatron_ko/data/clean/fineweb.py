@@ -1,7 +1,5 @@
 """FineWeb's quality rules (https://arxiv.org/abs/2406.17557, section 3.6), which FineWeb-2 tuned for each language."""
 
-from functools import cached_property
-
 from pydantic import Field
 
 from megatron_ko.config.section import Section
@@ -22,15 +20,11 @@ class FinewebOptions(Section):
 
 
 class Lines:
-    """What the rules measure."""
+    """What the rules measure, over the lines that are not blank."""
 
     def __init__(self, page: Page, short_line: int) -> None:
         self._page, self._short_line = page, short_line
-
-    @cached_property
-    def lines(self) -> list[str]:
-        """Lines that are not blank."""
-        return [line for line in self._page.lines if line and not line.isspace()]
+        self.lines = [line for line in page.lines if line and not line.isspace()]
 
     @property
     def punctuated(self) -> float:

@@ -34,7 +34,7 @@ class SpeechLevelOptions(Section):
     """When a text has one level."""
 
     min_share: float = Field(0.6, gt=0.5, le=1, description="Share of the sentences with an ending that must agree.")
-    max_sentences: int = Field(200, ge=1, description="Sentences looked at, from the beginning.")
+    characters: int = Field(10_000, ge=1, description="How much of the text is looked at, from its beginning.")
 
 
 class SpeechLevel:
@@ -46,7 +46,7 @@ class SpeechLevel:
     def __call__(self, page: Page) -> Noted:
         """Count endings."""
         counts: Counter[str] = Counter()
-        for sentence in sentences(page.text)[: self._options.max_sentences]:
+        for sentence in sentences(page.text[: self._options.characters]):
             if level := sentence_level(sentence):
                 counts[level] += 1
         if not counts:
