@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from megatron_ko.data.blocks import content_hash
 from megatron_ko.data.files import explained, sync_folder
+from megatron_ko.data.publishing import JOURNAL
 from megatron_ko.data.workers import map_unordered
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
@@ -159,7 +160,13 @@ def read_identity(folder: Path) -> dict[str, Any]:
 
 
 def remove_job(folder: Path) -> None:
-    """Forget a job, once its output has its name."""
+    """Forget a job, once its output has its name. What a restart would need to know that it has goes last."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in (JOURNAL, _DESCRIPTION):
+            path.unlink()
+    (folder / JOURNAL).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

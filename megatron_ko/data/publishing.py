@@ -7,25 +7,25 @@ from pathlib import Path
 
 from megatron_ko.data.files import sync_folder
 
-_JOURNAL = "publish.json"
+JOURNAL = "publish.json"
 
 
 def publish(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename finished files out of ``folder``, in order, as soon as the list of them is safe."""
     listed = json.dumps([[str(source), str(final)] for source, final in moves], ensure_ascii=False)
-    writing = folder / f"{_JOURNAL}.writing"
+    writing = folder / f"{JOURNAL}.writing"
     with writing.open("w", encoding="utf-8") as stream:
         stream.write(listed)
         stream.flush()
         os.fsync(stream.fileno())
-    os.rename(writing, folder / _JOURNAL)
+    os.rename(writing, folder / JOURNAL)
     sync_folder(folder)
     finish_publishing(folder)
 
 
 def finish_publishing(folder: Path) -> bool:
     """Carry out what a journal lists, again where it must be; False when there is none."""
-    path = folder / _JOURNAL
+    path = folder / JOURNAL
     if not path.is_file():
         return False
     moves = [(Path(source), Path(final)) for source, final in json.loads(path.read_text(encoding="utf-8"))]

@@ -2,12 +2,13 @@
 
 import ctypes
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from types import ModuleType
 from typing import Any, TypeVar
@@ -40,9 +41,10 @@ def map_unordered(
         workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(function, os.getpid())
     )
     running: set[Future[Result]] = set()
+    of_main = b"__main__" in pickle.dumps(function)
     try:
         for item in items:
-            with _without_main(function):
+            with nullcontext() if of_main else _without_main():
                 running.add(pool.submit(_run, item))
             if len(running) >= workers * _IN_FLIGHT:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -63,11 +65,10 @@ def map_unordered(
 
 
 @contextmanager
-def _without_main(function: Callable[..., object]) -> Iterator[None]:
-    """Spare new workers the import of the main module, the whole command line, unless they need something of it."""
+def _without_main() -> Iterator[None]:
+    """Spare new workers the import of the main module: that is the whole command line, and they need nothing of it."""
     main = sys.modules["__main__"]
-    if type(function).__module__ != "__main__" and getattr(function, "__module__", None) != "__main__":
-        sys.modules["__main__"] = ModuleType("__main__")
+    sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
