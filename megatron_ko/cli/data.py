@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli import data_clean, data_preprocess
+from megatron_ko.cli import data_clean, data_decontaminate, data_dedup, data_preprocess
 
 app = typer.Typer(no_args_is_help=True, help="Text to indexed tokens, and a look at what they hold.")
 
@@ -25,6 +25,8 @@ def _group() -> None:
 app.command()(data_preprocess.preprocess)
 app.command()(data_preprocess.merge)
 app.command()(data_clean.clean)
+app.command()(data_dedup.dedup)
+app.command()(data_decontaminate.decontaminate)
 
 
 @app.command()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ko import __version__
-from megatron_ko.data.dedup.arrays import open_arrays
 from megatron_ko.data.dedup.clusters import choose_best, choose_kept, near_clusters, same_text_clusters
-from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, Parts, parts_by
+from megatron_ko.data.dedup.corpus import parts_by
 from megatron_ko.data.dedup.join import CandidateJoin, ExactJoin, key_ranges
 from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
 from megatron_ko.data.dedup.output import Decisions, RemovedWork, WriteWork
@@ -18,6 +17,7 @@ from megatron_ko.data.dedup.pieces import Cutting, Level, PiecesWork, mark_piece
 from megatron_ko.data.dedup.report import describe_clusters, sampled_clusters, source_pairs
 from megatron_ko.data.dedup.settle import SettleWork
 from megatron_ko.data.dedup.sign import SignWork
+from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
 from megatron_ko.data.dedup.verify import VerifyWork, document_ranges
 from megatron_ko.data.dedup.workplace import (
     Progress,
@@ -29,10 +29,8 @@ from megatron_ko.data.dedup.workplace import (
     write_outputs,
     write_text,
 )
-from megatron_ko.data.inputs import content_hash
 from megatron_ko.data.jobs import Part, remove_job
 from megatron_ko.data.writers import merge_documents
-from megatron_ko.errors import DataError
 
 FORMAT = 1
 
@@ -74,7 +72,7 @@ class _Dedup:
         work = SignWork(options.input.key, options.normalisation, options.near)
         signed = place.over_corpus("sign", work)
         parts = parts_by(signed, "documents")
-        _check_number(parts, signed, options)
+        check_number(parts, signed, options.input)
         decisions = Decisions(parts, place.array("same_text"), place.array("kept"))
         self._decide_documents(decisions, signed)
         for level in LEVELS[1:]:
@@ -172,12 +170,12 @@ class _Dedup:
         folder = fresh_folder(self._place.folder / "output")
         outputs = write_outputs(folder, options.input, written, options.suffix)
         merge_documents([part.path for part in removed], folder / "removed.jsonl.zst")
-        _write_rejected(folder / "rejected.jsonl", signed)
+        write_rejected(folder / "rejected.jsonl", signed)
         manifest = {
             "format": FORMAT,
             "created_by": f"megatron_ko {__version__}",
             "options": dict(options.identity()),
-            "inputs": _inputs(options, signed),
+            "inputs": describe_inputs(options.input, signed),
             "outputs": outputs,
             **_conserved(signed, written, removed),
         }
@@ -185,56 +183,6 @@ class _Dedup:
         write_text(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
         publish(folder, options.output)
         return DedupResult(manifest, report)
-
-
-def _check_number(parts: Parts, signed: Sequence[Part], options: DedupOptions) -> None:
-    if not parts.total:
-        reasons = dict(_rejected(signed))
-        raise DataError(
-            "the corpus is empty: no document was found",
-            got=f"rejected records {reasons}" if reasons else "no records",
-            expected="at least one document",
-            remedy=f"check the files and --json-key (now {options.input.key!r})",
-        )
-    if parts.total >= MOST_DOCUMENTS:
-        raise DataError(
-            "too many documents for one run",
-            got=f"{parts.total:,}",
-            expected=f"fewer than {MOST_DOCUMENTS:,}",
-            remedy="deduplicate groups of sources, then their results",
-        )
-
-
-def _rejected(signed: Sequence[Part]) -> Counter[str]:
-    reasons: Counter[str] = Counter()
-    for part in signed:
-        reasons.update(part.statistics["rejected"])
-    return reasons
-
-
-def _write_rejected(path: Path, signed: Sequence[Part]) -> None:
-    if not _rejected(signed):
-        return
-    with path.open("wb") as stream:
-        for part in signed:
-            stream.write(open_arrays(part.path)["rejected"].tobytes())
-
-
-def _inputs(options: DedupOptions, signed: Sequence[Part]) -> list[dict[str, Any]]:
-    described = []
-    for source, path in enumerate(options.input.paths):
-        parts = [part for part in signed if part.statistics["source"] == source]
-        described.append(
-            {
-                "path": str(path),
-                "bytes": path.stat().st_size,
-                "xxh3_128": content_hash(path),
-                "documents": sum(part.statistics["documents"] for part in parts),
-                "bytes_of_text": sum(part.statistics["bytes"] for part in parts),
-                "rejected": _rejected(parts).total(),
-            }
-        )
-    return described
 
 
 def _conserved(signed: Sequence[Part], written: Sequence[Part], removed: Sequence[Part]) -> dict[str, Any]:
@@ -255,11 +203,12 @@ def _conserved(signed: Sequence[Part], written: Sequence[Part], removed: Sequenc
     total_bytes = sum(part.statistics["bytes"] for part in signed)
     out = sum(part.statistics["documents"] for part in written)
     out_bytes = sum(part.statistics["bytes"] for part in written)
+    rejected = rejected_reasons(signed)
     assert total == out + documents.total(), (total, out, documents)
     assert total_bytes == out_bytes + sizes.total(), (total_bytes, out_bytes, sizes)
     return {
         "documents": {"in": total, "out": out, "removed": dict(sorted(documents.items()))},
         "bytes_of_text": {"in": total_bytes, "out": out_bytes, "removed": dict(sorted(sizes.items()))},
         "pieces_removed": dict(sorted(pieces.items())),
-        "rejected": {"records": _rejected(signed).total(), "reasons": dict(sorted(_rejected(signed).items()))},
+        "rejected": {"records": rejected.total(), "reasons": dict(sorted(rejected.items()))},
     }

@@ -71,7 +71,7 @@ def shingle_hashes(texts: Sequence[str], shingles: Shingles) -> Ragged:
 
     A text that is shorter than a window has one: itself. An empty one has none.
     """
-    units = word_hashes(texts).words if shingles.unit == "word" else _characters(texts)
+    units = word_hashes(texts).words if shingles.unit == "word" else shingle_units(texts)
     return window_hashes(units, shingles.size)
 
 
@@ -105,6 +105,27 @@ def window_hashes(units: Ragged, size: int) -> Ragged:
     return Ragged(hashes, offsets)
 
 
+def shingle_units(texts: Sequence[str]) -> Ragged:
+    """Characters as uint64, what windows of characters are made of."""
+    encoded = "".join(texts).encode("utf-32-le", errors="surrogatepass")
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    return Ragged(np.frombuffer(encoded, "<u4").astype(np.uint64), _offsets(lengths))
+
+
+def range_hashes(units: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The hashes that ``window_hashes`` gives, of any windows: units[start] to before units[end]."""
+    hashes = np.empty(starts.size, np.uint64)
+    order = np.argsort(starts, kind="stable")
+    done = 0
+    while done < order.size:
+        base = int(starts[order[done]])
+        last = done + int(np.searchsorted(starts[order[done:]], base + _SEGMENT, side="right"))
+        here = order[done:last]
+        hashes[here] = _sums(units[base : int(ends[here].max())], starts[here] - base, ends[here] - base)
+        done = last
+    return hashes
+
+
 @dataclass(frozen=True)
 class Words:
     """The words of texts: their hashes, and where in its text each begins and ends, in characters."""
@@ -116,7 +137,7 @@ class Words:
 
 def word_hashes(texts: Sequence[str]) -> Words:
     """Hashes of what stands between white space."""
-    characters = _characters(texts)
+    characters = shingle_units(texts)
     points, borders = characters.values, characters.offsets
     blank = _blank_table().take(np.minimum(points, 0x3001).astype(np.int64))
     inside = np.concatenate(([False], ~blank, [False]))
@@ -135,13 +156,6 @@ def word_hashes(texts: Sequence[str]) -> Words:
     offsets = np.searchsorted(begins, borders)
     rows = np.repeat(borders[:-1], np.diff(offsets))
     return Words(Ragged(hashes, offsets), begins - rows, ends - rows)
-
-
-def _characters(texts: Sequence[str]) -> Ragged:
-    """Code points as uint64."""
-    encoded = "".join(texts).encode("utf-32-le", errors="surrogatepass")
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    return Ragged(np.frombuffer(encoded, "<u4").astype(np.uint64), _offsets(lengths))
 
 
 def _sums(units: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from megatron_ko.data.dedup.shingles import Ragged
 
 SKETCH = 512
 # Of a long document only this many times SKETCH hashes are sorted: those below a limit.
-_MARGIN = 2
+_MARGIN = 3
 
 
 def sketches(shingles: Ragged) -> Ragged:
@@ -27,7 +27,7 @@ def sketches(shingles: Ragged) -> Ragged:
     # A row of many repeated shingles may have too few below its limit, though not too few in all.
     short = np.flatnonzero((counts < SKETCH) & (share < 1.0))
     if short.size:
-        every = [np.unique(shingles[int(row)] >> np.uint64(32)) for row in short]
+        every = [_distinct(np.zeros(1, np.int64), shingles[int(row)] >> np.uint64(32))[1] for row in short]
         others = ~np.isin(rows, short)
         rows = np.concatenate((rows[others], np.repeat(short, [len(row) for row in every])))
         values = np.concatenate((values[others], *every))

@@ -22,6 +22,8 @@ from megatron_ko.log import get_logger
 
 _log = get_logger(__name__)
 
+# Bytes of input that one process has read before others have started.
+_SMALL = 4 << 20
 # Name of the pass, and how much of it is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
@@ -53,7 +55,8 @@ class Workplace:
             read += part.statistics["read"]
             self._progress(name, read / self._bytes)
 
-        return self._run(name, read_corpus(self._files), work, suffix, self.running.workers, progress)
+        workers = self.running.workers if self._bytes > _SMALL else 1
+        return self._run(name, read_corpus(self._files), work, suffix, workers, progress)
 
     def over_units(self, name: str, units: Iterable[tuple[int, Any]], work: Work, suffix: str = "") -> list[Part]:
         """A pass over numbered units of work."""
@@ -65,7 +68,8 @@ class Workplace:
             done += 1
             self._progress(name, done / len(listed))
 
-        workers = max(1, min(self.running.workers, len(listed)))
+        # A few units are done before other processes have started.
+        workers = self.running.workers if len(listed) >= 4 * self.running.workers else 1
         return self._run(name, listed, work, suffix, workers, progress)
 
     def _run(

@@ -1,0 +1,94 @@
+"""`megatron-ko data decontaminate`: documents that give an evaluation away."""
+
+import json
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megatron_ko.cli.data_dedup import Key, Kind, Output, OutputFormat, Restart, Unit, Written, kept, progress_bar
+from megatron_ko.cli.data_preprocess import CORES, AsJson, Inputs, MoreInputs, TextUnit, Workers
+
+
+class GramUnit(StrEnum):
+    """What an n-gram consists of."""
+
+    eojeol = "eojeol"
+    char = "char"
+
+
+# By unit: an n-gram of English words and one of Korean characters carry about as much as 13 eojeol.
+DEFAULT_SIZES = {GramUnit.eojeol: 13, GramUnit.char: 40}
+
+
+def decontaminate(
+    files: Inputs,
+    against: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Evaluation file (.jsonl .tsv .csv .parquet ...); repeatable.")
+    ],
+    output: Output,
+    more: MoreInputs = None,
+    against_key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="Field with text of the evaluation files; repeatable.")
+    ] = None,
+    unit: Annotated[GramUnit, typer.Option(help="eojeol, or characters without blanks.")] = GramUnit.eojeol,
+    ngram: Annotated[int | None, typer.Option(min=1, help="Units in a row. [13 eojeol, 40 characters]")] = None,
+    shortest: Annotated[
+        int | None, typer.Option(min=1, help="Search for shorter items as a whole, from so many units. [half of it]")
+    ] = None,
+    json_key: Key = "text",
+    text_unit: Unit = TextUnit.line,
+    format: Kind = None,
+    output_format: Written = OutputFormat.jsonl_zst,
+    workers: Workers = CORES,
+    restart: Restart = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove documents that share an n-gram with an item of an evaluation file.
+
+    Compared without case and punctuation. DIR/removed.jsonl.zst names, for each document that went, the items and the
+    text in common. The same command, started again after a kill, goes on from what is done.
+
+    Example: megatron-ko data decontaminate --input web.jsonl --against kobest/*.jsonl --output clean/web --ngram 13
+    """
+    from megatron_ko.data.dedup.decontaminate import DecontaminateOptions
+    from megatron_ko.data.dedup.decontaminate import decontaminate as run
+    from megatron_ko.data.dedup.evaluation import Grams
+    from megatron_ko.data.dedup.options import Input, Running
+    from megatron_ko.data.dedup.workplace import work_folder
+    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.jobs import remove_job
+
+    size = ngram or DEFAULT_SIZES[unit]
+    options = DecontaminateOptions(
+        input=Input(
+            expand_inputs((*files, *(more or []))), json_key, text_unit.value, format.value if format else None
+        ),
+        output=output,
+        against=expand_inputs(against),
+        keys=tuple(against_key or ["text"]),
+        grams=Grams(unit.value, size, shortest or max(1, size // 2)),
+        suffix=f".{output_format.value}",
+        running=Running(workers),
+    )
+    if restart:
+        remove_job(work_folder(output))
+    start = time.monotonic()
+    with kept(work_folder(output)), progress_bar() as progress:
+        manifest = run(options, progress)
+    seconds = time.monotonic() - start
+    if as_json:
+        typer.echo(json.dumps({**manifest, "seconds": round(seconds, 3)}, ensure_ascii=False))
+        return
+    documents, sizes = manifest["documents"], manifest["bytes_of_text"]
+    typer.echo(
+        f"{output}: {documents['out']:,} of {documents['in']:,} documents stay, "
+        f"{documents['removed']['contaminated']:,} share {size} {unit.value} with an evaluation item"
+    )
+    for file in manifest["evaluation"]["files"]:
+        typer.echo(
+            f"  {file['file']}: {file['found']:,} of {file['items']:,} texts found, {file['too_short']:,} too short"
+        )
+    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s; see removed.jsonl.zst")

@@ -1,0 +1,273 @@
+"""Documents that share an n-gram with an evaluation item go; each is listed with the item and the shared text."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import zstandard
+
+from megatron_ko import __version__
+from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
+from megatron_ko.data.dedup.clusters import disk_array
+from megatron_ko.data.dedup.corpus import Parts, SourceChunk, parts_by
+from megatron_ko.data.dedup.evaluation import EvaluationIndex, Grams, Item, Match, build_index, read_items
+from megatron_ko.data.dedup.options import Input, Running, check_output
+from megatron_ko.data.dedup.output import Decisions, WriteWork
+from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
+from megatron_ko.data.dedup.workplace import (
+    Progress,
+    Workplace,
+    fresh_folder,
+    held,
+    publish,
+    work_folder,
+    write_outputs,
+    write_text,
+)
+from megatron_ko.data.documents import ParsedBlock
+from megatron_ko.data.inputs import check_inputs, content_hash
+from megatron_ko.data.jobs import Part, remove_job
+from megatron_ko.data.records import Rejected
+from megatron_ko.errors import DataError
+
+FORMAT = 1
+# Characters of text that are compared at once.
+_BATCH = 1 << 16
+_SHOWN_MATCHES = 5
+_SHOWN_ITEMS = 20
+
+
+@dataclass(frozen=True)
+class DecontaminateOptions:
+    """What to clear of what.
+
+    Attributes:
+        input: the files.
+        output: new folder.
+        against: evaluation files.
+        keys: their fields with text; the first one is in every record.
+        grams: what a document must not share with an item.
+        suffix: of the output files.
+        running: processes.
+    """
+
+    input: Input
+    output: Path
+    against: tuple[Path, ...]
+    keys: tuple[str, ...] = ("text",)
+    grams: Grams = field(default_factory=Grams)
+    suffix: str = ".jsonl.zst"
+    running: Running = field(default_factory=Running)
+
+    def identity(self) -> Mapping[str, object]:
+        """What decides the result, beside the content of the inputs."""
+        return {
+            "key": self.input.key,
+            "text_unit": self.input.text_unit,
+            "format": self.input.kind,
+            "against": {str(path): content_hash(path) for path in self.against},
+            "against_keys": list(self.keys),
+            **asdict(self.grams),
+            "suffix": self.suffix,
+        }
+
+    def check(self) -> None:
+        """Refuse what cannot work, before anything is read.
+
+        Raises:
+            DataError: which option, or which file.
+        """
+        if not 1 <= self.grams.shortest <= self.grams.size:
+            raise DataError(
+                "the shortest item cannot be longer than an n-gram",
+                got=f"--shortest {self.grams.shortest}, --ngram {self.grams.size}",
+                expected="1 <= shortest <= ngram",
+            )
+        check_output(self.output, self.suffix)
+        self.input.check()
+        check_inputs(self.against)
+
+
+def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_: None) -> dict[str, Any]:
+    """Write a new folder: one file a source, manifest.json, removed.jsonl.zst, and rejected.jsonl if any.
+
+    Returns:
+        the manifest.
+
+    Raises:
+        DataError: bad options or input, no document, no usable item, an existing output, a full disk, a dead worker.
+    """
+    options.check()
+    index, items = build_index(read_items(options.against, options.keys), options.grams)
+    folder = work_folder(options.output)
+    with held(folder, options.output):
+        place = Workplace(folder, options.input, options.identity(), options.running, progress)
+        matched = place.over_corpus("match", MatchWork(options.input.key, index, items))
+        parts = parts_by(matched, "documents")
+        check_number(parts, matched, options.input)
+        decisions = Decisions(parts, same_text=place.array("none"), kept=place.array("kept"))
+        _mark_kept(decisions.kept, parts)
+        written = place.over_corpus("write", WriteWork(options.input, decisions, frozenset()), options.suffix)
+        manifest = _assemble(options, place, (matched, written), items)
+    remove_job(folder)
+    return manifest
+
+
+class MatchWork:
+    """Writes "gone" [g], the documents of one chunk that share n-grams, "lines" about them, "hits" [h, 2]: (item,
+    documents), and "rejected".
+    """
+
+    def __init__(self, key: str, index: EvaluationIndex, items: Sequence[Item]) -> None:
+        self._key, self._index, self._items = key, index, list(items)
+
+    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
+        gone: list[int] = []
+        lines: list[bytes] = []
+        hits: Counter[int] = Counter()
+        rejected: list[Rejected] = []
+        documents = size = gone_size = 0
+        for parsed in chunk.parsed(self._key):
+            rejected += parsed.rejected
+            sizes = [len(text.encode("utf-8")) for text in parsed.texts]
+            for row, matches in sorted(self._matches(parsed).items()):
+                gone.append(documents + row)
+                gone_size += sizes[row]
+                hits.update({match.item for match, _ in matches})
+                lines.append(orjson.dumps({"position": parsed.positions[row], **self._described(matches)}) + b"\n")
+            documents += len(sizes)
+            size += sum(sizes)
+        arrays: dict[str, np.ndarray] = {
+            "gone": np.array(gone, np.int64),
+            "lines": np.frombuffer(b"".join(lines), np.uint8),
+            "hits": np.array(sorted(hits.items()), np.int64).reshape(-1, 2),
+            "rejected": np.frombuffer(b"".join(orjson.dumps(asdict(one)) + b"\n" for one in rejected), np.uint8),
+        }
+        write_arrays(part, arrays)
+        return {
+            "source": chunk.source,
+            "documents": documents,
+            "bytes": size,
+            "removed": len(gone),
+            "removed_bytes": gone_size,
+            "rejected": dict(Counter(record.reason.split(":")[0] for record in rejected)),
+            "read": chunk.chunk.read,
+        }
+
+    def _matches(self, parsed: ParsedBlock) -> dict[int, list[tuple[Match, str]]]:
+        """By document of the block: its matches, and the text of each."""
+        found: dict[int, list[tuple[Match, str]]] = defaultdict(list)
+        prepared = [self._index.grams.prepared(text) for text in parsed.texts]
+        first = 0
+        while first < len(prepared):
+            last, held_characters = first, 0
+            while last < len(prepared) and (last == first or held_characters < _BATCH):
+                held_characters += len(prepared[last])
+                last += 1
+            for match in self._index.find(prepared[first:last]):
+                row = first + match.row
+                found[row].append((match, prepared[row][match.begin : match.end]))
+            first = last
+        return found
+
+    def _described(self, matches: Sequence[tuple[Match, str]]) -> dict[str, Any]:
+        grams: dict[int, dict[int, str]] = defaultdict(dict)
+        for match, text in matches:
+            grams[match.item].setdefault(match.gram, text)
+        most = sorted(grams, key=lambda item: (-len(grams[item]), item))
+        described = []
+        for number in most[:_SHOWN_MATCHES]:
+            item, shared = self._items[number], grams[number]
+            described.append(
+                {
+                    "file": item.file,
+                    "position": item.position,
+                    "field": item.field,
+                    "shared_ngrams": len(shared),
+                    "of": item.grams,
+                    "text": next(iter(shared.values())),
+                }
+            )
+        return {"items": len(grams), "matches": described}
+
+
+def _mark_kept(path: Path, parts: Parts) -> None:
+    kept = disk_array(path, parts.total, "<i8")
+    for chunk, (first, last) in enumerate(zip(parts.firsts[:-1], parts.firsts[1:], strict=True)):
+        kept[first:last] = np.arange(first, last)
+        kept[parts[chunk]["gone"] + first] = -1
+
+
+def _assemble(
+    options: DecontaminateOptions, place: Workplace, passes: tuple[list[Part], list[Part]], items: Sequence[Item]
+) -> dict[str, Any]:
+    matched, written = passes
+    folder = fresh_folder(place.folder / "output")
+    outputs = write_outputs(folder, options.input, written, options.suffix)
+    _write_removed(folder / "removed.jsonl.zst", options, matched)
+    write_rejected(folder / "rejected.jsonl", matched)
+
+    def total(parts: Sequence[Part], name: str) -> int:
+        return sum(part.statistics[name] for part in parts)
+
+    assert total(matched, "documents") == total(written, "documents") + total(matched, "removed")
+    assert total(matched, "bytes") == total(written, "bytes") + total(matched, "removed_bytes")
+    rejected = rejected_reasons(matched)
+    manifest = {
+        "format": FORMAT,
+        "created_by": f"megatron_ko {__version__}",
+        "options": dict(options.identity()),
+        "inputs": describe_inputs(options.input, matched),
+        "outputs": outputs,
+        "documents": {
+            "in": total(matched, "documents"),
+            "out": total(written, "documents"),
+            "removed": {"contaminated": total(matched, "removed")},
+        },
+        "bytes_of_text": {
+            "in": total(matched, "bytes"),
+            "out": total(written, "bytes"),
+            "removed": {"contaminated": total(matched, "removed_bytes")},
+        },
+        "rejected": {"records": rejected.total(), "reasons": dict(sorted(rejected.items()))},
+        "evaluation": _evaluation(options, matched, items),
+    }
+    write_text(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
+    publish(folder, options.output)
+    return manifest
+
+
+def _write_removed(path: Path, options: DecontaminateOptions, matched: Sequence[Part]) -> None:
+    with path.open("wb") as stream, zstandard.ZstdCompressor(level=3).stream_writer(stream) as lines:
+        for part in matched:
+            source = str(options.input.paths[part.statistics["source"]])
+            for line in open_arrays(part.path)["lines"].tobytes().splitlines():
+                lines.write(orjson.dumps({"source": source, **orjson.loads(line)}) + b"\n")
+
+
+def _evaluation(options: DecontaminateOptions, matched: Sequence[Part], items: Sequence[Item]) -> dict[str, Any]:
+    hits: Counter[int] = Counter()
+    for part in matched:
+        hits.update({int(item): int(number) for item, number in open_arrays(part.path)["hits"]})
+    files = []
+    for path in map(str, options.against):
+        mine = [number for number, item in enumerate(items) if item.file == path]
+        searched = [number for number in mine if items[number].grams]
+        files.append(
+            {
+                "file": path,
+                "items": len(mine),
+                "too_short": len(mine) - len(searched),
+                "found": sum(number in hits for number in searched),
+            }
+        )
+    most = sorted(hits.items(), key=lambda entry: (-entry[1], entry[0]))[:_SHOWN_ITEMS]
+    return {
+        "files": files,
+        "most_found": [{**asdict(items[number]), "documents": documents} for number, documents in most],
+    }

@@ -1,0 +1,71 @@
+"""What every manifest says of the inputs, from the statistics of the first pass."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_ko.data.dedup.arrays import open_arrays
+from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, Parts
+from megatron_ko.data.dedup.options import Input
+from megatron_ko.data.inputs import content_hash
+from megatron_ko.data.jobs import Part
+from megatron_ko.errors import DataError
+
+
+def check_number(parts: Parts, signed: Sequence[Part], files: Input) -> None:
+    """Refuse a corpus without documents, and one with more than can be numbered.
+
+    Raises:
+        DataError: either.
+    """
+    if not parts.total:
+        reasons = dict(rejected_reasons(signed))
+        raise DataError(
+            "the corpus is empty: no document was found",
+            got=f"rejected records {reasons}" if reasons else "no records",
+            expected="at least one document",
+            remedy=f"check the files and --json-key (now {files.key!r})",
+        )
+    if parts.total >= MOST_DOCUMENTS:
+        raise DataError(
+            "too many documents for one run",
+            got=f"{parts.total:,}",
+            expected=f"fewer than {MOST_DOCUMENTS:,}",
+            remedy="deduplicate groups of sources, then their results",
+        )
+
+
+def rejected_reasons(signed: Sequence[Part]) -> Counter[str]:
+    """Rejected records of these parts by reason."""
+    reasons: Counter[str] = Counter()
+    for part in signed:
+        reasons.update(part.statistics["rejected"])
+    return reasons
+
+
+def write_rejected(path: Path, signed: Sequence[Part]) -> None:
+    """The rejected records as lines of JSON, if there are any."""
+    if not rejected_reasons(signed):
+        return
+    with path.open("wb") as stream:
+        for part in signed:
+            stream.write(open_arrays(part.path)["rejected"].tobytes())
+
+
+def describe_inputs(files: Input, signed: Sequence[Part]) -> list[dict[str, Any]]:
+    """Every input with its size, hash, documents and rejected records."""
+    described = []
+    for source, path in enumerate(files.paths):
+        parts = [part for part in signed if part.statistics["source"] == source]
+        described.append(
+            {
+                "path": str(path),
+                "bytes": path.stat().st_size,
+                "xxh3_128": content_hash(path),
+                "documents": sum(part.statistics["documents"] for part in parts),
+                "bytes_of_text": sum(part.statistics["bytes"] for part in parts),
+                "rejected": rejected_reasons(parts).total(),
+            }
+        )
+    return described
