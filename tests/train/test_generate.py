@@ -35,11 +35,11 @@ TEXT = """한국어 말뭉치는 작지만 문장은 여럿이다. 봄에는 꽃
 PROMPTS = ["서울에서", "봄에는 꽃이 피고 여름에는", "", "가을"]
 
 
-def make_config(folder: Path, dtype: str, **parallel: int) -> RunConfig:
+def make_config(folder: Path, dtype: str, parallel: dict[str, int], **more: Any) -> RunConfig:
     model = {
         "num_layers": 4, "hidden_size": 96, "ffn_hidden_size": 192, "num_attention_heads": 12, "num_query_groups": 6,
         "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "init_std": 0.15, "vocab_multiple": 8,
-        "tie_embeddings": False,
+        "tie_embeddings": False, **more,
     }  # fmt: skip
     tree = {
         "run": {"dir": str(folder), "name": "생성", "seed": 11},
@@ -82,14 +82,19 @@ def write_checkpoint(config: RunConfig, step: int, fingerprint: str) -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer and three runs of the same weights, saved under different layouts and precisions."""
+    """A folder with a tokenizer and runs of the same weights, saved under different layouts and precisions.
+
+    "windows" is another network, whose layers see 7 earlier tokens, or all, in turns.
+    """
     folder = tmp_path_factory.mktemp("generate")
     (folder / "corpus.txt").write_text(TEXT * 20, encoding="utf-8")
     train_tokenizer([folder / "corpus.txt"], folder / "tokenizer", TokenizerOptions("byte-bpe", VOCABULARY))
     fingerprint = load_tokenizer(folder / "tokenizer").fingerprint
     layouts = {"tensor3": {"tensor": 3}, "grid": {"tensor": 2, "pipeline": 2}, "half": {"tensor": 2}}
+    layouts["windows"] = {"context": 2}
     for name, layout in layouts.items():
-        config = make_config(folder / name, "bf16" if name == "half" else "fp32", **layout)
+        model = {"family": "qwen3", "windows": [7, None, 7, None]} if name == "windows" else {}
+        config = make_config(folder / name, "bf16" if name == "half" else "fp32", layout, **model)
         config.run.dir.mkdir()
         assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint), timeout_s=60) == 0
     return folder
@@ -133,7 +138,7 @@ def check_greedy(run: Path) -> None:
         assert tokens == theirs[0, len(prompt) :].tolist()
 
 
-@pytest.mark.parametrize("run", ["tensor3", "grid"])
+@pytest.mark.parametrize("run", ["tensor3", "grid", "windows"])
 def test_greedy_equals_recomputation_and_transformers(work: Path, run: str) -> None:
     in_one_rank(check_greedy, work / run)
 

@@ -55,8 +55,9 @@ def test_sigterm_saves_within_a_step_and_the_next_start_continues(new_run: NewRu
         ("launch.ranks_per_node=2", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"),
         ("parallel.pipeline=2", "parallel.virtual_pipeline=2", "precision.dtype=fp16"),
         ("parallel.tensor=2", "parallel.sequence_parallel=true", "training.recompute=full"),
+        ("parallel.context=2", "data.document_mask=true", "precision.dtype=bf16", "training.recompute=full"),
     ],
-    ids=["replicated-optimizer", "overlapped", "interleaved-fp16", "sequence-parallel-recomputed"],
+    ids=["replicated-optimizer", "overlapped", "interleaved-fp16", "sequence-parallel-recomputed", "context-documents"],
 )
 def test_every_layout_continues_bit_for_bit(new_run: NewRun, layout: tuple[str, ...]) -> None:
     overrides = (*layout, "model.hidden_dropout=0.1", "training.steps=14", "eval.interval=5")
@@ -125,8 +126,9 @@ def flip_a_bit(path: Path) -> None:
         (("parallel.tensor=2", "precision.dtype=bf16"), ("parallel.pipeline=2", "precision.dtype=bf16")),
         (("launch.ranks_per_node=2",), ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_parallel=true")),
         (("parallel.pipeline=2", "parallel.virtual_pipeline=2"), ()),
+        (("parallel.context=2", "data.document_mask=true"), ("parallel.tensor=2", "data.document_mask=true")),
     ],
-    ids=["tp2-to-pp2-bf16", "dp2-to-tp2pp2", "vpp2-to-one"],
+    ids=["tp2-to-pp2-bf16", "dp2-to-tp2pp2", "vpp2-to-one", "cp2-to-tp2"],
 )
 def test_another_layout_continues_with_the_same_samples(
     new_run: NewRun, before: tuple[str, ...], after: tuple[str, ...]

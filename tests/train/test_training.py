@@ -71,14 +71,16 @@ def test_a_run_directory_holds_what_is_promised(new_run: NewRun) -> None:
 
 
 def test_validation_is_the_same_for_every_layout(new_run: NewRun) -> None:
-    """10 sequences over micro-batches of 2 on 1, 2 and 4 data ranks: the last part is filled up, and not counted."""
+    """11 sequences in micro-batches of 2, over data ranks and in parts: filled up, and the filling is not counted."""
+    layouts = [("launch.ranks_per_node=1",), ("launch.ranks_per_node=2",), ("launch.ranks_per_node=4",)]
+    layouts.append(("launch.ranks_per_node=4", "parallel.context=2"))
     found = []
-    for ranks in (1, 2, 4):
-        run = new_run(f"dp{ranks}", f"launch.ranks_per_node={ranks}", "training.steps=2", "eval.samples=11")
+    for number, layout in enumerate(layouts):
+        run = new_run(f"run{number}", *layout, "training.steps=2", "eval.samples=11")
         assert run.train().returncode == 0
         found.append(run.lines("valid")[-1])
-    assert [line["valid_tokens"] for line in found] == [352] * 3
-    assert [line["valid_loss"] for line in found[1:]] == pytest.approx([found[0]["valid_loss"]] * 2, rel=1e-6)
+    assert [line["valid_tokens"] for line in found] == [352] * 4
+    assert [line["valid_loss"] for line in found[1:]] == pytest.approx([found[0]["valid_loss"]] * 3, rel=1e-6)
 
 
 def test_samples_do_not_depend_on_the_number_of_data_ranks(tiny: Path) -> None:
