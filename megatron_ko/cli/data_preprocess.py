@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from megatron_ko.data.finish import Written
+    from megatron_ko.data.preprocess import PreprocessOptions
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Inputs = Annotated[
@@ -94,13 +95,10 @@ def preprocess(
 
     Example: megatron-ko data preprocess --input corpus.jsonl --tokenizer tokenizer --output data/corpus --workers 8
     """
-    import time
-
     from megatron_ko.data.finish import job_folder
     from megatron_ko.data.inputs import expand_inputs
     from megatron_ko.data.jobs import remove_job
     from megatron_ko.data.preprocess import PreprocessOptions
-    from megatron_ko.data.preprocess import preprocess as run
 
     if shards is not None and shard_tokens is not None:
         raise typer.BadParameter("give --shards or --shard-tokens, not both")
@@ -123,14 +121,28 @@ def preprocess(
         size=size,
         verify=verify,
     )
+    run_and_report(options, as_json)
+
+
+def run_and_report(options: "PreprocessOptions", as_json: bool = False) -> None:
+    """Preprocess with a progress bar, and print what was written."""
+    import time
+
+    from megatron_ko.data.finish import job_folder
+    from megatron_ko.data.preprocess import preprocess as run
+
     start = time.monotonic()
-    with _kept(job_folder(output)), _progress_bar(options.inputs) as progress:
+    with _kept(job_folder(options.output)), _progress_bar(options.inputs) as progress:
         written = run(options, progress)
-    if size > 1:
-        message = f"rank {rank} of {size} is finished; when all are: megatron-ko data merge --output {output}"
-        typer.echo(json.dumps({"finished": rank, "of": size}) if as_json else message)
-        return
-    _report(written, time.monotonic() - start, as_json)
+    if options.size == 1:
+        _report(written, time.monotonic() - start, as_json)
+    elif as_json:
+        typer.echo(json.dumps({"finished": options.rank, "of": options.size}))
+    else:
+        typer.echo(
+            f"rank {options.rank} of {options.size} is finished; "
+            f"when all are: megatron-ko data merge --output {options.output}"
+        )
 
 
 def merge(

@@ -1,6 +1,7 @@
 """The `megatron-ko` program: one verb a file, and one place that turns errors into exit codes."""
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import typer
@@ -42,9 +43,14 @@ def _program(
 
 
 def main() -> None:
-    """Entry point: a KoError is told in full and ends with its exit code; anything else is a crash."""
+    """Entry point: the command line."""
+    run(app)
+
+
+def run(program: Callable[[], object]) -> None:
+    """A KoError is told in full and ends with its exit code; anything else is a crash."""
     try:
-        app()
+        program()
     except KoError as error:
         _end(error)
     except OSError as error:
