@@ -13,6 +13,7 @@ from oracle import Pieces, assemble, pieces_of
 from megatron_ko.config import RunConfig
 from megatron_ko.data.pretrain import Collator, TokenBatch
 from megatron_ko.models.build import build_model
+from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.platform import get_platform
@@ -89,12 +90,14 @@ class Outcome:
         gradients: global gradient of every parameter at the first step, by name and stacked index.
         weights: the initial weights, likewise.
         grad_norms: global gradient norm of every step.
+        routing: what the routers did in the last step.
     """
 
     losses: list[float]
     gradients: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
     grad_norms: list[float | None]
+    routing: tuple[LayerRouting, ...]
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class RankOutcome:
     gradients: Pieces
     weights: Pieces
     grad_norms: list[float | None]
+    routing: tuple[LayerRouting, ...]
 
 
 def train_under(config: RunConfig, world_size: int, steps: int = STEPS) -> Outcome:
@@ -119,6 +123,7 @@ def merge(ranks: list[RankOutcome]) -> Outcome:
         gradients=assemble(piece for rank in ranks for piece in rank.gradients),
         weights=assemble(piece for rank in ranks for piece in rank.weights),
         grad_norms=ranks[0].grad_norms,
+        routing=ranks[0].routing,
     )
 
 
@@ -176,7 +181,7 @@ def train_rank(config: RunConfig, steps: int) -> RankOutcome:
         losses.append(result.loss)
         norms.append(result.grad_norm)
     destroy()
-    return RankOutcome(losses, gradients, weights, norms)
+    return RankOutcome(losses, gradients, weights, norms, result.routing)
 
 
 def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], groups: Groups) -> Pieces:
