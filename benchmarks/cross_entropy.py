@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_ko.config import ParallelConfig
-from megatron_ko.models.cross_entropy import linear_cross_entropy
+from megatron_ko.models.cross_entropy import Vocabulary, linear_cross_entropy
 from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.platform import get_platform
 
@@ -35,7 +35,7 @@ def ways(limit: int) -> dict[str, Loss]:
         "PyTorch cross_entropy": lambda x, w, y: F.cross_entropy((x @ w.t())[:, 0], y[0], reduction="none"),
         "megatron-core vocab_parallel": lambda x, w, y: vocab_parallel_cross_entropy(x @ w.t(), y.t().contiguous()),
         "megatron-ko": lambda x, w, y: linear_cross_entropy(
-            x, w, y, dist.group.WORLD, sequence_parallel=False, limit=limit
+            x, w, y, Vocabulary(len(w), dist.group.WORLD), sequence_parallel=False, limit=limit
         ),
     }
 

@@ -1,5 +1,7 @@
 """When the state is saved, and how much of it is kept."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from megatron_ko.config.section import Section
@@ -8,5 +10,8 @@ from megatron_ko.config.section import Section
 class CheckpointConfig(Section):
     """Checkpoints of a run."""
 
+    start_from: Path | None = Field(
+        None, description="Native model or run whose weights a new run starts with; a continued one has its own."
+    )
     interval: int = Field(1000, gt=0, description="Steps between checkpoints; the last step is always saved.")
     keep: int = Field(2, gt=0, description="Newest checkpoints kept; older ones are removed after a save succeeded.")

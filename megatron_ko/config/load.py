@@ -24,7 +24,7 @@ S = TypeVar("S", bound=Section)
 Tree = dict[str, Any]
 
 # Paths in a file are relative to that file, so that a run can be started from any folder.
-_PATH_FIELDS = {("data", "tokenizer"), ("data", "cache_dir"), ("run", "dir")}
+_PATH_FIELDS = {("data", "tokenizer"), ("data", "cache_dir"), ("run", "dir"), ("checkpoint", "start_from")}
 
 
 class _Texts(SafeConstructor):

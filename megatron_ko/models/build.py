@@ -7,6 +7,7 @@ from megatron.core.transformer.module import Float16Module
 from megatron_ko.config import RunConfig
 from megatron_ko.models.architectures import transformer_config
 from megatron_ko.models.decoder import Decoder
+from megatron_ko.models.fp8_weights import initial_values
 from megatron_ko.models.initialise import initialise_weights
 from megatron_ko.models.mxfp8_layers import emulate_mxfp8
 from megatron_ko.models.rope import ScaledRotaryEmbedding
@@ -28,7 +29,8 @@ def build_model(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
         ConfigError: ``precision.backend`` asks for what is not installed.
     """
     chunks = [chunk.to(get_platform().device) for chunk in build_structure(config, groups)]
-    initialise_weights(chunks, config.model, config.run.seed)
+    with initial_values(chunks):
+        initialise_weights(chunks, config.model, config.run.seed)
     if config.precision.dtype != "fp32":
         chunks = [Float16Module(chunk.config, chunk) for chunk in chunks]
     return chunks
@@ -50,6 +52,7 @@ def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups,
     layers = decoder_spec(settings, config.precision.layer_backend, vp_stage, model.windows)
     emulate_mxfp8(layers, config.precision, settings, vp_stage)
     chunk: torch.nn.Module = Decoder(
+        token_ids=model.vocab_size,
         logits_limit=config.training.logits_mib << 20,
         config=settings,
         transformer_layer_spec=layers,

@@ -7,6 +7,7 @@ batch that is within the limit is computed in one piece, and once.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,27 +19,50 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary over tensor-parallel ranks.
+
+    Attributes:
+        size: token ids.
+        group: the ranks; each holds equally many rows, and the last rows may be padding.
+    """
+
+    size: int
+    group: dist.ProcessGroup
+
+    def rows_in_use(self, rows: int) -> int:
+        """How many of this rank's rows are tokens; the others are at its end."""
+        return max(0, min(rows, self.size - self.group.rank() * rows))
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup, *, sequence_parallel: bool, limit: int
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    vocabulary: Vocabulary,
+    *,
+    sequence_parallel: bool,
+    limit: int,
 ) -> Tensor:
     """Loss of each token: the negative log-probability of its label under softmax(hidden @ weight.T).
+
+    Rows that pad the vocabulary have probability 0: they are no tokens, and no gradient reaches them.
 
     Args:
         hidden: [s, b, h], or this rank's part of s under sequence parallelism.
         weight: [v, h], this rank's rows of the vocabulary.
         labels: [b, s], ids of the whole vocabulary.
-        group: tensor-parallel ranks, which hold equally many rows each.
+        vocabulary: which rows these are.
         sequence_parallel: whether ``hidden`` is split along the sequence.
         limit: bytes that fp32 logits may take at a time on this rank.
 
     Returns:
         [b, s] in fp32, the same on all ranks of the group.
     """
-    if sequence_parallel:
-        hidden = gather_from_sequence_parallel_region(hidden, group=group)
-    else:
-        hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
-    losses = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, labels.t().flatten(), group, limit)
+    spread = gather_from_sequence_parallel_region if sequence_parallel else copy_to_tensor_model_parallel_region
+    hidden = spread(hidden, group=vocabulary.group)
+    losses = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, labels.t().flatten(), vocabulary, limit)
     return losses.view(labels.shape[1], labels.shape[0]).t().contiguous()
 
 
@@ -46,16 +70,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """[t, h], [v, h] and labels [t] to losses [t]. Gradients of ``hidden`` are those of this rank's rows alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, group: dist.ProcessGroup, limit: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, vocabulary: Vocabulary, limit: int) -> Tensor:
+        group = vocabulary.group
         tokens, rows = hidden.shape[0], weight.shape[0]
         labels = labels - group.rank() * rows  # local row of a label; outside [0, rows) on the ranks without it
         log_sums = hidden.new_empty(tokens, dtype=torch.float32)
         wanted = hidden.new_zeros(tokens, dtype=torch.float32)
-        pieces = list(_pieces(tokens, rows, limit))
+        pieces, used = list(_pieces(tokens, rows, limit)), vocabulary.rows_in_use(rows)
         for piece in pieces:
-            logits = _logits(hidden[piece], weight)
+            logits = _logits(hidden[piece], weight, used)
             index, mine = _rows_of(labels[piece], rows)
             wanted[piece] = logits.gather(1, index).squeeze(1).masked_fill(~mine, 0.0)
             highest = logits.amax(-1)
@@ -67,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In one piece, the powers are kept, and turned into the softmax over all ranks by a factor a token.
         kept = (powers, highest - total) if len(pieces) == 1 else (None, total)
         ctx.save_for_backward(hidden, weight, labels, *kept)
-        ctx.pieces = pieces
+        ctx.pieces, ctx.used = pieces, used
         return total - wanted
 
     @staticmethod
@@ -81,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_gradient = torch.empty_like(hidden)
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
         for piece in ctx.pieces:
-            slopes = _logits(hidden[piece], weight).sub_(logs[piece].unsqueeze(1)).exp_()
+            slopes = _logits(hidden[piece], weight, ctx.used).sub_(logs[piece].unsqueeze(1)).exp_()
             slopes.mul_(gradient[piece].unsqueeze(1))
             slopes = _minus_labels(slopes, labels[piece], gradient[piece]).to(weight.dtype)
             hidden_gradient[piece] = slopes @ weight
@@ -96,8 +119,11 @@ def _pieces(tokens: int, rows: int, limit: int) -> Iterator[slice]:
         yield slice(start, min(start + length, tokens))
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    return (hidden @ weight.t()).float()
+def _logits(hidden: Tensor, weight: Tensor, used: int) -> Tensor:
+    """[t, v] in fp32. Rows that are no tokens get the lowest number: a rank may have none but these."""
+    logits = (hidden @ weight.t()).float()
+    logits[:, used:] = torch.finfo(torch.float32).min
+    return logits
 
 
 def _rows_of(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -5,20 +5,21 @@ from typing import Any
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from megatron_ko.models.cross_entropy import linear_cross_entropy
+from megatron_ko.models.cross_entropy import Vocabulary, linear_cross_entropy
 
 
 class Decoder(GPTModel):
     """A GPTModel whose loss never holds more than ``logits_limit`` bytes of fp32 logits.
 
     Args:
+        token_ids: size of the vocabulary; further rows of the output layer are padding.
         logits_limit: bytes on this rank.
         kwargs: GPTModel's.
     """
 
-    def __init__(self, *, logits_limit: int, **kwargs: Any) -> None:
+    def __init__(self, *, token_ids: int, logits_limit: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._logits_limit = logits_limit
+        self._token_ids, self._logits_limit = token_ids, logits_limit
 
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **kwargs: Any) -> Tensor:
         """From the last hidden states [s, b, h] to losses [b, s], or to what GPTModel makes of them without labels."""
@@ -30,7 +31,7 @@ class Decoder(GPTModel):
             hidden_states,
             self.shared_embedding_or_output_weight() if shared else self.output_layer.weight,
             labels,
-            self.pg_collection.tp,
+            Vocabulary(self._token_ids, self.pg_collection.tp),
             sequence_parallel=self.config.sequence_parallel,
             limit=self._logits_limit,
         )

@@ -65,8 +65,6 @@ def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
         "context": parallel.context,
         "expert": parallel.expert,
         "expert_tensor": parallel.expert_tensor_size,
-        "expert": parallel.expert,
-        "expert_tensor": parallel.expert_tensor_size,
         "data": world_size // parallel.model_size,
         "sequence_parallel": parallel.sequence_parallel,
         "distributed_optimizer": parallel.distributed_optimizer,

@@ -38,6 +38,11 @@ _BOUND = (
 _SILENT = ("run.dir", "run.name", "logging.", "checkpoint.", "launch.", "resilience.")
 
 
+def is_bound(path: str) -> bool:
+    """Whether weights belong to the value at a dotted path."""
+    return path in _BOUND
+
+
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted path -> (saved, present) of every value that differs."""
     before, now = dict(_flat(saved)), dict(_flat(present))
@@ -61,7 +66,7 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
     return [
         f"{path}: {old} -> {new}"
         for path, (old, new) in {**changed, **software}.items()
-        if not path.startswith(_SILENT) and path not in _BOUND
+        if not path.startswith(_SILENT) and not is_bound(path)
     ]
 
 
@@ -75,7 +80,7 @@ def check_bound(config: RunConfig, manifest: Manifest, tokenizer: str | None = N
         ConfigError: the weights do not fit, or their tokenizer was another one.
     """
     changed = differences(manifest.config, config.model_dump(mode="json"))
-    refused = [f"{path}: {old} -> {new}" for path, (old, new) in changed.items() if path in _BOUND]
+    refused = [f"{path}: {old} -> {new}" for path, (old, new) in changed.items() if is_bound(path)]
     if tokenizer is not None and manifest.tokenizer != tokenizer:
         refused.append(f"tokenizer fingerprint: {manifest.tokenizer[:16]} -> {tokenizer[:16]}")
     if refused:

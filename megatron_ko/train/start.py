@@ -1,0 +1,64 @@
+"""The weights that a new run starts with, when they are not random: those of a native model or of another run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_ko.config import ModelConfig, RunConfig
+from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.errors import ConfigError
+from megatron_ko.log import get_logger
+from megatron_ko.models.pretrained import Pretrained, find_pretrained
+from megatron_ko.models.weights import load_weights
+from megatron_ko.train.resume import differences, is_bound
+
+_log = get_logger(__name__)
+
+
+def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Tokenizer) -> None:
+    """Load the weights of ``checkpoint.start_from`` into model chunks that no optimizer has seen yet. A collective.
+
+    Raises:
+        CheckpointError: there is no native model, or it is damaged.
+        ConfigError: it is another network, or its tokenizer another one.
+    """
+    folder = config.checkpoint.start_from
+    assert folder is not None
+    found = find_pretrained(folder)
+    _check_network(config, found, folder)
+    _check_tokenizer(found, tokenizer, folder)
+    load_weights(chunks, found.weights)
+    _log.info("starting with the weights of %s", found.weights)
+
+
+def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
+    theirs, ours = ({"model": _explicit(model)} for model in (found.model, config.model))
+    refused = [f"{path}: {old} -> {new}" for path, (old, new) in differences(theirs, ours).items() if is_bound(path)]
+    if refused:
+        raise ConfigError(
+            "checkpoint.start_from holds the weights of another network",
+            got=f"{folder}: {'; '.join(refused)}",
+            expected="the model section that it was made with",
+            remedy=f"model.from={folder}/model.yaml, where the folder has one",
+        )
+
+
+def _explicit(model: ModelConfig) -> dict[str, Any]:
+    """The section with what follows from other values written out, as files from elsewhere have it."""
+    derived = {"head_dim": model.kv_channels, "num_query_groups": model.query_groups}
+    return {**model.model_dump(mode="json"), **derived}
+
+
+def _check_tokenizer(found: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:
+    if found.tokenizer is None:
+        _log.warning("%s does not say which tokenizer its ids come from: make sure that it is this one", folder)
+        return
+    theirs = load_tokenizer(found.tokenizer).fingerprint
+    if theirs != tokenizer.fingerprint:
+        raise ConfigError(
+            "the corpus was encoded with another tokenizer than the weights were trained with",
+            got=f"data.tokenizer {tokenizer.fingerprint[:16]}",
+            expected=f"{theirs[:16]}, the one in {found.tokenizer}",
+            remedy=f"preprocess the text with {found.tokenizer}",
+        )

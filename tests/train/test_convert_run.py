@@ -1,0 +1,84 @@
+"""From a trained run to Hugging Face and back into training: the same weights all the way, at any layout."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peer_models import transformers_model
+from train_runs import NewRun, Run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_ko.config import load_model_config
+
+ROOT = Path(__file__).parents[2]
+SPREAD = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_parallel=true", "launch.ranks_per_node=4")
+
+
+def convert(verb: str, source: Path, output: Path, *more: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "megatron_ko.cli.main", "convert", verb, str(source), str(output), "--json", *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def first_loss(run: Run, *more: str) -> float:
+    ended = run.train("training.steps=2", "optim.warmup_steps=0", "eval.samples=0", *more)
+    assert ended.returncode == 0, ended.stderr
+    loss: float = run.lines("train")[0]["loss"]
+    return loss
+
+
+def test_a_spread_run_exports_imports_and_trains_on(new_run: NewRun, tmp_path: Path) -> None:
+    trained = new_run("trained", *SPREAD)
+    assert trained.train().returncode == 0
+    gate = convert("hf-export", trained.folder, tmp_path / "hf")
+    assert gate["max_difference"] < 1e-4 and gate["top1"] == 1.0
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
+    assert network.config.vocab_size == 600 and network.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.decode(tokenizer.encode("한국어 모델", add_special_tokens=False)) == "한국어 모델"
+    convert("hf-import", tmp_path / "hf", tmp_path / "native")
+    again = first_loss(new_run("from-run", f"checkpoint.start_from={trained.folder}"))
+    assert again < trained.lines("train")[0]["loss"] - 0.5
+    imported = f"checkpoint.start_from={tmp_path / 'native'}"
+    assert first_loss(new_run("from-import", imported)) == again
+    assert first_loss(new_run("from-import-spread", imported, *SPREAD)) == pytest.approx(again, rel=1e-6)
+
+
+def test_other_networks_and_tokenizers_are_no_start(new_run: NewRun, tmp_path: Path) -> None:
+    trained = new_run("trained", "training.steps=2", "checkpoint.interval=2", "eval.samples=0")
+    assert trained.train("optim.warmup_steps=0").returncode == 0
+    start = f"checkpoint.start_from={trained.folder}"
+    for override, named in (("model.ffn_hidden_size=96", "ffn_hidden_size"), ("model.rope.theta=500", "theta")):
+        ended = new_run("other", start, override).train()
+        assert ended.returncode == 2 and named in ended.stderr
+        assert not (tmp_path / "other/checkpoints").exists()
+    ended = new_run("nowhere", f"checkpoint.start_from={tmp_path}").train()
+    assert ended.returncode == 2 and "no native model" in ended.stderr
+
+
+@pytest.mark.slow
+def test_smollm2_imports_trains_in_two_stages_exports_and_reloads(new_run: NewRun, tmp_path: Path) -> None:
+    model = ROOT / "configs/models/smollm2-135m.yaml"
+    torch.manual_seed(0)
+    peer = transformers_model(load_model_config(model))
+    assert peer.num_parameters() == 134_515_008
+    peer.save_pretrained(tmp_path / "smollm2")
+    convert("hf-import", tmp_path / "smollm2", tmp_path / "native")
+    tiny = new_run("continued")
+    config = tmp_path / "smollm2.yaml"
+    config.write_text(f"extends: {tiny.config}\nmodel: {{from: {model}}}\n", encoding="utf-8")
+    run = replace(
+        tiny, config=config, overrides=(f"checkpoint.start_from={tmp_path / 'native'}", "parallel.pipeline=2",
+        "launch.ranks_per_node=2", "training.steps=20", "checkpoint.interval=20", "eval.samples=0", "optim.lr=1e-4"),
+    )  # fmt: skip
+    ended = run.train()
+    assert ended.returncode == 0, ended.stderr
+    convert("hf-export", run.folder, tmp_path / "export", "--dtype", "bfloat16")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
+    assert network.num_parameters() == 134_515_008 and network.dtype == torch.bfloat16
