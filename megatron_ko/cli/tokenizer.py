@@ -1,4 +1,4 @@
-"""`megatron-ko tokenizer`: train tokenizers that give back exactly what they were given."""
+"""`megatron-ko tokenizer`: train, extend, check and compare tokenizers."""
 
 import json
 from enum import StrEnum
@@ -7,10 +7,22 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Train tokenizers that give back exactly what they were given.")
+app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
 Inputs = Annotated[
     list[Path], typer.Option("--input", metavar="FILE...", help="Text: .txt .jsonl .parquet, also .gz .zst.")
+]
+JsonKey = Annotated[str, typer.Option(metavar="KEY", help="Text field of jsonl and parquet.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+BalanceBy = Annotated[
+    str, typer.Option(metavar="FIELD", help="What --weights and --temperature balance: source (a file), or a field.")
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="NAME=SHARE", help="Share of each file, or value of the field; repeat it."),
+]
+Temperature = Annotated[
+    float, typer.Option(min=1.0, help="Without --weights: shares in proportion to bytes ** (1 / temperature).")
 ]
 MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
 
@@ -25,7 +37,7 @@ class Model(StrEnum):
 
 @app.callback()
 def _group() -> None:
-    """Train tokenizers that give back exactly what they were given."""
+    """Train, extend, check and compare tokenizers."""
 
 
 @app.command()
@@ -35,12 +47,16 @@ def train(
     output: Annotated[Path, typer.Option(metavar="DIR", help="New folder.")],
     more: MoreInputs = None,
     model: Annotated[Model, typer.Option(help="SentencePiece unigram or bpe, or byte-level bpe.")] = Model.unigram,
-    json_key: Annotated[str, typer.Option(metavar="KEY", help="Text field of jsonl and parquet.")] = "text",
+    json_key: JsonKey = "text",
     character_coverage: Annotated[
         float, typer.Option(min=0.5, max=1.0, help="Share of characters with a token; others are spelt in bytes.")
     ] = 0.9995,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Train on a random sample of at most this size.")] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    balance_by: BalanceBy = "source",
+    weights: Weights = None,
+    temperature: Temperature = 1.0,
+    tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Train a tokenizer, check that every text comes back exactly, and write a folder that transformers loads.
 
@@ -56,13 +72,25 @@ def train(
         key=json_key,
         character_coverage=character_coverage,
         max_bytes=max_megabytes * 1_000_000,
+        balance_by=balance_by,
+        weights=_weights(weights),
+        temperature=temperature,
     )
     report = train_tokenizer([*files, *(more or [])], output, options, lambda line: typer.echo(line, err=True))
     if as_json:
-        typer.echo(json.dumps(asdict(report), ensure_ascii=False))
+        rows = _padded(report.vocab_size, tensor)
+        typer.echo(json.dumps(asdict(report) | {"padded_vocab_size": rows}, ensure_ascii=False))
         return
     typer.echo(
-        f"{report.output}: {report.model}, {report.vocab_size:,} ids, fingerprint {report.fingerprint[:16]}\n"
+        f"{report.output}: {report.model}, {report.vocab_size:,} ids ({_padded(report.vocab_size, tensor):,} rows with "
+        f"padding at tensor {tensor}), fingerprint {report.fingerprint[:16]}"
+    )
+    for group in report.groups if len(report.groups) > 1 else ():
+        typer.echo(
+            f"  {group.name}: {group.trained_documents:,} of {group.documents:,} documents, "
+            f"{group.trained_bytes / 1e6:.1f} MB, {group.trained_bytes / report.trained_bytes:.1%}"
+        )
+    typer.echo(
         f"  trained on   {report.trained_documents:,} of {report.documents:,} documents, "
         f"{report.trained_bytes / 1e6:.1f} MB ({report.trained_share:.2%} of it reached the trainer)\n"
         f"  rejected     {report.rejected:,} records\n"
@@ -70,3 +98,77 @@ def train(
         f"  fertility    {report.bytes_per_token:.2f} bytes a token, {report.tokens_per_eojeol:.2f} tokens an eojeol, "
         f"{report.byte_fallback_share:.2%} of tokens are bytes"
     )
+
+
+@app.command()
+def extend(
+    files: Inputs,
+    base: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face folder with a tokenizer.json: BPE.")],
+    vocab_size: Annotated[int, typer.Option(min=1, help="Number of new ids.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="New folder.")],
+    more: MoreInputs = None,
+    json_key: JsonKey = "text",
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Learn from a random sample of at most this size.")] = 50,
+    balance_by: BalanceBy = "source",
+    weights: Weights = None,
+    temperature: Temperature = 1.0,
+    tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Add Korean pieces to a tokenizer. Every old id stays, and text without Hangul keeps its ids.
+
+    DIR/new_ids.jsonl says which old ids each new id stands for: the mean of their embedding rows begins the new row.
+
+    Example: megatron-ko tokenizer extend --base SmolLM2-135M --input corpus.jsonl --vocab-size 8981 --output bori
+    """
+    from dataclasses import asdict
+
+    from megatron_ko.data.tokenizer.corpus import Sampling
+    from megatron_ko.data.tokenizer.extend import ExtendOptions, extend_tokenizer
+
+    sampling = Sampling(
+        key=json_key,
+        max_bytes=max_megabytes * 1_000_000,
+        balance_by=balance_by,
+        weights=_weights(weights),
+        temperature=temperature,
+    )
+    options = ExtendOptions(new_ids=vocab_size, sampling=sampling)
+    report = extend_tokenizer(base, [*files, *(more or [])], output, options, lambda line: typer.echo(line, err=True))
+    rows = _padded(report.vocab_size, tensor)
+    if as_json:
+        typer.echo(json.dumps(asdict(report) | {"padded_vocab_size": rows}, ensure_ascii=False))
+        return
+    before, after = report.tokens_before, report.tokens_after
+    typer.echo(
+        f"{report.output}: {report.base_vocab_size:,} + {report.new_ids:,} = {report.vocab_size:,} ids ({rows:,} rows "
+        f"with padding at tensor {tensor}), fingerprint {report.fingerprint[:16]}\n"
+        f"  learnt from  {report.trained_documents:,} of {report.documents:,} documents, "
+        f"{report.trained_bytes / 1e6:.1f} MB\n"
+        f"  proved       every old id, and {report.proved_texts:,} texts: new ids, spelt in old ones, are the old ids\n"
+        f"  fertility    {report.eojeols and before / report.eojeols:.2f} tokens an eojeol before, "
+        f"{report.eojeols and after / report.eojeols:.2f} after; {report.bytes / before:.2f} bytes a token before, "
+        f"{report.bytes / after:.2f} after"
+    )
+
+
+def _weights(given: list[str] | None) -> dict[str, float]:
+    weights = {}
+    for word in given or ():
+        name, sign, value = word.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign or not name:
+            raise typer.BadParameter(f"--weights {word}: expected NAME=SHARE, for example --weights ko.jsonl=0.7")
+    return weights
+
+
+def _padded(vocab_size: int, tensor: int) -> int:
+    from math import lcm
+
+    from megatron_ko.config import ModelConfig
+
+    multiple = lcm(ModelConfig.model_fields["vocab_multiple"].default, tensor)
+    return -(-vocab_size // multiple) * multiple

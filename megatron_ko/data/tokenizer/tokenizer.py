@@ -120,6 +120,15 @@ class Tokenizer:
         number: int | None = self._special.token_to_id(token)
         return number
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every piece and special token with its id."""
+        pieces: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
+        return pieces
+
+    def pieces_of_word(self, word: str) -> list[int]:
+        """Ids of a word as the model of `tokenizers` spells it, neither normalised nor cut."""
+        return [token.id for token in self._plain.model.tokenize(word)]
+
     def _reference(self, text: str) -> list[int]:
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids

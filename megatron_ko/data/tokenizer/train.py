@@ -1,9 +1,8 @@
 """Train a tokenizer from files: sample, train, prove the round trip, and only then give the folder its name."""
 
 import json
-import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +10,9 @@ from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
 from megatron_ko.data.blocks import check_inputs
-from megatron_ko.data.documents import Document, read_documents
 from megatron_ko.data.files import explained, new_folder
 from megatron_ko.data.tokenizer.convert import to_tokenizer_json
+from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, Group, Sampling
 from megatron_ko.data.tokenizer.gates import check_tokenizer
 from megatron_ko.data.tokenizer.special import BEGIN, CHAT_END, CHAT_START, END, PAD, UNKNOWN
 from megatron_ko.data.tokenizer.tokenizer import (
@@ -25,11 +24,6 @@ from megatron_ko.data.tokenizer.tokenizer import (
     load_tokenizer,
 )
 from megatron_ko.data.tokenizer.trainers import sentences_of, train_byte_bpe, train_sentencepiece
-from megatron_ko.errors import DataError
-
-# Random documents on which the gate and the figures of the report are computed.
-_GATE_DOCUMENTS = 2000
-_GATE_BYTES = 8 << 20
 
 Say = Callable[[str], None]
 
@@ -45,6 +39,7 @@ class TokenizerOptions:
         character_coverage: share of characters with a piece of their own; SentencePiece only.
         max_bytes: text to train on; of a larger corpus, a random sample of documents.
         seed: of that sample.
+        balance_by, weights, temperature: as in ``Sampling``.
     """
 
     model: Literal["unigram", "bpe", "byte-bpe"]
@@ -53,6 +48,14 @@ class TokenizerOptions:
     character_coverage: float = 0.9995
     max_bytes: int = 200_000_000
     seed: int = 1234
+    balance_by: str = SOURCE
+    weights: Mapping[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    @property
+    def sampling(self) -> Sampling:
+        """What is taken of the corpus."""
+        return Sampling(self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class TrainingReport:
         rejected: records that were no documents.
         gate_texts: texts that came back exactly.
         bytes_per_token, tokens_per_eojeol, byte_fallback_share: on the documents of the gate.
+        groups: what was balanced, and what was taken of each.
     """
 
     output: str
@@ -84,6 +88,7 @@ class TrainingReport:
     bytes_per_token: float
     tokens_per_eojeol: float
     byte_fallback_share: float
+    groups: tuple[Group, ...]
 
 
 def train_tokenizer(
@@ -104,16 +109,17 @@ def train_tokenizer(
     check_inputs(inputs)
     with explained(output), new_folder(output) as folder:
         say("reading")
-        corpus = _Corpus(inputs, options)
+        corpus = Corpus(inputs, options.sampling)
+        counted = _Counted(corpus)
         say(f"training {options.model} on {corpus.trained_bytes / 1e6:.1f} MB")
-        _train(corpus, folder, options)
+        _train(counted, folder, options)
         _write_json(folder / RECORD, {"kind": options.model})
         _write_transformers_config(folder)
         tokenizer = load_tokenizer(folder)
         say("checking the round trip")
         samples = corpus.samples()
         texts = check_tokenizer(tokenizer, samples)
-        report = _report(corpus, tokenizer, options, samples, texts, output)
+        report = replace(_report(corpus, counted, tokenizer, options, samples), output=str(output), gate_texts=texts)
         record = {
             "format": 1,
             "kind": options.model,
@@ -126,72 +132,27 @@ def train_tokenizer(
     return report
 
 
-class _Corpus:
-    """The input, counted once, then streamed: all of it, or a seeded random share of its documents."""
+class _Counted:
+    """What reaches the trainer, counted while it passes."""
 
-    def __init__(self, inputs: Sequence[Path], options: TokenizerOptions) -> None:
-        self._inputs, self._options = inputs, options
-        self.documents = self.bytes = self.rejected = 0
-        for path in inputs:
-            for record in read_documents(path, key=options.key):
-                if isinstance(record, Document):
-                    self.documents += 1
-                    self.bytes += len(record.text.encode("utf-8"))
-                else:
-                    self.rejected += 1
-        if not self.documents:
-            raise DataError(
-                "the corpus is empty",
-                got=f"0 documents, {self.rejected} rejected records in {', '.join(map(str, inputs))}",
-                expected="at least one document",
-                remedy=f"check the files and --json-key (now {options.key!r})",
-            )
-        self.share = min(1.0, options.max_bytes / self.bytes)
-        self.trained_documents = self.trained_bytes = self.sentences = self.sentence_bytes = 0
-        for text in self.texts(self.share):
-            self.trained_documents += 1
-            self.trained_bytes += len(text.encode("utf-8"))
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self.sentences = self.bytes = 0
 
-    def texts(self, share: float) -> Iterator[str]:
-        """A random ``share`` of the documents, the same at every call."""
-        draw = random.Random(self._options.seed)
-        for path in self._inputs:
-            for record in read_documents(path, key=self._options.key):
-                if isinstance(record, Document) and draw.random() < share:
-                    yield record.text
-
-    def sentences_for_training(self) -> Iterator[str]:
-        """What the trainer sees, counted while it passes."""
-        for text in self.texts(self.share):
-            for sentence in sentences_of(text):
+    def pieces(self, whole: bool) -> Iterator[str]:
+        """Sentences, or whole documents for a trainer that needs none."""
+        for text in self._corpus.texts():
+            for sentence in (text,) if whole else sentences_of(text):
                 self.sentences += 1
-                self.sentence_bytes += len(sentence.encode("utf-8"))
+                self.bytes += len(sentence.encode("utf-8"))
                 yield sentence
 
-    def texts_for_training(self) -> Iterator[str]:
-        """Whole documents, for a trainer that needs no sentences."""
-        for text in self.texts(self.share):
-            self.sentences += 1
-            self.sentence_bytes += len(text.encode("utf-8"))
-            yield text
 
-    def samples(self) -> list[str]:
-        """Documents for the gate: random, few and not too long together."""
-        chosen: list[str] = []
-        size = 0
-        for text in self.texts(min(1.0, _GATE_DOCUMENTS / self.documents)):
-            size += len(text.encode("utf-8"))
-            if chosen and size > _GATE_BYTES:
-                break
-            chosen.append(text)
-        return chosen
-
-
-def _train(corpus: _Corpus, folder: Path, options: TokenizerOptions) -> None:
+def _train(counted: _Counted, folder: Path, options: TokenizerOptions) -> None:
     if options.model == "byte-bpe":
-        _write_backend(folder, train_byte_bpe(corpus.texts_for_training(), options.vocab_size))
+        _write_backend(folder, train_byte_bpe(counted.pieces(whole=True), options.vocab_size))
         return
-    sentences = corpus.sentences_for_training()
+    sentences = counted.pieces(whole=False)
     model = train_sentencepiece(sentences, options.model, options.vocab_size, options.character_coverage)
     (folder / SENTENCEPIECE_MODEL).write_bytes(model)
     _write_backend(folder, to_tokenizer_json(model))
@@ -224,17 +185,17 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _report(
-    corpus: _Corpus, tokenizer: Tokenizer, options: TokenizerOptions, samples: list[str], texts: int, output: Path
+    corpus: Corpus, counted: _Counted, tokenizer: Tokenizer, options: TokenizerOptions, samples: list[str]
 ) -> TrainingReport:
     ids = tokenizer.encode_batch(samples)
     tokens = sum(map(len, ids))
     fallback = {tokenizer.id_of(f"<0x{byte:02X}>") for byte in range(256)}
     spelt = sum(token in fallback for document in ids for token in document)
     eojeols = sum(len(text.split()) for text in samples)
-    lost = sum(text.count("\n") + text.count("\t") for text in corpus.texts(corpus.share))
+    lost = sum(text.count("\n") + text.count("\t") for text in corpus.texts())
     expected = corpus.trained_bytes if options.model == "byte-bpe" else corpus.trained_bytes - lost
     return TrainingReport(
-        output=str(output),
+        output="",
         model=options.model,
         vocab_size=tokenizer.vocab_size,
         fingerprint=tokenizer.fingerprint,
@@ -243,10 +204,11 @@ def _report(
         rejected=corpus.rejected,
         trained_documents=corpus.trained_documents,
         trained_bytes=corpus.trained_bytes,
-        sentences=corpus.sentences,
-        trained_share=round(corpus.sentence_bytes / max(1, expected), 6),
-        gate_texts=texts,
+        sentences=counted.sentences,
+        trained_share=round(counted.bytes / max(1, expected), 6),
+        gate_texts=0,
         bytes_per_token=round(sum(len(text.encode("utf-8")) for text in samples) / tokens, 4),
         tokens_per_eojeol=round(tokens / max(1, eojeols), 4),
         byte_fallback_share=round(spelt / tokens, 6),
+        groups=tuple(corpus.groups.values()),
     )
