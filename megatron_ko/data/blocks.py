@@ -5,7 +5,7 @@ it; what must be read from its beginning (compressed files, csv, Arrow) is hande
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ko.data.delimited import delimited_blocks
@@ -27,8 +27,8 @@ from megatron_ko.data.wet import wet_blocks
 from megatron_ko.errors import DataError
 
 __all__ = [
-    "BLOCK_BYTES", "Block", "LineSpan", "Reading", "Rejected", "RowGroup", "Span", "check_inputs", "content_hash",
-    "open_span", "read_blocks", "read_spans",
+    "BLOCK_BYTES", "Block", "FileSpan", "LineSpan", "Reading", "Rejected", "RowGroup", "Span", "check_inputs",
+    "content_hash", "is_divisible", "open_span", "read_blocks", "read_spans",
 ]  # fmt: skip
 
 
@@ -43,7 +43,16 @@ class LineSpan:
     read: int
 
 
-Span = Block | LineSpan | RowGroup
+@dataclass(frozen=True)
+class FileSpan:
+    """A whole file of ``read`` bytes that is read from its beginning to its end."""
+
+    source: str
+    reading: Reading
+    read: int
+
+
+Span = Block | LineSpan | RowGroup | FileSpan
 
 
 def read_blocks(
@@ -65,8 +74,14 @@ def read_blocks(
         yield from open_span(span)
 
 
-def read_spans(path: Path, reading: Reading, limit: int) -> Iterator[Span]:
+def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False) -> Iterator[Span]:
     """Stream the pieces of one file; those that lie on the disk are about ``limit`` bytes long.
+
+    Args:
+        path: of any kind.
+        reading: how to read it.
+        limit: bytes of a piece that can be read where it lies.
+        whole: hand over, instead of its blocks, a file that must be read from its beginning.
 
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
@@ -74,13 +89,19 @@ def read_spans(path: Path, reading: Reading, limit: int) -> Iterator[Span]:
     kind = kind_of(path, reading.kind)
     if kind == "parquet":
         yield from parquet_row_groups(path, reading)
-    elif kind == "arrow":
-        yield from arrow_blocks(path, reading)
-    elif kind in ("txt", "jsonl") and path != STDIN and path.suffix not in COMPRESSED:
+    elif is_divisible(path, reading):
         yield from _line_spans(path, kind, reading, limit)
+    elif whole:
+        yield FileSpan(str(path), replace(reading, inputs=(path,)), path.stat().st_size)
     else:
-        with opened(path) as stream:
-            yield from _stream_blocks(stream, kind, reading)
+        yield from _file_blocks(path, reading)
+
+
+def is_divisible(path: Path, reading: Reading) -> bool:
+    """Whether a worker can begin to read in the middle of a file."""
+    kind = kind_of(path, reading.kind)
+    plain = path != STDIN and path.suffix not in COMPRESSED
+    return kind == "parquet" or (kind in ("txt", "jsonl") and plain)
 
 
 def open_span(span: Span) -> Iterator[Block]:
@@ -101,8 +122,19 @@ def open_span(span: Span) -> Iterator[Block]:
                 part = _Part(raw, span.read - span.offset)
                 for block in _line_blocks(span.source, span.format, part, span.first):
                     yield Block(block.source, block.format, block.first, block.payload, span.offset + block.read)
+    elif isinstance(span, FileSpan):
+        yield from _file_blocks(Path(span.source), span.reading)
     else:
         yield span
+
+
+def _file_blocks(path: Path, reading: Reading) -> Iterator[Block]:
+    kind = kind_of(path, reading.kind)
+    if kind == "arrow":
+        yield from arrow_blocks(path, reading)
+    else:
+        with opened(path) as stream:
+            yield from _stream_blocks(stream, kind, reading)
 
 
 def _stream_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[Block]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import xxhash
 
-from megatron_ko.data.blocks import LineSpan, RowGroup, Span, open_span, read_spans
+from megatron_ko.data.blocks import FileSpan, RowGroup, Span, is_divisible, open_span, read_spans
 from megatron_ko.data.inputs import input_bytes
 from megatron_ko.data.records import Block, Reading
-from megatron_ko.data.streams import STDIN
+from megatron_ko.data.streams import COMPRESSED, STDIN
 
 __all__ = ["ORDER", "Chunk", "Reading", "input_identity", "read_chunks"]
 
@@ -19,6 +19,9 @@ _SMALLEST, _LARGEST = 2 << 20, 64 << 20
 # Chunks that are handed over in memory, not as a place on the disk.
 _LARGEST_HELD = 16 << 20
 _CHUNKS = 1024
+_MANY_FILES = 64
+# Bytes of text in a byte of an archive, roughly.
+_COMPRESSION = 4
 _SAMPLE = 1 << 16
 
 
@@ -52,14 +55,15 @@ def read_chunks(reading: Reading) -> Iterator[tuple[int, Chunk]]:
         DataError: a file is damaged.
     """
     limit = reading.chunk_bytes or chunk_bytes(reading.inputs)
+    whole = _whole_files(reading)
     index = read = 0
     share = 0.0  # of a full chunk
     spans: list[Span] = []
     for path in reading.inputs:
         before = 0
-        for span in read_spans(path, reading, limit):
+        for span in read_spans(path, reading, limit, whole=path in whole):
             spans.append(span)
-            share += _bytes(span) / (min(limit, _LARGEST_HELD) if isinstance(span, Block) else limit)
+            share += _share(span, limit)
             read, before = read + span.read - before, span.read
             if share >= 1:
                 yield index, Chunk(tuple(spans), read)
@@ -82,10 +86,22 @@ def chunk_bytes(inputs: tuple[Path, ...]) -> int:
     return min(max(total // _CHUNKS, _SMALLEST), _LARGEST)
 
 
-def _bytes(span: Span) -> int:
-    if isinstance(span, LineSpan):
-        return span.read - span.offset
-    return span.bytes if isinstance(span, RowGroup) else len(span.payload)
+def _whole_files(reading: Reading) -> set[Path]:
+    """Files that a worker reads from beginning to end, so that not one process has to decompress everything.
+
+    A single archive is faster in pieces; of many, each is a piece, unless it is very large.
+    """
+    files = [path for path in reading.inputs if path != STDIN and not is_divisible(path, reading)]
+    return {path for path in files if path.stat().st_size <= _LARGEST} if len(files) >= _MANY_FILES else set()
+
+
+def _share(span: Span, limit: int) -> float:
+    """Of a full chunk."""
+    if isinstance(span, Block):
+        return len(span.payload) / min(limit, _LARGEST_HELD)
+    if isinstance(span, FileSpan):
+        return span.read * (_COMPRESSION if Path(span.source).suffix in COMPRESSED else 1) / limit
+    return (span.bytes if isinstance(span, RowGroup) else span.read - span.offset) / limit
 
 
 def _sampled_hash(path: Path) -> str:

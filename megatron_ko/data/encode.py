@@ -1,10 +1,13 @@
 """What a worker does with a chunk: parse, encode, and write a part. Imports neither torch nor transformers."""
 
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import orjson
@@ -15,6 +18,8 @@ from megatron_ko.data.documents import parse_block
 from megatron_ko.data.indexed import token_dtype
 from megatron_ko.data.records import Block, Rejected
 from megatron_ko.data.tokenizer.tokenizer import Encoded, Tokenizer, load_tokenizer
+
+_COPY_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -80,35 +85,47 @@ class EncodeChunk:
     def __call__(self, chunk: Chunk, part: Path) -> dict[str, Any]:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._options.tokenizer)
-        content = _PartContent(self._options, token_dtype(self._tokenizer.vocab_size))
-        for block in chunk.blocks:
-            parsed = parse_keys(block, self._options.keys)
-            encoded = [
-                self._tokenizer.encode_documents(texts, append_eod=self._options.append_eod) for texts in parsed.texts
-            ]
-            content.add(block.source, parsed, encoded)
-        return {**content.write(part), "read": chunk.read}
+        with _PartWriter(part, self._options, token_dtype(self._tokenizer.vocab_size)) as writer:
+            for block in chunk.blocks:
+                parsed = parse_keys(block, self._options.keys)
+                encoded = [
+                    self._tokenizer.encode_documents(texts, append_eod=self._options.append_eod)
+                    for texts in parsed.texts
+                ]
+                writer.add(block.source, parsed, encoded)
+            return {**writer.finish(), "read": chunk.read}
 
 
-class _PartContent:
-    """A part in memory: a chunk is small."""
+class _PartWriter:
+    """Writes ids while they come, and at the end the rest, which is small. Ids of further keys wait in spools."""
 
-    def __init__(self, options: EncodeOptions, dtype: np.dtype) -> None:
+    def __init__(self, part: Path, options: EncodeOptions, dtype: np.dtype) -> None:
         self._options, self._dtype = options, dtype
-        self._ids: list[list[np.ndarray]] = [[] for _ in options.keys]
+        self._stack = ExitStack()
+        self._streams: list[IO[bytes]] = [self._stack.enter_context(part.open("wb"))]
+        for _ in options.keys[1:]:
+            spool = tempfile.TemporaryFile(dir=part.parent)  # noqa: SIM115 (closed by the stack)
+            self._streams.append(self._stack.enter_context(spool))
+        self._tokens, self._bytes = [0] * len(options.keys), [0] * len(options.keys)
         self._lengths: list[list[np.ndarray]] = [[] for _ in options.keys]
         self._text_bytes: list[list[np.ndarray]] = [[] for _ in options.keys]
         self._before: list[np.ndarray] = []
         self._rejected: list[Rejected] = []
         self._samples: list[list[object]] = []
         self._runs: list[list[Any]] = []
-        self._bytes = [0] * len(options.keys)
         self._documents = 0
+
+    def __enter__(self) -> "_PartWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def add(self, source: str, parsed: ParsedKeys, encoded: Sequence[Encoded]) -> None:
         """The next block."""
         for key, (texts, tokens) in enumerate(zip(parsed.texts, encoded, strict=True)):
-            self._ids[key].append(tokens.ids.astype(self._dtype))
+            self._streams[key].write(tokens.ids.astype(self._dtype).view(np.uint8).data)
+            self._tokens[key] += tokens.ids.size
             self._lengths[key].append(tokens.lengths.astype("<i4"))
             if self._options.text_bytes:
                 sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), dtype="<i4", count=len(texts))
@@ -127,24 +144,26 @@ class _PartContent:
         else:
             self._runs.append([source, number])
 
-    def write(self, path: Path) -> dict[str, Any]:
-        """Write the sections that ``parts.PartView`` reads, and return the statistics that it needs."""
-        with path.open("wb") as stream:
-            for key in range(len(self._options.keys)):
-                for section in (self._ids[key], self._lengths[key], self._text_bytes[key]):
-                    for array in section:
-                        stream.write(array.view(np.uint8).data)
-            for array in self._before:
-                stream.write(array.astype("<i4").view(np.uint8).data)
-            for record in self._rejected:
-                stream.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
+    def finish(self) -> dict[str, Any]:
+        """Write the sections that ``parts.PartView`` reads after the first ids, and return what it needs to know."""
+        stream = self._streams[0]
+        for key, ids in enumerate(self._streams):
+            if key:
+                ids.seek(0)
+                shutil.copyfileobj(ids, stream, _COPY_BYTES)
+            for array in (*self._lengths[key], *self._text_bytes[key]):
+                stream.write(array.view(np.uint8).data)
+        for array in self._before:
+            stream.write(array.astype("<i4").view(np.uint8).data)
+        for record in self._rejected:
+            stream.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
         # "malformed JSON: what exactly" counts as one reason.
         reasons = Counter(record.reason.split(":")[0] for record in self._rejected)
         first = self._rejected[0] if self._rejected else None
         return {
             "documents": self._documents,
             "rejected": len(self._rejected),
-            "tokens": [sum(array.size for array in arrays) for arrays in self._ids],
+            "tokens": self._tokens,
             "text_bytes": self._bytes,
             "reasons": dict(sorted(reasons.items())),
             "first_rejected": f"{first.reason} at {first.source}:{first.position}" if first else None,

@@ -16,25 +16,30 @@ if TYPE_CHECKING:
     import pyarrow
 
 _ROWS = 1024
+# A larger row group is shared out; every share decodes what lies before it too, which is cheap beside encoding.
+_SLICE_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One row group of a parquet file.
+    """Rows of one row group of a parquet file: all of it, or a slice of a very large one.
 
     Attributes:
         source: path.
-        first: number of its first row in the file, from 0.
         group: number of the group.
+        first: number of the group's first row in the file, from 0.
+        start, stop: of the rows, counted in the group.
         columns: that are read, None for all.
         keys: columns of text.
-        bytes: size of the group, not compressed.
-        read: bytes of the file up to its end, for progress.
+        bytes: size of these rows, not compressed.
+        read: bytes of the file up to their end, for progress.
     """
 
     source: str
-    first: int
     group: int
+    first: int
+    start: int
+    stop: int
     columns: tuple[str, ...] | None
     keys: tuple[str, ...]
     bytes: int
@@ -57,15 +62,19 @@ def parquet_row_groups(path: Path, reading: Reading) -> Iterator[RowGroup]:
             first, size, rows = 0, path.stat().st_size, max(1, file.metadata.num_rows)
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
-                read = size * (first + group.num_rows) // rows
-                yield RowGroup(str(path), first, number, columns, reading.keys, group.total_byte_size, read)
+                slices = max(1, group.total_byte_size // _SLICE_BYTES)
+                step = max(1, -(-group.num_rows // slices))
+                for start in range(0, group.num_rows, step):
+                    stop = min(start + step, group.num_rows)
+                    held, read = group.total_byte_size // slices, size * (first + stop) // rows
+                    yield RowGroup(str(path), number, first, start, stop, columns, reading.keys, held, read)
                 first += group.num_rows
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         raise damaged(path, error, "write the parquet file again") from error
 
 
 def row_group_blocks(group: RowGroup) -> Iterator[Block]:
-    """The rows of one group.
+    """The rows of one group, or of a slice of it.
 
     Raises:
         DataError: the file is damaged.
@@ -73,13 +82,19 @@ def row_group_blocks(group: RowGroup) -> Iterator[Block]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    first = group.first
+    position = 0
     try:
-        with parquet.ParquetFile(group.source, page_checksum_verification=True) as file:
+        # The buffer makes it read page by page; else it holds a whole column of the group.
+        with parquet.ParquetFile(group.source, buffer_size=BLOCK_BYTES, page_checksum_verification=True) as file:
             columns = list(group.columns) if group.columns is not None else None
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group.group], columns=columns):
-                yield _block(group.source, first, batch, group.keys, group.read)
-                first += batch.num_rows
+                first, last = max(position, group.start), min(position + batch.num_rows, group.stop)
+                if first < last:
+                    part = batch.slice(first - position, last - first)
+                    yield _block(group.source, group.first + first, part, group.keys, group.read)
+                position += batch.num_rows
+                if position >= group.stop:
+                    break
     except (pyarrow.ArrowException, OSError, UnicodeError) as error:
         where = f"{error}, in row group {group.group} (rows from {group.first:,})"
         raise damaged(Path(group.source), where, "write the parquet file again") from error

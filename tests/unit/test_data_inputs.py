@@ -320,3 +320,34 @@ list(read_documents(Path("-")))
         assert b"was read before" in done.stderr
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(b""))))
     assert split(Path("-")) == ([], [])
+
+
+def test_large_row_groups_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import megatron_ko.data.tables as tables
+
+    texts = [f"글 {n}" + "가" * (n % 70) for n in range(5000)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=3000)
+    monkeypatch.setattr(tables, "_SLICE_BYTES", 50_000)
+    chunks = [chunk for _, chunk in read_chunks(Reading((tmp_path / "a.parquet",), chunk_bytes=40_000))]
+    assert len(chunks) > 5
+    parsed = [parse_block(block) for chunk in chunks for block in chunk.blocks]
+    assert [text for block in parsed for text in block.texts] == texts
+    assert [position for block in parsed for position in block.positions] == list(range(5000))
+    assert sum(chunk.read for chunk in chunks) == (tmp_path / "a.parquet").stat().st_size
+
+
+def test_of_many_archives_each_is_read_by_a_worker(tmp_path: Path) -> None:
+    for number in range(70):
+        packed(
+            tmp_path / f"{number:02d}.jsonl.gz", "".join(f'{{"text": "글 {number} {n}"}}\n' for n in range(20)).encode()
+        )
+    packed(tmp_path / "99.txt", "평문\n".encode())
+    inputs = expand_inputs([tmp_path])
+    (chunk,) = [chunk for _, chunk in read_chunks(Reading(inputs))]
+    assert [type(span).__name__ for span in chunk.spans] == ["FileSpan"] * 70 + ["LineSpan"]
+    found = [(block.source, text) for block in chunk.blocks for text in parse_block(block).texts]
+    assert found == [
+        *((str(tmp_path / f"{number:02d}.jsonl.gz"), f"글 {number} {n}") for number in range(70) for n in range(20)),
+        (str(tmp_path / "99.txt"), "평문"),
+    ]
+    assert chunk.read == sum(path.stat().st_size for path in inputs)
