@@ -1,9 +1,9 @@
 """How fast is text encoded? `megatron-ko data preprocess` against Megatron-LM's algorithm and the tokenizer itself.
 
 The corpus is the NSMC film reviews (712,383 short documents, 61.9 MB of text) where they are, else generated Korean;
-the tokenizer is SentencePiece Unigram, 16,000 ids. Each way runs in a process of its own, in turns; times begin when that
-process has imported what it needs, and end when its files have their names. Ratios are taken within a turn, and the
-median is shown: other work on the machine disturbs all ways of a turn alike.
+the tokenizer is SentencePiece Unigram, 16,000 ids. Each way runs in a process of its own, in turns. Times begin when
+that process has imported what it needs, and end when its files have their names. Ratios are taken within a turn, and
+the median is shown: other work on the machine disturbs all ways of a turn alike.
 
 * Megatron-LM's algorithm, in our words: one line at a time through a multiprocessing pool (json, then megatron-core's
   SentencePiece tokenizer), and from there one document at a time into megatron-core's IndexedDatasetBuilder.
