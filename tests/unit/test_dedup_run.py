@@ -175,8 +175,9 @@ def full_options(folder: Path, korean: Korean) -> DedupOptions:
     return DedupOptions(Input(files), folder / "plain", levels, Near(), keep="longest")
 
 
-def test_no_byte_depends_on_workers_or_memory(tmp_path: Path, korean: Korean) -> None:
+def test_no_byte_depends_on_workers_or_memory(tmp_path: Path, korean: Korean, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ranges of keys and of documents instead of one, three processes instead of none."""
+    monkeypatch.setattr("megatron_ko.data.dedup.workplace._SMALL", 0)
     options = full_options(tmp_path, korean)
     manifest = dedup(options).manifest
     assert manifest["documents"]["removed"]["exact"] > 20 and manifest["documents"]["removed"]["near"] > 5

@@ -1,5 +1,6 @@
 """Pairs to clusters to the document that stays of each. The arrays, one number a document, are files."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,10 +16,12 @@ _BATCH = 1 << 18
 
 def disk_array(path: Path, size: int, dtype: str) -> np.ndarray:
     """A new array in a file, all zero."""
-    if not size:
-        path.write_bytes(b"")
-        return np.empty(0, dtype)
-    return np.memmap(path, dtype, "w+", shape=(size,))
+    with path.open("wb") as stream:
+        if not size:
+            return np.empty(0, dtype)
+        # A full disk is an error here; a page without a place on the disk would kill the process later.
+        os.posix_fallocate(stream.fileno(), 0, size * np.dtype(dtype).itemsize)
+    return np.memmap(path, dtype, "r+", shape=(size,))
 
 
 def stored_array(path: Path, dtype: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from megatron_ko.log import get_logger
 _log = get_logger(__name__)
 
 # Bytes of input that one process has read before others have started.
-_SMALL = 4 << 20
+_SMALL = 16 << 20
 # Name of the pass, and how much of it is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
