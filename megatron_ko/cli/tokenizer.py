@@ -152,6 +152,88 @@ def extend(
     )
 
 
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Any Hugging Face folder with a tokenizer.json.")],
+    files: Annotated[
+        list[Path] | None, typer.Option("--input", metavar="FILE...", help="Documents that must survive too.")
+    ] = None,
+    more: MoreInputs = None,
+    json_key: JsonKey = "text",
+    as_json: AsJson = False,
+) -> None:
+    """The gate: everything comes back, nothing is normalised, special tokens are single, transformers agrees.
+
+    Exit code 2 if anything fails; a check that could not run has failed.
+
+    Example: megatron-ko tokenizer check tokenizer --input corpus.jsonl
+    """
+    from dataclasses import asdict
+
+    from megatron_ko.data.tokenizer.check import check_folder
+
+    inputs = [*(files or []), *(more or [])]
+    results = check_folder(folder, _documents(inputs, json_key, 20) if inputs else ())
+    ok = all(result.ok for result in results)
+    if as_json:
+        checks = [asdict(result) | {"ok": result.ok} for result in results]
+        typer.echo(json.dumps({"ok": ok, "folder": str(folder), "checks": checks}, ensure_ascii=False))
+    else:
+        for result in results:
+            passed = f"{result.tried - result.failed:>6,} of {result.tried:,}"
+            typer.echo(f"{'ok' if result.ok else 'FAILED':<8}{result.name:<48}{passed}")
+            if not result.ok:
+                typer.echo(f"{'':<8}{result.example}")
+        failed = sum(not result.ok for result in results)
+        typer.echo(f"{folder}: " + ("every check passed" if ok else f"{failed} of {len(results)} checks FAILED"))
+    if not ok:
+        raise typer.Exit(2)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Tokenizers.")],
+    files: Inputs,
+    json_key: JsonKey = "text",
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Compare on a random sample of at most this size.")] = 20,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the comparison too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fertility, coverage, byte and unknown tokens of several tokenizers on the same text.
+
+    Example: megatron-ko tokenizer compare tok-unigram tok-bpe --input corpus.jsonl --plot fertility.png
+    """
+    from dataclasses import asdict
+
+    from megatron_ko.data.tokenizer.compare import compare_tokenizers, table
+
+    # `--input A B` leaves B to the positional arguments.
+    inputs = [*files, *(path for path in folders if path.is_file())]
+    tokenizers = [path for path in folders if not path.is_file()]
+    comparison = compare_tokenizers(tokenizers, _documents(inputs, json_key, max_megabytes))
+    if plot is not None:
+        from megatron_ko.data.tokenizer.plots import comparison_png
+
+        comparison_png(comparison, plot)
+    if as_json:
+        typer.echo(json.dumps(asdict(comparison), ensure_ascii=False))
+        return
+    for line in table(comparison):
+        typer.echo(line)
+    typer.echo(
+        f"\n{comparison.documents:,} documents, {comparison.characters:,} characters, {comparison.eojeols:,} eojeols, "
+        f"{comparison.bytes / 1e6:.1f} MB" + (f"; drawn in {plot}" if plot else "")
+    )
+
+
+def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
+    from megatron_ko.data.blocks import check_inputs
+    from megatron_ko.data.tokenizer.corpus import Corpus, Sampling
+
+    check_inputs(files)
+    return list(Corpus(files, Sampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
+
+
 def _weights(given: list[str] | None) -> dict[str, float]:
     weights = {}
     for word in given or ():

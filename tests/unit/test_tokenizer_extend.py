@@ -175,7 +175,8 @@ def test_transformers_gives_the_same_ids_token_by_token(pair: tuple[Path, Path],
     transformers = pytest.importorskip("transformers")
     new, oracle = load_tokenizer(pair[1]), transformers.AutoTokenizer.from_pretrained(pair[1])
     assert len(oracle) == new.vocab_size
-    for text in [*NASTY, *korean(100, 11), CODE]:
+    # GPT2Tokenizer of transformers 5 would forget that digits, and ½, stand apart.
+    for text in [*NASTY, *korean(100, 11), CODE, "ﬁ ½ ℃ Ⅷ 12345"]:
         ids = new.encode(text)
         assert ids == oracle.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert oracle.decode(ids) == new.decode(ids)

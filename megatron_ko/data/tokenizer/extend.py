@@ -259,7 +259,10 @@ def _write_folder(base: Path, folder: Path, content: dict[str, Any]) -> None:
     described = json.loads(config.read_text(encoding="utf-8"))
     if "vocab_size" in described:
         described["vocab_size"] = len(content["model"]["vocab"])
-        config.write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    # The class that takes tokenizer.json as it is. Others (GPT2Tokenizer of SmolLM2) build their own pre-tokenizer in
+    # transformers 5 and lose what the base was trained with, such as single digits.
+    described["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config.write_text(json.dumps(described, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     model = content["model"]
     if (base / "vocab.json").is_file():
         (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
