@@ -61,7 +61,6 @@ class GroupedExperts(MegatronModule):
             )
         )
         set_tensor_model_parallel_attributes(weight, is_parallel=True, dim=split_dim, stride=1)
-        weight.allreduce = False  # reduced over the ranks that hold the same experts
         return weight
 
     def linear(self, tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:

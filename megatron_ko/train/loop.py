@@ -26,6 +26,7 @@ def train(run: Run) -> bool:
         result = train_step(run, run.batches.next())
         state.advance(config.training.global_batch_size, run.tokens_per_step, result.skipped)
         run.metrics.record(state, result, time.perf_counter() - started)
+        run.starvation.see(state, result)
         stop_if_stuck(run)
         stop = run.signals.agreed()
         if evaluation_due(run) and (not stop or state.done(config.training.steps)):

@@ -1,18 +1,19 @@
-"""The metric store: one record a step and one a validation, each step exactly once, also after a kill."""
+"""The metric store: one record a step, a validation and a look at experts, each exactly once, also after a kill."""
 
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ko.errors import KoError
 from megatron_ko.parallel.platform import get_platform
+from megatron_ko.train.routing import routing_means, routing_record
 from megatron_ko.train.sinks import JsonLines, Sink
 from megatron_ko.train.state import Evaluation, Record, StepResult, TrainState
 
-TRAIN, VALID, SUPERSEDED = "train.jsonl", "valid.jsonl", "superseded.jsonl"
+TRAIN, VALID, EXPERTS, SUPERSEDED = "train.jsonl", "valid.jsonl", "experts.jsonl", "superseded.jsonl"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class MetricStore:
         directory: ``metrics`` of the run directory, or None on ranks that do not write.
         sinks: further receivers.
         rates: for throughput.
+        routing_interval: steps between two records of the loads of all experts; 0 for a model without.
     """
 
-    def __init__(self, directory: Path | None, sinks: Sequence[Sink], rates: Rates) -> None:
+    def __init__(self, directory: Path | None, sinks: Sequence[Sink], rates: Rates, routing_interval: int = 0) -> None:
         self._train = JsonLines(directory / TRAIN) if directory else None
         self._valid = JsonLines(directory / VALID) if directory else None
-        self._sinks, self._rates = list(sinks), rates
+        self._experts = JsonLines(directory / EXPERTS) if directory and routing_interval else None
+        self._sinks, self._rates, self._routing_interval = list(sinks), rates, routing_interval
 
     def record(self, state: TrainState, result: StepResult, seconds: float) -> None:
         """Write the record of the step that ``state`` has just finished in ``seconds``."""
@@ -71,8 +74,11 @@ class MetricStore:
             "mfu": flops / rates.peak_flops if rates.peak_flops else None,
             "time": time.time(),
             **result.metrics,
+            **routing_means(result.routing),
         }
         self._write(self._train, record)
+        if self._experts is not None and state.step % self._routing_interval == 0:
+            self._write(self._experts, routing_record(state.step, result.routing))
         for sink in self._sinks:
             sink.write_step(record)
 
@@ -98,20 +104,19 @@ class MetricStore:
 
     def positions(self) -> dict[str, int]:
         """Byte lengths of the metric files, for a checkpoint; empty on ranks that do not write."""
-        if self._train is None or self._valid is None:
-            return {}
-        return {TRAIN: self._train.position, VALID: self._valid.position}
+        files = {TRAIN: self._train, VALID: self._valid, EXPERTS: self._experts}
+        return {name: lines.position for name, lines in files.items() if lines is not None}
 
     def close(self) -> None:
         """Flush and close every receiver."""
         for sink in self._sinks:
             sink.close()
-        for lines in (self._train, self._valid):
+        for lines in (self._train, self._valid, self._experts):
             if lines is not None:
                 lines.close()
 
     @staticmethod
-    def _write(lines: JsonLines, record: Record) -> None:
+    def _write(lines: JsonLines, record: Mapping[str, object]) -> None:
         try:
             lines.write(record)
         except OSError as error:
@@ -128,7 +133,7 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
         The number of lines cut off.
     """
     cut = 0
-    for name in (TRAIN, VALID):
+    for name in (TRAIN, VALID, EXPERTS):
         path, position = directory / name, positions.get(name, 0)
         if not path.is_file() or path.stat().st_size <= position:
             continue

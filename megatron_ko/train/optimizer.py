@@ -12,6 +12,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.utils import get_model_config
 
 from megatron_ko.config import RunConfig
@@ -23,6 +24,7 @@ from megatron_ko.train.adam import install_portable_adam
 def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], groups: Groups) -> list[torch.nn.Module]:
     """Wrap every model chunk in megatron-core's DistributedDataParallel; gradients are reduced in fp32."""
     parallel = config.parallel
+    _set_experts_apart(chunks)
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=parallel.distributed_optimizer,
@@ -42,6 +44,17 @@ def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], gro
         )
         for index, chunk in enumerate(chunks)
     ]
+
+
+def _set_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
+    """Let experts be reduced over the ranks that hold the same ones, and have an optimizer of their own.
+
+    megatron-core does so only where expert parallelism is in use. Then the state of a run without it could not be
+    continued with it, and where experts are split over other tensor ranks than the rest, gradients would be missing.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules() if isinstance(module, MoELayer)):
+        for parameter in module.experts.parameters():
+            parameter.allreduce = False
 
 
 def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Groups) -> ChainedOptimizer:
@@ -108,6 +121,22 @@ def _finalize_mean(tokens: int, chunks: list[torch.nn.Module], num_tokens: torch
 def _one_or_many(functions: list[object]) -> object:
     # megatron-core's schedules want a list exactly when the model has several chunks.
     return functions if len(functions) > 1 else functions[0]
+
+
+def prepare_gradients(optimizer: ChainedOptimizer) -> bool:
+    """Hand the gradients to the optimizer; under fp16 undo the loss scale, look for overflow and adapt the scale.
+
+    Returns:
+        Whether a gradient overflowed.
+    """
+    overflow = bool(optimizer.prepare_grads())
+    if overflow:
+        # Experts and the rest have a scale each, and only the one that overflowed has shrunk: the loss has one scale.
+        states = [part.grad_scaler.state_dict() for part in optimizer.chained_optimizers]
+        seen = min(states, key=lambda state: (state["growth_tracker"], state["hysteresis_tracker"]))
+        for part in optimizer.chained_optimizers:
+            part.grad_scaler.load_state_dict(seen)
+    return overflow
 
 
 def set_learning_rate(optimizer: ChainedOptimizer, lr: float, weight_decay: float) -> None:

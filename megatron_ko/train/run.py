@@ -12,6 +12,7 @@ from megatron_ko.parallel.groups import Groups
 from megatron_ko.train.checkpoint import Checkpointer
 from megatron_ko.train.metrics import MetricStore
 from megatron_ko.train.resilience.signals import StopSignals
+from megatron_ko.train.routing import StarvationWatch
 from megatron_ko.train.state import TrainState
 from megatron_ko.train.summary import tokens_per_step
 
@@ -32,6 +33,7 @@ class Run:
         bytes_per_token: bytes of text per validation token, or None where unknown.
         state: progress.
         metrics: where records go.
+        starvation: what warns of experts without tokens.
         checkpoint: writer of checkpoints.
         signals: requests to stop.
     """
@@ -47,6 +49,7 @@ class Run:
     bytes_per_token: float | None
     state: TrainState
     metrics: MetricStore
+    starvation: StarvationWatch
     checkpoint: Checkpointer
     signals: StopSignals
 

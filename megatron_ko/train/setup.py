@@ -28,8 +28,10 @@ from megatron_ko.train.metrics import MetricStore, Rates, rewind
 from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
 from megatron_ko.train.resilience.signals import StopSignals
 from megatron_ko.train.resume import check_bound
+from megatron_ko.train.routing import StarvationWatch, record_interval
 from megatron_ko.train.run import Run
 from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
+from megatron_ko.train.start import load_start
 from megatron_ko.train.state import TrainState
 from megatron_ko.train.summary import summarise, tokens_per_step
 
@@ -98,6 +100,8 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     datasets = _datasets(config, tokenizer)
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
+    if config.checkpoint.start_from and not broadcast_object(files.steps_in(config.run.dir / "checkpoints")):
+        load_start(config, chunks, tokenizer)
     model = wrap_data_parallel(config, chunks, groups)
     optimizer = build_optimizer(config, model, groups)
     identity = identify(config, tokenizer.fingerprint)
@@ -137,6 +141,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         valid_data=datasets.valid,
         bytes_per_token=datasets.bytes_per_token,
         state=state,
+        starvation=StarvationWatch(config.model.moe.starved_load if config.model.moe else 0.0),
         metrics=_metrics(config, groups, state, restored.metrics if restored else {}),
         checkpoint=checkpointer,
         signals=signals,
@@ -180,7 +185,7 @@ def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: di
         sinks.append(WandbSink(config.logging.wandb_project, config.run.name, plain, directory))
     if config.logging.console:
         sinks.append(make_console(config.training.steps, per_step * config.training.steps))
-    return MetricStore(directory, sinks, rates)
+    return MetricStore(directory, sinks, rates, record_interval(config.training.steps) if config.model.moe else 0)
 
 
 def _announce(config: RunConfig, groups: Groups, chunks: list[torch.nn.Module]) -> None:

@@ -1,5 +1,6 @@
 """Where metric records go: JSON lines, TensorBoard, Weights & Biases. A record is a flat dictionary."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +41,7 @@ class JsonLines:
         """Length of the file in bytes."""
         return self._stream.tell()
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Append one line."""
         with naming(self._path):
             self._stream.write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))

@@ -14,7 +14,7 @@ from megatron_ko.models.router_stats import take_routing
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import Objective
 from megatron_ko.parallel.collectives import all_reduce_sum
-from megatron_ko.train.optimizer import clip_gradients, set_learning_rate
+from megatron_ko.train.optimizer import clip_gradients, prepare_gradients, set_learning_rate
 from megatron_ko.train.run import Run
 from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.state import StepResult
@@ -66,8 +66,7 @@ def _routing(run: Run, micro_batches: int) -> tuple[LayerRouting, ...]:
 
 def _update(run: Run, loss: float) -> tuple[bool, float | None]:
     """Apply the gradients unless they or the loss are not finite. All ranks see the same numbers, so all agree."""
-    overflow = run.optimizer.prepare_grads()  # fp16: unscales, checks, and adapts the scale
-    if overflow:
+    if prepare_gradients(run.optimizer):
         return False, None
     norm = float(run.optimizer.get_grad_norm())
     if not (math.isfinite(norm) and math.isfinite(loss)):
