@@ -44,6 +44,7 @@ EXTRAS = {
     "dev": [
         *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"),
         *(*CLEAN, "kiwipiepy<0.22", "fasttext-predict", "datatrove", "python-stdnum"),
+        *("datasketch", "rensa"),  # peers of benchmarks/dedup.py
     ],
 }
 
