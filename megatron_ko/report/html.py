@@ -11,6 +11,7 @@ from megatron_ko.errors import naming
 from megatron_ko.report.assets import POINTER, STYLE
 from megatron_ko.report.axis import short
 from megatron_ko.report.chart import draw
+from megatron_ko.report.experts import HEAT_SCRIPT, HEAT_STYLE, heat_map
 from megatron_ko.report.plots import charts_of, marks_of
 from megatron_ko.report.store import RunRecord, read_run
 from megatron_ko.report.summary import Summary, summarise
@@ -57,12 +58,12 @@ def render(run: RunRecord, figures: Summary) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(run.name)} · training report</title><style>{STYLE}</style></head><body><main>"
+        f"<title>{escape(run.name)} · training report</title><style>{STYLE}{HEAT_STYLE}</style></head><body><main>"
         f"{_header(run, figures)}{_warnings(figures)}{_figures(figures)}"
-        f'<section class="charts" aria-label="plots">{charts}</section>'
+        f'<section class="charts" aria-label="plots">{charts}</section>{heat_map(run)}'
         f"{_sessions(run)}{_checkpoints(run)}{_lineage(run.lineage)}{_configuration(run)}"
         "<footer>Every number on this page was computed from the metric store of the run.</footer>"
-        f"</main><script>{POINTER}</script></body></html>\n"
+        f"</main><script>{POINTER}{HEAT_SCRIPT}</script></body></html>\n"
     )
 
 

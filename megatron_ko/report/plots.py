@@ -8,6 +8,7 @@ import numpy as np
 
 from megatron_ko.report.axis import fit_axis
 from megatron_ko.report.chart import Chart, Marks, Series
+from megatron_ko.report.experts import expert_charts
 from megatron_ko.report.reduce import keep_extremes, smooth
 from megatron_ko.report.store import Column, RunRecord, read_run
 
@@ -48,6 +49,7 @@ def charts_of(run: RunRecord) -> list[Chart]:
             from_zero=True,
         ),
         _quality_chart(run),
+        *expert_charts(run),
     ]
 
 

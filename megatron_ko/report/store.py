@@ -19,6 +19,7 @@ Column = NDArray[np.float64]
 TRAIN_COLUMNS = (
     "step", "loss", "grad_norm", "lr", "tokens", "samples", "step_time_s", "tokens_per_s",
     "skipped", "memory_peak", "memory_reserved", "tflops", "mfu", "time",
+    "expert_imbalance", "expert_imbalance_worst", "expert_dropped", "router_entropy",
 )  # fmt: skip
 VALID_COLUMNS = ("step", "tokens", "valid_loss", "perplexity", "bits_per_byte", "eval_time_s")
 
