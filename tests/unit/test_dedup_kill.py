@@ -76,7 +76,25 @@ def test_other_options_do_not_go_on_from_what_was_left(tmp_path: Path, korean: K
             dedup(options, stop)
     with pytest.raises(DataError, match="other options or inputs") as caught:
         dedup(replace(options, keep="first"))
-    assert "keep" in str(caught.value)
+    assert "keep" in str(caught.value) and "--restart" in str(caught.value)
+
+
+def test_a_kill_after_the_last_step_changes_nothing(
+    tmp_path: Path, korean: Korean, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output has its name, its parts are still there: the same command is done, another one is refused."""
+    options = full_options(tmp_path, korean)
+    monkeypatch.setattr("megatron_ko.data.dedup.run.remove_job", lambda folder: None)
+    first = dedup(options)
+    monkeypatch.undo()
+    before = everything(options.output)
+    with pytest.raises(DataError, match="exists already"):
+        dedup(replace(options, keep="first"))
+    assert (tmp_path / "plain.parts").exists()
+    assert dedup(options) == first
+    assert everything(options.output) == before and not (tmp_path / "plain.parts").exists()
+    with pytest.raises(DataError, match="exists already"):
+        dedup(options)
 
 
 def command(options: DedupOptions, output: Path) -> list[str]:

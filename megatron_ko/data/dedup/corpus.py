@@ -80,11 +80,14 @@ class Parts:
 
     def gather(self, name: str, numbers: np.ndarray) -> np.ndarray:
         """One value an item, from the arrays of that name."""
-        chunks = self.chunk_of(numbers)
         found = np.empty(numbers.size, np.int64)
-        for chunk in np.unique(chunks).tolist():
-            here = chunks == chunk
-            found[here] = self[chunk][name][numbers[here] - self.firsts[chunk]]
+        order = np.argsort(numbers, kind="stable")
+        ordered = numbers[order]
+        # In this order the items of a chunk stand together.
+        borders = np.searchsorted(ordered, self.firsts)
+        for chunk in np.flatnonzero(np.diff(borders)).tolist():
+            here = slice(borders[chunk], borders[chunk + 1])
+            found[order[here]] = self[chunk][name][ordered[here] - self.firsts[chunk]]
         return found
 
 

@@ -20,11 +20,13 @@ from megatron_ko.data.dedup.options import Input, Running, check_output
 from megatron_ko.data.dedup.output import Decisions, WriteWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
 from megatron_ko.data.dedup.workplace import (
+    MANIFEST,
     Progress,
     Workplace,
     fresh_folder,
     held,
     publish,
+    published_before,
     work_folder,
     write_outputs,
     write_text,
@@ -70,7 +72,7 @@ class DecontaminateOptions:
             "key": self.input.key,
             "text_unit": self.input.text_unit,
             "format": self.input.kind,
-            "against": {str(path): content_hash(path) for path in self.against},
+            "against": {str(path): content_hash(path) if path.is_file() else None for path in self.against},
             "against_keys": list(self.keys),
             **asdict(self.grams),
             "suffix": self.suffix,
@@ -102,14 +104,18 @@ def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_:
     Raises:
         DataError: bad options or input, no document, no usable item, an existing output, a full disk, a dead worker.
     """
+    folder = work_folder(options.output)
+    if published_before(folder, options.output, options.identity()):
+        remove_job(folder)
+        before: dict[str, Any] = json.loads((options.output / MANIFEST).read_text("utf-8"))
+        return before
     options.check()
     index, items = build_index(read_items(options.against, options.keys), options.grams)
-    folder = work_folder(options.output)
     with held(folder, options.output):
         place = Workplace(folder, options.input, options.identity(), options.running, progress)
         matched = place.over_corpus("match", MatchWork(options.input.key, index, items))
         parts = parts_by(matched, "documents")
-        check_number(parts, matched, options.input)
+        check_number(parts, matched, options.input, folder)
         decisions = Decisions(parts, same_text=place.array("none"), kept=place.array("kept"))
         _mark_kept(decisions.kept, parts)
         written = place.over_corpus("write", WriteWork(options.input, decisions, frozenset()), options.suffix)
@@ -237,7 +243,7 @@ def _assemble(
         "rejected": {"records": rejected.total(), "reasons": dict(sorted(rejected.items()))},
         "evaluation": _evaluation(options, matched, items),
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
+    write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
     publish(folder, options.output)
     return manifest
 

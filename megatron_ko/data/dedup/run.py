@@ -20,11 +20,13 @@ from megatron_ko.data.dedup.sign import SignWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
 from megatron_ko.data.dedup.verify import VerifyWork, document_ranges
 from megatron_ko.data.dedup.workplace import (
+    MANIFEST,
     Progress,
     Workplace,
     fresh_folder,
     held,
     publish,
+    published_before,
     work_folder,
     write_outputs,
     write_text,
@@ -33,6 +35,7 @@ from megatron_ko.data.jobs import Part, remove_job
 from megatron_ko.data.writers import merge_documents
 
 FORMAT = 1
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,11 @@ def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupR
     Raises:
         DataError: bad options or input, no document, an existing output, a full disk, a dead worker.
     """
-    options.check()
     folder = work_folder(options.output)
+    if published_before(folder, options.output, options.identity()):
+        remove_job(folder)
+        return DedupResult(*(json.loads((options.output / name).read_text("utf-8")) for name in (MANIFEST, REPORT)))
+    options.check()
     with held(folder, options.output):
         place = Workplace(folder, options.input, options.identity(), options.running, progress)
         result = _Dedup(options, place).run()
@@ -72,7 +78,7 @@ class _Dedup:
         work = SignWork(options.input.key, options.normalisation, options.near)
         signed = place.over_corpus("sign", work)
         parts = parts_by(signed, "documents")
-        check_number(parts, signed, options.input)
+        check_number(parts, signed, options.input, place.folder)
         decisions = Decisions(parts, place.array("same_text"), place.array("kept"))
         self._decide_documents(decisions, signed)
         for level in LEVELS[1:]:
@@ -179,8 +185,8 @@ class _Dedup:
             "outputs": outputs,
             **_conserved(signed, written, removed),
         }
-        write_text(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=2) + "\n")
-        write_text(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
         publish(folder, options.output)
         return DedupResult(manifest, report)
 

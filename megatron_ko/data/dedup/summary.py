@@ -9,16 +9,18 @@ from megatron_ko.data.dedup.arrays import open_arrays
 from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, Parts
 from megatron_ko.data.dedup.options import Input
 from megatron_ko.data.inputs import content_hash
-from megatron_ko.data.jobs import Part
+from megatron_ko.data.jobs import Part, remove_job
 from megatron_ko.errors import DataError
 
 
-def check_number(parts: Parts, signed: Sequence[Part], files: Input) -> None:
-    """Refuse a corpus without documents, and one with more than can be numbered.
+def check_number(parts: Parts, signed: Sequence[Part], files: Input, folder: Path) -> None:
+    """Refuse a corpus without documents, and one with more than can be numbered; nothing is left in ``folder``.
 
     Raises:
         DataError: either.
     """
+    if not 0 < parts.total < MOST_DOCUMENTS:
+        remove_job(folder)
     if not parts.total:
         reasons = dict(rejected_reasons(signed))
         raise DataError(

@@ -1,6 +1,7 @@
 """The folder beside the output in which all passes leave their parts; it becomes the output, or is gone on from."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ from megatron_ko.data.dedup.corpus import read_corpus
 from megatron_ko.data.dedup.options import Input, Running
 from megatron_ko.data.files import explained, sync_folder
 from megatron_ko.data.inputs import SUFFIXES, content_hash
-from megatron_ko.data.jobs import Job, Part, Work, job_parts, run_job
+from megatron_ko.data.jobs import Job, Part, Work, check_job, job_parts, run_job
 from megatron_ko.data.streams import COMPRESSED
 from megatron_ko.data.writers import DocumentWriter, merge_documents
 from megatron_ko.errors import DataError
@@ -24,6 +25,9 @@ _log = get_logger(__name__)
 
 # Bytes of input that one process has read before others have started.
 _SMALL = 16 << 20
+MANIFEST = "manifest.json"
+# In the folder of the parts: the hash of the manifest, from the moment on when the output may have its name.
+_PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
@@ -81,9 +85,18 @@ class Workplace:
         workers: int,
         progress: Callable[[Part], None],
     ) -> list[Part]:
-        folder = self.folder / name
-        run_job(Job(folder, self._identity, workers=workers, suffix=suffix), chunks, work, progress)
-        return job_parts(folder)
+        job = Job(self.folder / name, self._identity, workers=workers, suffix=suffix)
+        try:
+            check_job(job)
+        except DataError as error:
+            raise DataError(
+                f"{self.folder} was left by an unfinished run with other options or inputs",
+                got=error.got,
+                expected=error.expected,
+                remedy="repeat the command that it was, or start anew with --restart",
+            ) from error
+        run_job(job, chunks, work, progress)
+        return job_parts(job.folder)
 
     def array(self, name: str) -> Path:
         """Path of an array that is made anew in every run."""
@@ -178,8 +191,18 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+def published_before(folder: Path, output: Path, identity: Mapping[str, object]) -> bool:
+    """Whether this very command was killed when all but the removal of its parts was done."""
+    marker, manifest = folder / _PUBLISHED, output / MANIFEST
+    if not marker.is_file() or not manifest.is_file() or marker.read_text("utf-8") != content_hash(manifest):
+        return False
+    found = json.loads(manifest.read_text("utf-8"))["options"]
+    return bool(found == json.loads(json.dumps(dict(identity))))
+
+
 def publish(assembled: Path, output: Path) -> None:
-    """Give a folder, whose files are on the disk, its final name."""
+    """Give a folder, whose files are on the disk, its final name; from then on only the parts are left to remove."""
     sync_folder(assembled)
+    write_text(assembled.parent / _PUBLISHED, content_hash(assembled / MANIFEST))
     os.rename(assembled, output)
     sync_folder(output.parent)
