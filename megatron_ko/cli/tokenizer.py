@@ -73,7 +73,7 @@ def train(
         character_coverage=character_coverage,
         max_bytes=max_megabytes * 1_000_000,
         balance_by=balance_by,
-        weights=_weights(weights),
+        weights=named_weights(weights),
         temperature=temperature,
     )
     report = train_tokenizer([*files, *(more or [])], output, options, lambda line: typer.echo(line, err=True))
@@ -130,7 +130,7 @@ def extend(
         key=json_key,
         max_bytes=max_megabytes * 1_000_000,
         balance_by=balance_by,
-        weights=_weights(weights),
+        weights=named_weights(weights),
         temperature=temperature,
     )
     options = ExtendOptions(new_ids=vocab_size, sampling=sampling)
@@ -234,7 +234,8 @@ def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
     return list(Corpus(files, Sampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
 
 
-def _weights(given: list[str] | None) -> dict[str, float]:
+def named_weights(given: list[str] | None) -> dict[str, float]:
+    """NAME=SHARE options as a mapping."""
     weights = {}
     for word in given or ():
         name, sign, value = word.rpartition("=")
