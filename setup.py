@@ -39,6 +39,7 @@ CLEAN = ["ftfy", "selectolax"]
 EXTRAS = {
     "cuda": ["transformer-engine[pytorch]"],
     "wandb": ["wandb"],
+    "hub": ["datasets"],  # hf:OWNER/NAME as an input of the data verbs
     "clean": CLEAN,
     # datatrove and python-stdnum are oracles: outside implementations that the tests compare with
     "dev": [

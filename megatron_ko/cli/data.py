@@ -10,6 +10,9 @@ from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_ded
 
 app = typer.Typer(no_args_is_help=True, help="Text to indexed tokens, and a look at what they hold.")
 
+_SOURCES = 10
+_BAR = 40
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Prefix = Annotated[
     Path,
@@ -38,31 +41,38 @@ def inspect(
     samples: Annotated[int, typer.Option(min=0, help="Documents to show, spread over the file.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show the manifest, totals and some documents; with --tokenizer as text.
+    """Show totals, sources, the spread of document lengths and some documents; with --tokenizer as text.
 
     Example: megatron-ko data inspect data/corpus --tokenizer tokenizer --json
     """
     from megatron_ko.data.inspect import inspect_data
 
-    views = inspect_data(prefix, tokenizer, samples)
+    view = inspect_data(prefix, tokenizer, samples)
     if as_json:
-        typer.echo(json.dumps(views[0] if len(views) == 1 else {"shards": views}, ensure_ascii=False))
+        typer.echo(json.dumps(view, ensure_ascii=False))
         return
-    for view in views:
-        manifest = view["manifest"]
-        typer.echo(
-            f"{view['prefix']}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens "
-            f"({manifest['dtype']}), {manifest['bytes'] / 1e6:.1f} MB of text, {manifest['rejected']:,} rejected\n"
-            f"  tokenizer  {manifest['tokenizer_kind']}, {manifest['vocab_size']:,} ids, "
-            f"fingerprint {manifest['tokenizer_fingerprint'][:16]}\n"
-            f"  lengths    {view['lengths']}"
-        )
-        for sample in view["samples"]:
+    totals, shards = view["totals"], view["shards"]
+    manifest = shards[0]["manifest"]
+    typer.echo(
+        f"{prefix}: {totals['documents']:,} documents, {totals['tokens']:,} tokens ({manifest['dtype']}), "
+        f"{totals['bytes'] / 1e6:.1f} MB of text, {totals['rejected']:,} rejected"
+        f"{f', {len(shards)} shards' if len(shards) > 1 else ''}\n"
+        f"  tokenizer  {manifest['tokenizer_kind']}, {manifest['vocab_size']:,} ids, "
+        f"fingerprint {manifest['tokenizer_fingerprint'][:16]}"
+    )
+    for path, documents in list(view["sources"].items())[:_SOURCES]:
+        typer.echo(f"  source     {path}: {documents:,} documents")
+    if len(view["sources"]) > _SOURCES:
+        typer.echo(f"  source     and {len(view['sources']) - _SOURCES} more")
+    typer.echo(f"  lengths    {', '.join(f'{name} {value:,.0f}' for name, value in view['lengths'].items())} tokens")
+    largest = max(count for *_, count in view["histogram"])
+    for least, most, count in view["histogram"]:
+        typer.echo(f"  {f'{least:,}-{most:,}':>19}  {'#' * -(-_BAR * count // largest)} {count:,}")
+    for shard in shards:
+        for sample in shard["samples"]:
             shown = sample["text"] if sample["text"] is not None else sample["ids"]
-            typer.echo(f"  document {sample['document']} ({sample['tokens']} tokens): {str(shown)[:300]!r}")
-    if len(views) > 1:
-        documents, tokens = (sum(view["manifest"][name] for view in views) for name in ("documents", "tokens"))
-        typer.echo(f"{prefix}: {len(views)} shards, {documents:,} documents, {tokens:,} tokens")
+            where = f"{Path(shard['prefix']).name} " if len(shards) > 1 else ""
+            typer.echo(f"  {where}document {sample['document']} ({sample['tokens']} tokens): {str(shown)[:300]!r}")
 
 
 @app.command()

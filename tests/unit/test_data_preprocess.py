@@ -198,8 +198,15 @@ def test_verify_and_inspect(options: PreprocessOptions, tokenizer_folder: Folder
     view = json.loads(
         run("data", "inspect", str(options.output), "--tokenizer", str(options.tokenizer), "--json").stdout
     )
-    assert view["manifest"]["tokens"] == read_manifest(options.output).tokens
-    assert len(view["samples"]) == 3 and view["samples"][0]["text"].endswith("</s>")
+    (shard,) = view["shards"]
+    assert view["totals"]["tokens"] == shard["manifest"]["tokens"] == read_manifest(options.output).tokens
+    assert len(shard["samples"]) == 3 and shard["samples"][0]["text"].endswith("</s>")
+    assert view["sources"] == {str(options.inputs[0]): 9000, str(options.inputs[1]): 300}
+    oracle = IndexedDataset(str(options.output))  # its arrays end with it
+    lengths = oracle.sequence_lengths
+    assert sum(count for *_, count in view["histogram"]) == 9300
+    for least, most, count in view["histogram"]:
+        assert count == int(((lengths >= least) & (lengths <= most)).sum())
     assert json.loads(run("data", "verify", str(options.output), "--json").stdout)["ok"]
     other = run("data", "inspect", str(options.output), "--tokenizer", str(tokenizer_folder("bpe")))
     assert other.returncode == 2 and "another tokenizer" in other.stderr
