@@ -250,7 +250,7 @@ def test_three_kills(tmp_path: Path, korean: Callable[..., list[str]]) -> None:
 
 @pytest.mark.slow
 def test_thirty_kills(tmp_path: Path, korean: Callable[..., list[str]]) -> None:
-    killed_runs_end_like_an_undisturbed_one(tmp_path, big_inputs(tmp_path, korean, 60_000), kills=30, seed=2)
+    killed_runs_end_like_an_undisturbed_one(tmp_path, big_inputs(tmp_path, korean, 30_000), kills=30, seed=2)
 
 
 def test_a_kill_after_the_last_rename_is_a_finished_run(options: CleanOptions, monkeypatch: pytest.MonkeyPatch) -> None:

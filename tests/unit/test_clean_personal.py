@@ -134,12 +134,12 @@ def test_accounts_behind_a_bank(text: str) -> None:
     assert kinds(text) == ["account"]
 
 
-@pytest.mark.parametrize("text", ["hong.gildong+a@example.co.kr", "메일은 a_b@naver.com으로", "<x@y.dev>"])
+@pytest.mark.parametrize("text", ["hong.gildong+a@example.co.kr", "01012345678@naver.com", "메일은 a_b@naver.com으로", "<x@y.dev>"])
 def test_mail(text: str) -> None:
     assert kinds(text) == ["email"]
 
 
-@pytest.mark.parametrize("text", ["접속 8.8.8.8", "서버(203.0.114.7)", "2001:4860:4860::8888"])
+@pytest.mark.parametrize("text", ["접속 8.8.8.80", "서버(203.0.114.7)", "2001:4860:4860::8888"])
 def test_public_addresses(text: str) -> None:
     assert kinds(text) == ["ip"]
 
@@ -157,6 +157,7 @@ def test_public_addresses(text: str) -> None:
         "주문 번호 123-456-789012",  # an account only behind a bank
         "우편번호 06236, 위도 37.5665 경도 126.9780",
         "std::vector, 12:30, ::1, aa:bb",
+        "1.2.3.4편 모두 봤다",
         "991332-1234567",  # no 13th month
         "124-81-00999",
         "4111-1111-1111-1112",

@@ -96,6 +96,8 @@ def _is_any(match: "re.Match[str]", before: str) -> bool:
 
 
 def _is_public(match: "re.Match[str]", before: str) -> bool:
+    if len(match.group()) == len("1.2.3.4"):
+        return False  # far more often parts of a series, or a version
     try:
         return ipaddress.ip_address(match.group()).is_global and _VERSION_WORD.search(before) is None
     except ValueError:
@@ -187,6 +189,9 @@ class Personal:
 def find_personal(text: str) -> list[Finding]:
     """All personal data of a text, in order and without overlap."""
     found: list[Finding] = []
+    # First, because the name in an address can be a phone number.
+    if "@" in text:
+        _add(found, _matches(_EMAIL, text, 0, len(text)))
     for stretch in _STRETCH.finditer(text):
         shown = stretch.group()
         if sum(map(str.isdigit, shown)) < _FEWEST_DIGITS and shown.count(".") < 3:
@@ -196,8 +201,6 @@ def find_personal(text: str) -> list[Finding]:
             _add(found, _matches(detector, text, stretch.start(), stretch.end() + 2))
     if ":" in text:
         _add(found, _matches(_IP6, text, 0, len(text)))
-    if "@" in text:
-        _add(found, _matches(_EMAIL, text, 0, len(text)))
     return sorted(found, key=lambda finding: finding.start)
 
 
