@@ -68,7 +68,7 @@ def unpack(folder: Path) -> Path:
 
 def train(folder: Path, corpus: Path) -> Path:
     words = ["--input", corpus, "--vocab-size", str(VOCABULARY), "--output", folder / "tokenizer"]
-    command = [sys.executable, "-m", "megatron_ko.cli.main", "tokenizer", "train", *words, "--max-megabytes", "20"]
+    command = [sys.executable, "-m", "megatron_ko.cli.main", "tokenizer", "train", *words, "--max-megabytes", "10"]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return folder / "tokenizer"
 

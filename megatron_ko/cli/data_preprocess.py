@@ -107,7 +107,7 @@ def preprocess(
     if restart:
         remove_job(job_folder(output))
     options = PreprocessOptions(
-        inputs=expand_inputs((*files, *(more or []))),
+        inputs=expand_inputs((*files, *(more or [])), format.value if format else None),
         tokenizer=tokenizer,
         output=output,
         workers=workers,

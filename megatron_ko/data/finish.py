@@ -68,7 +68,7 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
     identity = read_identity(folder)
     verified: dict[str, Verified] = {}
     if not finish_publishing(folder):
-        parts = job_parts(folder)
+        parts = job_parts(folder, verify=True)
         totals = _Totals(parts)
         if not totals.documents:
             remove_job(folder)

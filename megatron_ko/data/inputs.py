@@ -33,13 +33,17 @@ _SAVED_DATASET, _SAVED_DATASETS = "state.json", "dataset_dict.json"
 _HUB = "hf:"
 
 
-def expand_inputs(given: Iterable[Path]) -> tuple[Path, ...]:
+def expand_inputs(given: Iterable[Path], kind: Kind | None = None) -> tuple[Path, ...]:
     """Files in order: names as they are, folders and patterns sorted, saved and hub datasets as their Arrow files.
+
+    Args:
+        given: what the user named.
+        kind: of all files, also of those in folders whose suffix says nothing.
 
     Raises:
         DataError: nothing is there, or it holds no file of a known kind.
     """
-    return tuple(path for name in given for path in _expanded(name))
+    return tuple(path for name in given for path in _expanded(name, kind))
 
 
 def check_inputs(inputs: Sequence[Path], kind: Kind | None = None) -> None:
@@ -98,11 +102,11 @@ def input_bytes(path: Path) -> int:
     return standard_input.bytes if path == STDIN else path.stat().st_size
 
 
-def _expanded(name: Path) -> list[Path]:
+def _expanded(name: Path, kind: Kind | None) -> list[Path]:
     if name == STDIN or name.is_file():
         return [name]
     if name.is_dir():
-        return _saved_dataset(name) if (name / _SAVED_DATASET).is_file() else _folder(name)
+        return _saved_dataset(name) if (name / _SAVED_DATASET).is_file() else _folder(name, kind)
     if str(name).startswith(_HUB):
         return _hub_dataset(str(name).removeprefix(_HUB))
     if any(sign in str(name) for sign in "*?["):
@@ -113,14 +117,14 @@ def _expanded(name: Path) -> list[Path]:
     return [name]  # check_inputs says that it is missing
 
 
-def _folder(folder: Path) -> list[Path]:
+def _folder(folder: Path, kind: Kind | None) -> list[Path]:
     if (folder / _SAVED_DATASETS).is_file():
         names = ", ".join(json.loads((folder / _SAVED_DATASETS).read_text(encoding="utf-8"))["splits"])
         raise DataError(
             f"{folder} holds several splits of a dataset", got=names, remedy=f"give one: {folder}/{names.split(',')[0]}"
         )
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    known = [path for path in files if _has_kind(path)]
+    known = [path for path in files if kind or _has_kind(path)]
     if not known:
         raise DataError(
             f"no file of a known kind in {folder}",
@@ -129,7 +133,7 @@ def _folder(folder: Path) -> list[Path]:
             remedy="check --input",
         )
     if len(known) < len(files):
-        other = next(path for path in files if not _has_kind(path))
+        other = next(path for path in files if path not in known)
         _log.warning("%s: %d files of other kinds are not read, for example %s", folder, len(files) - len(known), other)
     return known
 

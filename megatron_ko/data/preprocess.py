@@ -11,7 +11,7 @@ from megatron_ko.data.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.encode import EncodeChunk, EncodeOptions
 from megatron_ko.data.finish import Written, job_folder, merge
 from megatron_ko.data.indexed import beside
-from megatron_ko.data.inputs import check_inputs, expand_inputs
+from megatron_ko.data.inputs import check_inputs, expand_inputs, kind_of
 from megatron_ko.data.jobs import Job, Part, check_job, remove_job, run_job
 from megatron_ko.data.manifest import FILES
 from megatron_ko.data.publishing import finish_publishing
@@ -80,8 +80,9 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
         TokenizerError: the tokenizer cannot be loaded.
     """
     folder = job_folder(options.output)
-    inputs = expand_inputs(options.inputs)
+    inputs = expand_inputs(options.inputs, options.kind)
     check_inputs(inputs, options.kind)
+    _check_keys(options, inputs)
     if STDIN in inputs:
         _forget_earlier_input(options, folder)
     job = Job(folder, _identity(options, inputs), options.workers, options.rank, options.size)
@@ -134,6 +135,17 @@ def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str,
             "eod": tokenizer.eod if options.append_eod else None,
         },
     }
+
+
+def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
+    plain = [path for path in inputs if kind_of(path, options.kind) in ("txt", "wet")]
+    if len(set(options.keys)) < len(options.keys) or (len(options.keys) > 1 and plain):
+        raise DataError(
+            "several keys need inputs that have fields, and each key once",
+            got=f"keys {', '.join(options.keys)}" + (f", and {plain[0]}" if plain else ""),
+            expected="jsonl, csv, tsv, parquet or arrow",
+            remedy="encode such files by themselves",
+        )
 
 
 def _refuse_existing(options: PreprocessOptions) -> None:

@@ -239,6 +239,7 @@ def test_a_kind_can_be_told(tmp_path: Path) -> None:
     assert kind_of(Path("-")) == "jsonl"
     with pytest.raises(DataError, match="standard input"):
         check_inputs([Path("-")], "parquet")
+    assert expand_inputs([tmp_path], "jsonl") == (path,)
 
 
 @pytest.mark.parametrize("beginning", ["[\n", "  [\n  ", "[{\n"])

@@ -1,5 +1,6 @@
 """Preprocessing: tokens are conserved, the output does not depend on the workers, failures leave nothing behind."""
 
+import gzip
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_ko.data.finish import job_folder
 from megatron_ko.data.indexed import bin_path, idx_path
+from megatron_ko.data.jobs import remove_job
 from megatron_ko.data.manifest import Manifest, manifest_path, read_manifest, rejected_path, verify_shard
 from megatron_ko.data.preprocess import PreprocessOptions, preprocess
 from megatron_ko.data.tokenizer import load_tokenizer
@@ -176,6 +178,26 @@ def test_workers_die_with_the_parent_and_a_new_run_is_clean(options: PreprocessO
     preprocess(replace(options, inputs=options.inputs[:1]))
     verify_shard(options.output)
     assert set(contents(options.output)) == {".bin", ".idx", ".manifest.json", ".rejected.jsonl"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_block_is_told_and_nothing_gets_a_name(options: PreprocessOptions, workers: int) -> None:
+    packed = bytearray(gzip.compress(options.inputs[0].read_bytes()))
+    packed[-len(packed) // 4] ^= 255
+    damaged = options.inputs[0].with_name("damaged.jsonl.gz")
+    damaged.write_bytes(packed)
+    options = replace(options, inputs=(*options.inputs, damaged), workers=workers, chunk_bytes=500_000)
+    with pytest.raises(DataError, match=r"damaged\.jsonl\.gz is damaged") as caught:
+        preprocess(options)
+    assert "at byte" in str(caught.value)
+    assert not [path for path in options.output.parent.iterdir() if path.is_file()]
+    # The file is replaced: what was done before belongs to other inputs, and it says so.
+    damaged.write_bytes(gzip.compress(b'{"text": "whole"}'))
+    with pytest.raises(DataError, match="unfinished run") as caught:
+        preprocess(options)
+    assert "damaged.jsonl.gz" in str(caught.value) and "a.jsonl:" not in str(caught.value)
+    remove_job(job_folder(options.output))
+    assert single(options).documents == 9301
 
 
 def test_a_second_writer_is_refused(options: PreprocessOptions) -> None:
