@@ -48,6 +48,33 @@ def hf_export(
     _tell(output, export_hf(find_pretrained(source, step), output, dtype), as_json)
 
 
+@app.command("upcycle")
+def upcycle(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model, without experts.")],
+    output: Output,
+    experts: Annotated[int, typer.Option(min=2, help="Experts of a layer; all start as its feed-forward layer.")] = 8,
+    top_k: Annotated[int, typer.Option(min=1, help="Experts that compute one token.")] = 2,
+    score: Annotated[str, typer.Option(help="softmax or sigmoid: from router logits to weights.")] = "softmax",
+    expert_bias: Annotated[bool, typer.Option("--expert-bias", help="Balance by a bias; needs sigmoid.")] = False,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a mixture of experts of a dense model. Nothing is written unless both give the same logits.
+
+    Train it with checkpoint.start_from=OUTPUT and model.from=OUTPUT/model.yaml.
+
+    Example: megatron-ko convert upcycle runs/demo models/demo-moe --experts 8 --top-k 2
+    """
+    from megatron_ko.config.load import build
+    from megatron_ko.config.moe import MoeConfig
+    from megatron_ko.convert.upcycle import upcycle as make
+    from megatron_ko.models.pretrained import find_pretrained
+
+    fields = {"num_experts": experts, "top_k": top_k, "score": score, "expert_bias": expert_bias}
+    moe = build(MoeConfig, fields, origin="the options")
+    _tell(output, make(find_pretrained(source, step), output, moe), as_json)
+
+
 def _tell(output: Path, gate: "LogitGate", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"output": str(output), **gate.describe()}))

@@ -15,7 +15,7 @@ from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import staged_folder
+from megatron_ko.convert.staging import staged_folder, write_manifest
 from megatron_ko.convert.verify import LogitGate, compare_logits
 from megatron_ko.errors import ConvertError
 from megatron_ko.models import checkpoint_files as files
@@ -62,12 +62,7 @@ def import_hf(source: Path, output: Path) -> LogitGate:
             "logits": gate.describe(),
         }
         (folder / LINEAGE).write_bytes(orjson.dumps(lineage, option=orjson.OPT_INDENT_2))
-        records = {
-            str(path.relative_to(folder)): files.record_file(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        files.write_atomic(folder / files.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))
+        write_manifest(folder)
     return gate
 
 

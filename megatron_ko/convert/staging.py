@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import orjson
+
 from megatron_ko.errors import ConvertError
+from megatron_ko.models import checkpoint_files as files
 
 
 @contextmanager
@@ -26,3 +29,10 @@ def staged_folder(final: Path) -> Iterator[Path]:
         temporary.rename(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write manifest.json: size and hash of every file that is in the folder now."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    records = {str(path.relative_to(folder)): files.record_file(path) for path in paths}
+    files.write_atomic(folder / files.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))

@@ -70,11 +70,38 @@ def compare_logits(model: ModelConfig, weights: Path, folder: Path) -> LogitGate
         differences.append(float((ours - theirs).abs().max()))
         same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         positions += tokens.numel()
-    gate = LogitGate(max(differences), same / positions, positions)
+    return _passed(LogitGate(max(differences), same / positions, positions))
+
+
+def compare_native(one: tuple[ModelConfig, Path], other: tuple[ModelConfig, Path]) -> LogitGate:
+    """Compare two native models (network, weights) with the same vocabulary on the same tokens.
+
+    Raises:
+        ConvertError: the logits differ.
+    """
+    tokens = _samples(one[0])
+    expected, found = (_native_logits(model, weights, tokens) for model, weights in (one, other))
+    differences = [float((ours - theirs).abs().max()) for ours, theirs in zip(found, expected, strict=True)]
+    pairs = zip(found, expected, strict=True)
+    same = sum(int((ours.argmax(-1) == theirs.argmax(-1)).sum()) for ours, theirs in pairs)
+    positions = sum(part.numel() for part in tokens)
+    return _passed(LogitGate(max(differences), same / positions, positions))
+
+
+@torch.no_grad()
+def _native_logits(model: ModelConfig, weights: Path, samples: list[Tensor]) -> list[Tensor]:
+    native = _load_native(model, weights, torch.float32)
+    return [
+        native(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None)[..., : model.vocab_size]
+        for tokens in samples
+    ]
+
+
+def _passed(gate: LogitGate) -> LogitGate:
     if not gate.passed:
         raise ConvertError(
             "the converted model does not give the logits of the native one",
-            got=f"largest difference {gate.max_difference:.2e}, {gate.top1:.1%} equal top tokens of {positions}",
+            got=f"largest difference {gate.max_difference:.2e}, {gate.top1:.1%} equal top tokens of {gate.positions}",
             expected=f"below {TOLERANCE:.0e}",
             remedy="nothing was written; the configuration or the weights are not what they say",
         )

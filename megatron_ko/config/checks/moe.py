@@ -51,6 +51,7 @@ def _check_dense(parallel: ParallelConfig) -> Iterator[Problem]:
 
 
 def check_router(moe: MoeConfig) -> Iterator[Problem]:
+    """Options of the router against each other."""
     """Does the router choose among the experts in a way that it can learn?"""
     if moe.top_k > moe.num_experts:
         yield Problem(

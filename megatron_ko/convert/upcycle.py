@@ -1,0 +1,134 @@
+"""A dense native model to one whose experts all start as its feed-forward layer, and which computes the same.
+
+Komatsuzaki et al., 2022, arXiv:2212.05055. The weights of the experts of a token have to add up to 1.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import torch
+from torch import Tensor
+
+from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
+from megatron_ko.config.checks.moe import check_router
+from megatron_ko.convert.native import NativeReader, Part, write_native
+from megatron_ko.convert.staging import staged_folder, write_manifest
+from megatron_ko.convert.verify import LogitGate, compare_native
+from megatron_ko.errors import ConvertError
+from megatron_ko.models.pretrained import LINEAGE, MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
+
+_FAMILIES = {"llama": "mixtral", "qwen3": "qwen3_moe"}
+_LAYERS = "decoder.layers."
+_EXPERTS = {
+    "decoder.layers.mlp.linear_fc1.weight": "decoder.layers.mlp.experts.experts.linear_fc1.weight",
+    "decoder.layers.mlp.linear_fc2.weight": "decoder.layers.mlp.experts.experts.linear_fc2.weight",
+}
+_RENAMED = {"decoder.layers.mlp.linear_fc1.layer_norm_weight": "decoder.layers.pre_mlp_layernorm.weight"}
+_ROUTER, _BIAS = "decoder.layers.mlp.router.weight", "decoder.layers.mlp.router.expert_bias"
+
+
+def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) -> LogitGate:
+    """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless the logits agree.
+
+    Args:
+        source: the dense model.
+        output: must not exist.
+        moe: experts of every layer.
+        seed: of the routers' weights, the only ones that are new.
+
+    Raises:
+        ConvertError: the model has experts already, or the weights of its experts would not add up to 1.
+        CheckpointError: the model cannot be read.
+    """
+    model = upcycled(source.model, moe)
+    reader = NativeReader(source.weights)
+    with staged_folder(output) as folder:
+        (folder / WEIGHTS).mkdir()
+        parts = list(_parts(reader, model, moe, seed))
+        shapes = {part.key: (*_leading(part, model, moe), *part.shape) for part in parts}
+        write_native(folder / WEIGHTS, parts, shapes)
+        (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
+        if source.tokenizer is not None:
+            shutil.copytree(source.tokenizer, folder / TOKENIZER)
+        gate = compare_native((source.model, source.weights), (_dropless(model), folder / WEIGHTS))
+        lineage = {
+            "made_by": "convert upcycle",
+            "parent": {"path": str(source.origin.resolve()), "step": source.step, "tokens": source.tokens},
+            "logits": gate.describe(),
+        }
+        (folder / LINEAGE).write_bytes(orjson.dumps(lineage, option=orjson.OPT_INDENT_2))
+        write_manifest(folder)
+    return gate
+
+
+def upcycled(model: ModelConfig, moe: MoeConfig) -> ModelConfig:
+    """The same network with experts.
+
+    Raises:
+        ConvertError: it has experts already, or the weights of its experts would not add up to 1.
+        ConfigError: the options do not fit together.
+    """
+    raise_problems(list(check_router(moe)), "the options")
+    if model.family not in _FAMILIES:
+        raise ConvertError(
+            "only a dense model can be upcycled", got=f"family {model.family}", expected=f"one of {list(_FAMILIES)}"
+        )
+    odd = {
+        "softmax_before_topk": moe.softmax_before_topk,
+        "topk_scale": moe.topk_scale != 1.0,
+        "shared_ffn_hidden_size": moe.shared_ffn_hidden_size > 0,
+        "top_k 1": moe.top_k == 1,
+    }
+    if any(odd.values()):
+        raise ConvertError(
+            "these experts do not start as the dense model",
+            got=", ".join(name for name, there in odd.items() if there),
+            expected="weights of the chosen experts that add up to 1, and no other expert",
+            remedy="top_k 2 or more, and the other options at their defaults",
+        )
+    return model.model_copy(update={"family": _FAMILIES[model.family], "moe": moe})
+
+
+def _dropless(model: ModelConfig) -> ModelConfig:
+    assert model.moe is not None
+    return model.model_copy(update={"moe": model.moe.model_copy(update={"capacity_factor": None})})
+
+
+def _leading(part: Part, model: ModelConfig, moe: MoeConfig) -> tuple[int, ...]:
+    return (model.num_layers, moe.num_experts)[: len(part.index)]
+
+
+def _parts(reader: NativeReader, model: ModelConfig, moe: MoeConfig, seed: int) -> Iterator[Part]:
+    layers = range(model.num_layers)
+    for key, shape in reader.shapes.items():
+        dtype = reader.dtype(key)
+        if not key.startswith(_LAYERS):
+            yield Part(key, (), shape, dtype, _reading(reader, key, ()))
+            continue
+        for layer in layers:
+            read = _reading(reader, key, (layer,))
+            if key in _EXPERTS:
+                for expert in range(moe.num_experts):
+                    yield Part(_EXPERTS[key], (layer, expert), shape[1:], dtype, read)
+            else:
+                yield Part(_RENAMED.get(key, key), (layer,), shape[1:], dtype, read)
+    dtype = reader.dtype("decoder.final_layernorm.weight")
+    for layer in layers:
+        size = (moe.num_experts, model.hidden_size)
+        yield Part(_ROUTER, (layer,), size, dtype, _drawing(size, model.init_std, seed + layer, dtype))
+        if moe.expert_bias:
+            yield Part(_BIAS, (layer,), (moe.num_experts,), torch.float32, _zeros(moe.num_experts))
+
+
+def _reading(reader: NativeReader, key: str, index: tuple[int, ...]) -> Callable[[], Tensor]:
+    return lambda: reader.read(key, index)
+
+
+def _drawing(size: tuple[int, int], std: float, seed: int, dtype: torch.dtype) -> Callable[[], Tensor]:
+    return lambda: (torch.randn(size, generator=torch.Generator().manual_seed(seed)) * std).to(dtype)
+
+
+def _zeros(size: int) -> Callable[[], Tensor]:
+    return lambda: torch.zeros(size)
