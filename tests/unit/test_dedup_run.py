@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_dedup_shingles import plain_jaccard
 
 from megatron_ko.data.dedup.lsh import Bands
+from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.options import DedupOptions, Input, Near, Running
 from megatron_ko.data.dedup.run import dedup
 from megatron_ko.data.dedup.settle import settle
@@ -294,3 +295,15 @@ def test_an_empty_corpus_is_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="corpus is empty"):
         dedup(DedupOptions(Input((tmp_path / "a.txt",)), tmp_path / "out", near=Near()))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_texts_of_which_normalisation_leaves_nothing_are_compared_as_they_are(tmp_path: Path) -> None:
+    texts = ["...", "!?", "...", "A-가", "a 가"]
+    options = DedupOptions(
+        Input((write(tmp_path / "a.jsonl", texts),)),
+        tmp_path / "out",
+        near=Near(Shingles("word", 2)),
+        normalisation=Normalisation(frozenset({"case", "punctuation", "space"})),
+    )
+    dedup(options)
+    assert [place for place, _ in kept_of(tmp_path / "out", "a")] == [0, 1, 3]

@@ -1,6 +1,7 @@
 """Pairs to clusters to the document that stays of each. The arrays, one number a document, are files."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +20,10 @@ def disk_array(path: Path, size: int, dtype: str) -> np.ndarray:
     with path.open("wb") as stream:
         if not size:
             return np.empty(0, dtype)
-        # A full disk is an error here; a page without a place on the disk would kill the process later.
-        os.posix_fallocate(stream.fileno(), 0, size * np.dtype(dtype).itemsize)
+        stream.truncate(size * np.dtype(dtype).itemsize)
+        if sys.platform == "linux":
+            # A full disk is an error here; a page without a place on the disk would kill the process later.
+            os.posix_fallocate(stream.fileno(), 0, size * np.dtype(dtype).itemsize)
     return np.memmap(path, dtype, "r+", shape=(size,))
 
 

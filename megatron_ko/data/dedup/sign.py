@@ -76,7 +76,8 @@ class SignWork:
                 number = len(sizes)
                 sizes.append(len(text.encode("utf-8", errors="surrogatepass")))
                 # A text of which normalisation leaves nothing is compared as it is.
-                comparable = self._normalisation(text) or text
+                comparable = self._normalisation(text)
+                comparable = comparable if comparable.strip() else text
                 if run.add(comparable, number):
                     sketcher.add(comparable, number)
         lines = b"".join(orjson.dumps(asdict(record)) + b"\n" for record in rejected)
