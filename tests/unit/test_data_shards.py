@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -295,3 +296,26 @@ def test_the_layout_of_parts(options: PreprocessOptions, tmp_path: Path) -> None
             assert not text_bytes or view.text_bytes(key, 1, 2) == 6
         assert [list(view.rejected(first, first + 1)) != [] for first in range(3)] == [False, False, True]
         assert list(view.sources(1, 3)) == [(str(tmp_path / "d.jsonl"), 2)]
+
+
+def test_a_sample_that_decodes_to_other_text_stops_everything(
+    options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import megatron_ko.data.samples as samples
+
+    options = replace(options, verify=True)
+    # The hashes that encoding recorded are right; decoding is made to differ in one text of many.
+    real = samples.text_hash
+    with monkeypatch.context() as patched:
+        patched.setattr(samples, "text_hash", lambda text: real(text + "x" * (len(text) > 150)))
+        with pytest.raises(DataError, match="does not decode to the text that was read"):
+            preprocess(options)
+        assert not [path for path in options.output.parent.iterdir() if path.is_file()]
+        # A tokenizer that was not trained here may normalise: differences are counted.
+        foreign = tmp_path / "foreign"
+        shutil.copytree(options.tokenizer, foreign)
+        (foreign / "megatron_ko.json").unlink()
+        (written,) = preprocess(replace(options, tokenizer=foreign, output=tmp_path / "foreign-data"))
+        assert written.verified and 0 < written.verified.exact < written.verified.decoded
+    (written,) = preprocess(options)
+    assert written.verified and written.verified.exact == written.verified.decoded
