@@ -134,7 +134,10 @@ def test_accounts_behind_a_bank(text: str) -> None:
     assert kinds(text) == ["account"]
 
 
-@pytest.mark.parametrize("text", ["hong.gildong+a@example.co.kr", "01012345678@naver.com", "메일은 a_b@naver.com으로", "<x@y.dev>"])
+MAIL = ["hong.gildong+a@example.co.kr", "01012345678@naver.com", "메일은 a_b@naver.com으로", "<x@y.dev>"]
+
+
+@pytest.mark.parametrize("text", MAIL)
 def test_mail(text: str) -> None:
     assert kinds(text) == ["email"]
 
