@@ -1,6 +1,7 @@
 """Megatron-LM's option names give the files that its algorithm gives with megatron-core's tokenizers and builder."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 def tool(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"tools/{name}.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def as_megatron_does(records: list[dict[str, str]], key: str, library: str, model: Path, eod: bool, to: Path) -> None:
