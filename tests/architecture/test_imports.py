@@ -25,7 +25,20 @@ ALLOWED = {
     "eval": {"errors", "log", "config", "data", "models", "parallel"},
     "report": {"errors", "log", "config"},
     "train": {"__init__", "errors", "log", "config", "plan", "parallel", "data", "models", "objectives", "eval"},
-    "cli": {"__init__", "errors", "log", "config", "plan", "parallel", "data", "models", "convert", "eval", "report", "train"},
+    "cli": {
+        "__init__",
+        "errors",
+        "log",
+        "config",
+        "plan",
+        "parallel",
+        "data",
+        "models",
+        "convert",
+        "eval",
+        "report",
+        "train",
+    },
 }
 
 
