@@ -40,7 +40,7 @@ def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
 
     Raises:
         DataError: files missing, truncated or changed; another tokenizer; ids outside the vocabulary; a source twice;
-            weights on some sources only.
+            weights on some sources only; documents to be kept apart that no token ends.
     """
     prefixes = [source.prefix for source in data.sources]
     for index, prefix in enumerate(prefixes):
@@ -50,6 +50,12 @@ def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
     readers = []
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         _check_tokenizer(prefix, manifest, tokenizer)
+        if data.document_mask and manifest.eod is None:
+            raise DataError(
+                f"documents of {prefix} cannot be kept apart: no token ends them",
+                got="data.document_mask=true, shards written with --no-append-eod",
+                remedy="preprocess it again with --append-eod, or data.document_mask=false",
+            )
         readers.append(check_shard(prefix, manifest))
     _check_same_content(prefixes, manifests)
     weights = _weights([source.weight for source in data.sources], manifests)

@@ -7,12 +7,12 @@ length either way.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
@@ -91,10 +91,21 @@ class Tile:
     keys: slice
     mask: Tensor | None
 
-    def cut(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """What the tile needs of [b, n, s, d] and twice [b, g, t, d]."""
-        at_keys = self.rows, slice(None), self.keys
-        return [query[self.rows, :, self.queries], key[at_keys], value[at_keys]]
+    def of_queries(self, tensor: Tensor, groups: int) -> Tensor:
+        """Its part of [b, n, s, d], the heads of a group below each other: [b, g, n / g * queries, d]."""
+        part = tensor[self.rows, :, self.queries]
+        return part.reshape(len(part), groups, -1, part.shape[-1])
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """Its part of [b, g, t, d]."""
+        return tensor[self.rows, :, self.keys]
+
+    def bias(self, query: Tensor) -> Tensor | None:
+        """What is added to the scores of [b, g, n / g * queries, d]: 0, or minus infinity."""
+        if self.mask is None:
+            return None
+        bias = torch.zeros_like(self.mask, dtype=query.dtype).masked_fill_(~self.mask, -math.inf)
+        return bias.repeat(query.shape[2] // len(bias), 1)[None, None]
 
 
 def tiles(positions: Sequence[range], lowest: Tensor) -> Iterator[Tile]:
@@ -123,8 +134,14 @@ def _tile_mask(queries: range, keys: slice, lowest: Tensor) -> Tensor:
     return (at >= lowest) & (at <= own)
 
 
+# PyTorch's CPU attention and its gradient as operators: unlike the function around them they give and take the sums
+# of the softmax, without which the backward pass would have to compute every tile twice.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
 class TiledAttention(torch.autograd.Function):
-    """PyTorch's attention, tile by tile. The backward pass computes each tile again, so only the inputs are kept."""
+    """PyTorch's attention, tile by tile. No mask is kept for the backward pass."""
 
     @staticmethod
     def forward(
@@ -137,33 +154,33 @@ class TiledAttention(torch.autograd.Function):
         scale: float | None,
     ) -> Tensor:
         """Attend: [b, n, s, d] and twice [b, g, t, d] -> [b, n, s, d]; ``positions`` and ``lowest`` as in ``tiles``."""
-        ctx.save_for_backward(query, key, value, lowest)
-        ctx.positions, ctx.scale = positions, scale
-        output = torch.empty_like(query)
+        output, sums = torch.empty_like(query), []
         for tile in tiles(positions, lowest):
-            output[tile.rows, :, tile.queries] = _attend(tile.cut(query, key, value), tile.mask, scale)
+            queries = tile.of_queries(query, key.shape[1])
+            keys, values = tile.of_keys(key), tile.of_keys(value)
+            part, log_sum = _flash(queries, keys, values, 0.0, False, attn_mask=tile.bias(queries), scale=scale)
+            output[tile.rows, :, tile.queries] = part.reshape(len(part), query.shape[1], -1, part.shape[-1])
+            sums.append(log_sum)
+        ctx.save_for_backward(query, key, value, lowest, output, *sums)
+        ctx.positions, ctx.scale = positions, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of query, key and value."""
-        *inputs, lowest = ctx.saved_tensors
-        gradients = [torch.zeros_like(tensor) for tensor in inputs]
-        for tile in tiles(ctx.positions, lowest):
-            parts = [part.detach().requires_grad_() for part in tile.cut(*inputs)]
-            with torch.enable_grad():
-                output = _attend(parts, tile.mask, ctx.scale)
-            found = torch.autograd.grad(output, parts, grad[tile.rows, :, tile.queries])
-            for total, part in zip(tile.cut(*gradients), found, strict=True):
-                total += part
-        return *gradients, None, None, None
-
-
-def _attend(inputs: Sequence[Tensor], mask: Tensor | None, scale: float | None) -> Tensor:
-    query, key, value = inputs
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
-    )
+        query, key, value, lowest, output, *sums = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for tile, log_sum in zip(tiles(ctx.positions, lowest), sums, strict=True):
+            queries, outputs, grads = (tile.of_queries(tensor, key.shape[1]) for tensor in (query, output, grad))
+            inputs = queries, tile.of_keys(key), tile.of_keys(value)
+            bias = tile.bias(queries)
+            by_query, by_key, by_value = _flash_backward(
+                grads.contiguous(), *inputs, outputs, log_sum, 0.0, False, attn_mask=bias, scale=ctx.scale
+            )
+            of_query[tile.rows, :, tile.queries] = by_query.reshape(len(grads), query.shape[1], -1, query.shape[-1])
+            tile.of_keys(of_key).add_(by_key)
+            tile.of_keys(of_value).add_(by_value)
+        return of_query, of_key, of_value, None, None, None
 
 
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float | None) -> Tensor:

@@ -256,6 +256,10 @@ def test_bad_files_are_refused(corpus: Corpus, tokenizer_folder: Folder) -> None
     copy = corpus.large.with_name("large-copy")
     with pytest.raises(DataError, match="same tokens"):
         corpus.build(corpus.config({"prefix": corpus.large}, {"prefix": copy}))
+    change_manifest(copy, eod=None)
+    corpus.build(corpus.config({"prefix": copy}))
+    with pytest.raises(DataError, match="cannot be kept apart"):
+        corpus.build(corpus.config({"prefix": copy}, document_mask=True))
     change_manifest(copy, max_token_id=10**6)
     with pytest.raises(DataError, match="outside the vocabulary"):
         corpus.build(corpus.config({"prefix": copy}))

@@ -142,7 +142,8 @@ def test_documents_are_runs_of_equal_numbers() -> None:
     assert document_starts(numbers).tolist() == [[0, 0, 2, 2, 4, 4], [0] * 6, [0, 1, 2, 3, 4, 5]]
 
 
-def test_only_the_inputs_are_kept_for_the_backward_pass() -> None:
+def test_no_mask_is_kept_for_the_backward_pass() -> None:
+    """But inputs, output, a bound and a sum for each query."""
     length, kept = 4 * kernels._TILE, 0
 
     def keep(tensor: Tensor) -> Tensor:
@@ -153,4 +154,5 @@ def test_only_the_inputs_are_kept_for_the_backward_pass() -> None:
     inputs = random_tensors(1, 2, 1, length, length)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         TiledAttention.apply(*inputs, (range(length),), torch.zeros(1, length, dtype=torch.int64), None)
-    assert kept == sum(tensor.numel() for tensor in inputs) + length
+    queries, keys, values = (tensor.numel() for tensor in inputs)
+    assert kept == 2 * queries + keys + values + length + 2 * length
