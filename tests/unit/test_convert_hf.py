@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from isolated import isolated
 from peer_models import transformers_model
 from safetensors.torch import load_file, save_file
 
@@ -68,11 +69,11 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip_gives_the_same_bytes(name: str, folder: Any, tmp_path: Path) -> None:
     theirs = folder(name)
-    gate = import_hf(theirs, tmp_path / "native")
+    gate = isolated(import_hf, theirs, tmp_path / "native")
     assert gate.max_difference < 1e-4 and gate.top1 == 1.0
     native = find_pretrained(tmp_path / "native")
     assert native.model.family == MODELS[name]["family"]
-    export_hf(native, tmp_path / "again", shard_bytes=50_000)
+    isolated(export_hf, native, tmp_path / "again", shard_bytes=50_000)
     before, after = tensors_of(theirs), tensors_of(tmp_path / "again")
     assert before.keys() == after.keys()
     assert all(torch.equal(after[key], tensor) and after[key].dtype == tensor.dtype for key, tensor in before.items())
@@ -105,7 +106,7 @@ def test_tensors_must_be_those_of_the_model(sabotage: Sabotage, named: str, fold
     sabotage(state)
     save_file(state, theirs / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConvertError, match=named):
-        import_hf(theirs, tmp_path / "native")
+        isolated(import_hf, theirs, tmp_path / "native")
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
@@ -116,11 +117,11 @@ def test_tensors_must_be_those_of_the_model(sabotage: Sabotage, named: str, fold
 def test_a_wrong_constant_is_caught_by_the_logits(
     field: str, value: object, folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_hf(folder("llama"), tmp_path / "native")
+    isolated(import_hf, folder("llama"), tmp_path / "native")
     honest = hf_export.to_hf_config
     monkeypatch.setattr(hf_export, "to_hf_config", lambda *args, **kwargs: {**honest(*args, **kwargs), field: value})
     with pytest.raises(ConvertError, match="logits"):
-        export_hf(find_pretrained(tmp_path / "native"), tmp_path / "export")
+        isolated(export_hf, find_pretrained(tmp_path / "native"), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
@@ -143,10 +144,10 @@ def forget_the_order_of_heads(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 def test_a_wrong_rule_is_caught_by_the_logits(
     sabotage: Callable[..., tuple[Rule, ...]], folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_hf(folder("llama"), tmp_path / "native")
+    isolated(import_hf, folder("llama"), tmp_path / "native")
     monkeypatch.setattr(hf_export, "around", lambda *args: sabotage(around(*args)))
     with pytest.raises(ConvertError, match="logits"):
-        export_hf(find_pretrained(tmp_path / "native"), tmp_path / "export")
+        isolated(export_hf, find_pretrained(tmp_path / "native"), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
@@ -165,11 +166,11 @@ def test_what_is_not_computed_is_refused(change: dict[str, Any], named: str, fol
     path = theirs / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ConvertError, match=named):
-        import_hf(theirs, tmp_path / "native")
+        isolated(import_hf, theirs, tmp_path / "native")
 
 
 def test_an_output_that_exists_is_left_alone(folder: Any, tmp_path: Path) -> None:
     (tmp_path / "native").mkdir()
     with pytest.raises(ConvertError, match="exists"):
-        import_hf(folder("llama"), tmp_path / "native")
+        isolated(import_hf, folder("llama"), tmp_path / "native")
     assert list((tmp_path / "native").iterdir()) == []

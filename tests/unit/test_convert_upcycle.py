@@ -1,11 +1,13 @@
 """Upcycling: experts that are copies compute what the dense model computes, in every layer and at every option."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from isolated import isolated
 from peer_models import transformers_model
 from typer.testing import CliRunner
 
@@ -35,7 +37,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pretrained]:
         for parameter in peer.parameters():
             parameter.data = torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1)
         peer.save_pretrained(base / f"{family}-hf")
-        import_hf(base / f"{family}-hf", base / family)
+        isolated(import_hf, base / f"{family}-hf", base / family)
         found[family] = find_pretrained(base / family)
     return found
 
@@ -51,7 +53,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pretrained]:
 )
 def test_the_same_function(family: str, options: dict[str, Any], dense: dict[str, Pretrained], tmp_path: Path) -> None:
     source, moe = dense[family], MoeConfig.model_validate(options)
-    gate = upcycle(source, tmp_path / "moe", moe)
+    gate = isolated(upcycle, source, tmp_path / "moe", moe)
     assert gate.max_difference < 1e-5 and gate.top1 == 1.0 and gate.positions > 500
     made = find_pretrained(tmp_path / "moe")
     assert made.model.family == {"llama": "mixtral", "qwen3": "qwen3_moe"}[family] and made.model.moe == moe
@@ -82,7 +84,12 @@ def test_what_would_not_be_the_same_function_is_refused(
     options: dict[str, Any], dense: dict[str, Pretrained], tmp_path: Path
 ) -> None:
     with pytest.raises(KoError) as caught:
-        upcycle(dense["llama"], tmp_path / "moe", MoeConfig.model_validate({"num_experts": 8, "top_k": 2, **options}))
+        isolated(
+            upcycle,
+            dense["llama"],
+            tmp_path / "moe",
+            MoeConfig.model_validate({"num_experts": 8, "top_k": 2, **options}),
+        )
     assert caught.value.exit_code == 2 and not list(tmp_path.iterdir())
 
 
@@ -91,15 +98,29 @@ def test_a_difference_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(verify, "TOLERANCE", 0.0)
     with pytest.raises(ConvertError, match="does not give the logits"):
-        upcycle(dense["llama"], tmp_path / "moe", MoeConfig(num_experts=4, top_k=2))
+        isolated(upcycle, dense["llama"], tmp_path / "moe", MoeConfig(num_experts=4, top_k=2))
     assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Invoked:
+    """How a verb ended."""
+
+    exit_code: int
+    output: str
+    exception: BaseException | None
+
+
+def invoke(words: list[str]) -> Invoked:
+    result = CliRunner().invoke(app, words)
+    return Invoked(result.exit_code, result.output, result.exception)
 
 
 def test_the_verb(dense: dict[str, Pretrained], tmp_path: Path) -> None:
     words = ["upcycle", str(dense["qwen3"].origin), str(tmp_path / "moe"), "--experts", "4", "--top-k", "3"]
-    result = CliRunner().invoke(app, [*words, "--score", "sigmoid", "--expert-bias"])
+    result = isolated(invoke, [*words, "--score", "sigmoid", "--expert-bias"])
     assert result.exit_code == 0 and "the same model" in result.output, result.output
     expected = MoeConfig(num_experts=4, top_k=3, score="sigmoid", expert_bias=True)
     assert load_model_config(tmp_path / "moe/model.yaml").moe == expected
-    again = CliRunner().invoke(app, ["upcycle", str(tmp_path / "moe"), str(tmp_path / "twice")])
+    again = isolated(invoke, ["upcycle", str(tmp_path / "moe"), str(tmp_path / "twice")])
     assert isinstance(again.exception, ConvertError) and "only a dense model" in str(again.exception)
