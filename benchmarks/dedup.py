@@ -1,6 +1,6 @@
 """`megatron-ko data dedup --near` on real Korean documents with planted near-duplicates: recall, errors, speed, memory.
 
-    python benchmarks/dedup.py [--data FOLDER] [--workers 2] [--large]
+    python benchmarks/dedup.py [--data FOLDER] [--workers 2] [--tables recall speed peers] [--large]
 
 Documents: tech_docs_ko. Copies of every document are planted with 5 to 20 % of their words edited (see planted.py), one
 corpus for each kind of edit and rate; a pair is found if original and copy do not both stay. Distinct documents are
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -39,12 +40,16 @@ from megatron_ko.data.dedup.similarity import sketches
 
 ROOT = Path(__file__).parents[1]
 DISTINCT = 0.2
+# Of so many documents one is taken to see how similar edited copies are.
+SAMPLED = 8
+TABLES = ("recall", "speed", "peers")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     parser.add_argument("--large", action="store_true", help="memory at eight times the size too")
     arguments = parser.parse_args()
     source = arguments.data / "tech_docs_ko.jsonl.gz"
@@ -58,9 +63,12 @@ def main() -> None:
     print(f"tech_docs_ko: {len(documents)} documents, {size_of(documents) / 1e6:.1f} MB; {distinct} of them distinct")
     folder = Path(tempfile.mkdtemp(prefix="dedup-benchmark-"))
     try:
-        recall_table(folder, documents, similar)
-        speed_table(folder, documents, arguments.workers, arguments.large)
-        peers_table(documents)
+        if "recall" in arguments.tables:
+            recall_table(folder, documents, similar)
+        if "speed" in arguments.tables:
+            speed_table(folder, documents, arguments.workers, arguments.large)
+        if "peers" in arguments.tables:
+            peers_table(documents)
     finally:
         shutil.rmtree(folder)
 
@@ -74,23 +82,27 @@ def recall_table(folder: Path, documents: Sequence[str], similar: np.ndarray) ->
         "char:5 0.75 14x8": Near(threshold=0.75, bands=Bands(14, 8)),
         "FineWeb: word:5 0.75 14x8": Near(Shingles("word", 5), 0.75, Bands(14, 8)),
     }
-    for name, near in settings.items():
-        for kind in KINDS:
-            results = [planted_run(folder, documents, similar, near, (kind, rate)) for rate in RATES]
-            cells = "".join(f"{found:>8.1%}" for found, _ in results)
-            found, false = (sum(column) / len(RATES) for column in zip(*results, strict=True))
-            print(f"{name:28}{kind:7}{cells}{found:>9.1%}{false:>8.2%}", flush=True)
-            name = ""
-    print("false: distinct documents (and their copies) that were removed for one of another family")
+    names = ("true similarity, median", *settings)
+    rows: dict[tuple[str, str], list[tuple[float, float]]] = {(name, kind): [] for name in names for kind in KINDS}
+    for kind in KINDS:
+        for rate in RATES:
+            edit = editor(documents, kind, rate, seed=0)
+            corpus = write_corpus(folder / "planted.jsonl", [*documents, *map(edit, documents)])
+            sampled = documents[::SAMPLED]
+            alike = [jaccard(five_grams(text), five_grams(edit(text))) for text in sampled]
+            rows["true similarity, median", kind].append((float(np.median(alike)), 0.0))
+            for name, near in settings.items():
+                rows[name, kind].append(planted_run(corpus, folder / "planted", near, similar))
+    for (name, kind), results in rows.items():
+        cells = "".join(f"{found:>8.1%}" for found, _ in results)
+        found, false = (sum(column) / len(RATES) for column in zip(*results, strict=True))
+        print(f"{name if kind == KINDS[0] else '':28}{kind:7}{cells}{found:>9.1%}{false:>8.2%}")
+    print("false: distinct documents (and their copies) that were removed for one of another family", flush=True)
 
 
-def planted_run(
-    folder: Path, documents: Sequence[str], similar: np.ndarray, near: Near, edit: tuple[str, float]
-) -> tuple[float, float]:
+def planted_run(corpus: Path, output: Path, near: Near, similar: np.ndarray) -> tuple[float, float]:
     """Share of pairs that do not both stay, and share of distinct documents that are removed for strangers."""
-    number = len(documents)
-    corpus = write_corpus(folder / "planted.jsonl", [*documents, *map(editor(documents, *edit, seed=0), documents)])
-    output = folder / "planted"
+    number = len(similar)
     dedup(DedupOptions(Input((corpus,)), output, near=near))
     stays = dict(enumerate(range(2 * number)))
     with zstandard.open(output / "removed.jsonl.zst", "rt", encoding="utf-8") as lines:
@@ -105,7 +117,7 @@ def planted_run(
 
 def speed_table(folder: Path, documents: Sequence[str], workers: int, large: bool) -> None:
     print(f"\nmegatron-ko data dedup, whole command from jsonl to jsonl.zst, {workers} workers, best of 3")
-    print(f"{'corpus':44}{'MB':>8}{'documents':>11}{'removed':>9}{'seconds':>9}{'MB/s':>7}{'peak MiB':>10}")
+    print(f"{'corpus':44}{'MB':>8}{'documents':>11}{'removed':>9}{'seconds':>9}{'MB/s':>7}{'CPU s':>7}{'peak MiB':>10}")
     copies = [(kind, rate) for kind in ("words", "block") for rate in RATES]
     planted = [*documents]
     for kind, rate in copies:
@@ -121,11 +133,11 @@ def speed_table(folder: Path, documents: Sequence[str], workers: int, large: boo
         corpus = write_corpus(folder / "speed.jsonl", texts)
         for options in (["--near"], []) if name == "tech_docs_ko + 8 edited copies" else (["--near"],):
             runs = [run_command(corpus, folder / "speed", [*options, "--workers", str(workers)]) for _ in range(3)]
-            result, seconds, peak = min(runs, key=lambda run: run[1])
+            result, seconds, cpu, peak = min(runs, key=lambda run: run[1])
             removed = sum(result["documents"]["removed"].values())
             size = result["bytes_of_text"]["in"] / 1e6
-            row = f"{size:>8.1f}{len(texts):>11,}{removed:>9,}{seconds:>9.1f}{size / seconds:>7.1f}{peak:>10,.0f}"
-            print(f"{name + (', near' if options else ', exact only'):44}{row}", flush=True)
+            row = f"{size:>8.1f}{len(texts):>11,}{removed:>9,}{seconds:>9.1f}{size / seconds:>7.1f}{cpu:>7.1f}"
+            print(f"{name + (', near' if options else ', exact only'):44}{row}{peak:>10,.0f}", flush=True)
 
 
 def peers_table(documents: Sequence[str]) -> None:
@@ -194,6 +206,10 @@ def five_grams(text: str) -> set[str]:
     return {text[start : start + 5] for start in range(max(1, len(text) - 4))}
 
 
+def jaccard(one: set[str], two: set[str]) -> float:
+    return len(one & two) / len(one | two)
+
+
 def true_similarity(documents: Sequence[str]) -> np.ndarray:
     """[n, n] Jaccard similarity of all pairs, counted, with zeros on the diagonal."""
     numbers: dict[str, int] = {}
@@ -216,10 +232,10 @@ def write_corpus(path: Path, texts: Sequence[str]) -> Path:
     return path
 
 
-def run_command(corpus: Path, output: Path, options: Sequence[str]) -> tuple[dict[str, Any], float, float]:
-    """The command's JSON, its seconds, and the largest memory of all its processes together, in MiB."""
+def run_command(corpus: Path, output: Path, options: Sequence[str]) -> tuple[dict[str, Any], float, float, float]:
+    """The command's JSON, its seconds, CPU seconds, and the most memory that its processes had together, in MiB."""
     words = ["data", "dedup", "--input", str(corpus), "--output", str(output), "--json", *options]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), cpu_seconds()
     process = psutil.Popen([sys.executable, "-m", "megatron_ko.cli.main", *words], cwd=ROOT, stdout=subprocess.PIPE)
     peak = 0
     watched = threading.Event()
@@ -240,7 +256,13 @@ def run_command(corpus: Path, output: Path, options: Sequence[str]) -> tuple[dic
     watched.set()
     thread.join()
     shutil.rmtree(output)
-    return json.loads(content), seconds, peak / (1 << 20)
+    return json.loads(content), seconds, cpu_seconds() - used, peak / (1 << 20)
+
+
+def cpu_seconds() -> float:
+    """Of all processes that this one has started and waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def size_of(texts: Sequence[str]) -> int:

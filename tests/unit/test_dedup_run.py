@@ -153,7 +153,11 @@ def test_a_large_family_is_reduced_to_one(tmp_path: Path, korean: Korean) -> Non
     assert [place for place, _ in kept_of(tmp_path / "out", "a")] == [0]
     assert result.report["near"]["documents_in_crowded_buckets"] > 0
     assert result.report["clusters"]["sizes"] == {"256-511": 1}
-    assert len(result.report["clusters"]["largest"][0]["documents"]) == 3
+    for look in ("largest", "most_varied"):
+        (cluster,) = result.report["clusters"][look]
+        assert cluster["size"] == 400
+        assert [document["position"] for document in cluster["documents"]] == [1, 2, 3]
+        assert cluster["documents"][1]["text"] == texts[1][:160]
 
 
 def test_no_chain_removes_what_is_unlike(tmp_path: Path, korean: Korean) -> None:

@@ -1,6 +1,6 @@
 """What was found: clusters by size, duplicates between sources, a look at some clusters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,16 @@ from megatron_ko.data.jobs import Part
 _SHOWN_CLUSTERS = 5
 _SHOWN_MEMBERS = 3
 _BATCH = 1 << 18
+# Which documents of a batch count.
+Counted = Callable[[slice], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ShownCluster:
+    """A cluster to look at: how many documents, and the numbers of some of them, the kept one first."""
+
+    size: int
+    members: list[int]
 
 
 @dataclass(frozen=True)
@@ -24,40 +34,47 @@ class Clusters:
         number: how many.
         documents: in all of them, kept ones included.
         histogram: number of clusters by size: "2", "3", "4-7", "8-15", ...
-        shown: for a few clusters, the largest first, their size and the numbers of some members, the kept one first.
+        largest: those of most documents.
+        most_varied: those of most different texts; size and members count each text once.
     """
 
     number: int
     documents: int
     histogram: dict[str, int]
-    shown: list[tuple[int, list[int]]]
+    largest: list[ShownCluster]
+    most_varied: list[ShownCluster]
+
+    def shown(self) -> frozenset[int]:
+        """The documents of the clusters to look at."""
+        return frozenset(number for cluster in (*self.largest, *self.most_varied) for number in cluster.members)
 
 
-def describe_clusters(kept_path: Path, scratch: Path) -> Clusters:
+def describe_clusters(kept_path: Path, same_text_path: Path, scratch: Path) -> Clusters:
     """Count clusters; memory does not grow with the corpus.
 
     Args:
         kept_path: for every document the one of its cluster that stays.
+        same_text_path: for every document the first one with the same text.
         scratch: file for the sizes.
     """
-    kept = stored_array(kept_path, "<i8")
-    sizes = disk_array(scratch, kept.size, "<i8")
-    for here in _batches(kept.size):
-        np.add.at(sizes, kept[here], 1)
+    kept, same_text = stored_array(kept_path, "<i8"), stored_array(same_text_path, "<i8")
+    every = np.ones(_BATCH, bool)
+    sizes = _sizes(kept, scratch, lambda here: every[: here.stop - here.start])
     counts = np.zeros(64, np.int64)
     documents = 0
-    largest: list[tuple[int, int]] = []
     for here in _batches(kept.size):
-        numbers = np.flatnonzero(sizes[here] > 1)
-        found = np.asarray(sizes[here][numbers])
+        found = sizes[here][sizes[here] > 1]
         documents += int(found.sum())
-        names = np.where(found < 4, found, np.floor(np.log2(found)).astype(np.int64) + 2)
-        counts += np.bincount(names, minlength=64)[:64]
-        top = np.argsort(-found, kind="stable")[:_SHOWN_CLUSTERS]
-        largest += zip((-found[top]).tolist(), (numbers[top] + here.start).tolist(), strict=True)
-        largest = sorted(largest)[:_SHOWN_CLUSTERS]
+        places = np.where(found < 4, found, np.floor(np.log2(found)).astype(np.int64) + 2)
+        counts += np.bincount(places, minlength=64)[:64]
+    largest = _shown(kept, sizes, lambda here: every[: here.stop - here.start])
+
+    def first_of_text(here: slice) -> np.ndarray:
+        return same_text[here] == np.arange(here.start, here.stop)
+
+    most_varied = _shown(kept, _sizes(kept, scratch, first_of_text), first_of_text)
     histogram = {_name(place): int(number) for place, number in enumerate(counts) if number}
-    return Clusters(int(counts.sum()), documents, histogram, _members(kept, largest))
+    return Clusters(int(counts.sum()), documents, histogram, largest, most_varied)
 
 
 def source_pairs(removed: Sequence[Part], sources: Sequence[Path]) -> list[dict[str, Any]]:
@@ -73,33 +90,49 @@ def source_pairs(removed: Sequence[Part], sources: Sequence[Path]) -> list[dict[
     return sorted(table.values(), key=lambda row: -row["bytes"])
 
 
-def sampled_clusters(clusters: Clusters, parts: Parts, written: Sequence[Part], sources: Sequence[Path]) -> list[Any]:
-    """The clusters to look at, with where their documents stand and how they begin."""
+def look_at(
+    clusters: Sequence[ShownCluster], parts: Parts, written: Sequence[Part], sources: Sequence[Path]
+) -> list[dict[str, Any]]:
+    """Clusters with where their documents stand and how they begin."""
     excerpts: dict[str, str] = {}
     for part in written:
         excerpts |= part.statistics["excerpts"]
     shown = []
-    for size, numbers in clusters.shown:
-        members = np.array(numbers)
+    for cluster in clusters:
+        members = np.array(cluster.members)
         from_source = parts.sources[parts.chunk_of(members)].tolist()
         positions = parts.gather("positions", members).tolist()
         documents = [
             {"source": str(sources[source]), "position": position, "text": excerpts[str(number)]}
-            for number, source, position in zip(numbers, from_source, positions, strict=True)
+            for number, source, position in zip(cluster.members, from_source, positions, strict=True)
         ]
-        shown.append({"size": size, "documents": documents})
+        shown.append({"size": cluster.size, "documents": documents})
     return shown
 
 
-def _members(kept: np.ndarray, largest: Sequence[tuple[int, int]]) -> list[tuple[int, list[int]]]:
-    members: dict[int, list[int]] = {number: [number] for _, number in largest}
+def _sizes(kept: np.ndarray, path: Path, counted: Counted) -> np.ndarray:
+    """[n] for every document that stays, how many of the counted ones it stays for, itself included."""
+    sizes = disk_array(path, kept.size, "<i8")
+    for here in _batches(kept.size):
+        np.add.at(sizes, kept[here][counted(here)], 1)
+    return sizes
+
+
+def _shown(kept: np.ndarray, sizes: np.ndarray, counted: Counted) -> list[ShownCluster]:
+    best: list[tuple[int, int]] = []
+    for here in _batches(kept.size):
+        found = np.asarray(sizes[here])
+        top = np.argsort(-found, kind="stable")[:_SHOWN_CLUSTERS]
+        best += [(-int(found[place]), int(place) + here.start) for place in top if found[place] > 1]
+        best = sorted(best)[:_SHOWN_CLUSTERS]
+    members: dict[int, list[int]] = {number: [number] for _, number in best}
     wanted = np.array(sorted(members), np.int64)
     for here in _batches(kept.size):
-        for place in np.flatnonzero(np.isin(kept[here], wanted)).tolist():
+        for place in np.flatnonzero(np.isin(kept[here], wanted) & counted(here)).tolist():
             others = members[int(kept[here.start + place])]
             if len(others) < _SHOWN_MEMBERS and here.start + place not in others:
                 others.append(here.start + place)
-    return [(-size, members[number]) for size, number in largest]
+    return [ShownCluster(-size, members[number]) for size, number in best]
 
 
 def _name(place: int) -> str:

@@ -14,7 +14,7 @@ from megatron_ko.data.dedup.join import CandidateJoin, ExactJoin, key_ranges
 from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
 from megatron_ko.data.dedup.output import Decisions, RemovedWork, WriteWork
 from megatron_ko.data.dedup.pieces import Cutting, Level, PiecesWork, mark_pieces
-from megatron_ko.data.dedup.report import describe_clusters, sampled_clusters, source_pairs
+from megatron_ko.data.dedup.report import describe_clusters, look_at, source_pairs
 from megatron_ko.data.dedup.settle import SettleWork
 from megatron_ko.data.dedup.sign import SignWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
@@ -84,9 +84,8 @@ class _Dedup:
         for level in LEVELS[1:]:
             if level in options.levels:
                 decisions = self._decide_pieces(decisions, level)
-        clusters = describe_clusters(decisions.kept, place.array("sizes"))
-        shown = frozenset(number for _, members in clusters.shown for number in members)
-        written = place.over_corpus("write", WriteWork(options.input, decisions, shown), options.suffix)
+        clusters = describe_clusters(decisions.kept, decisions.same_text, place.array("sizes"))
+        written = place.over_corpus("write", WriteWork(options.input, decisions, clusters.shown()), options.suffix)
         removed = place.over_units(
             "removed",
             ((chunk, chunk) for chunk in range(len(parts))),
@@ -100,7 +99,8 @@ class _Dedup:
                 "number": clusters.number,
                 "documents": clusters.documents,
                 "sizes": clusters.histogram,
-                "largest": sampled_clusters(clusters, parts, written, paths),
+                "largest": look_at(clusters.largest, parts, written, paths),
+                "most_varied": look_at(clusters.most_varied, parts, written, paths),
             },
             "near": self._near_report(removed),
         }
