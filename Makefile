@@ -38,6 +38,7 @@ test-py312:      ## the parity tests on Python 3.12 with the newest supported me
 bench: install   ## the benchmarks that run on a CPU; their tables go to docs/performance.md
 	$(BIN)/python benchmarks/record.py train_step.py --threads 1
 	$(BIN)/python benchmarks/record.py train_step.py --threads 2
+	$(BIN)/python benchmarks/record.py dedup.py
 
 bench-gpu: install   ## throughput of one GPU against transformers; its table goes to docs/performance.md
 	$(BIN)/python benchmarks/record.py gpu/throughput.py
