@@ -214,6 +214,15 @@ def test_refusals_write_nothing(bases: Callable[[str], Path], corpus: Path, tmp_
     assert not (tmp_path / "tok").exists()
 
 
+def test_no_unigram_piece_can_be_added_without_changing_its_neighbours() -> None:
+    """Why such a base is refused: with 가나, what stands before it is cut elsewhere."""
+    scores = [("<unk>", -9.0), ("a", -2.0), ("b", -6.0), ("ab", -3.0), ("b가", -2.0), ("가", -4.0), ("나", -4.0)]
+    before, after = (Tokenizer(models.Unigram(pieces, unk_id=0)) for pieces in (scores, [*scores, ("가나", -2.0)]))
+    assert before.encode("ab가나").tokens == ["a", "b가", "나"]
+    assert after.encode("ab가나").tokens == ["ab", "가나"]
+    assert before.encode("가나").tokens == ["가", "나"]  # 가나 in old pieces: ab 가 나 is not a b가 나
+
+
 def test_the_command_says_what_was_added(bases: Callable[[str], Path], corpus: Path, tmp_path: Path) -> None:
     words = ["extend", "--base", str(bases("smollm2")), "--input", str(corpus), "--vocab-size", "50", "--tensor", "8"]
     result = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "tok"), "--json"])

@@ -133,11 +133,12 @@ def _content(base: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((base / TOKENIZER_JSON).read_text(encoding="utf-8"))
     model = content["model"]
     if model.get("type", "BPE" if "merges" in model else None) != "BPE":
+        # A Unigram model weighs all ways to cut a text: a new piece would change the old ids of what stands beside it.
         raise TokenizerError(
-            f"{base} cannot be extended",
-            got=f"a {model.get('type')} model",
-            expected="BPE, byte-level or of SentencePiece",
-            remedy="train a new tokenizer with megatron-ko tokenizer train",
+            f"{base} cannot be extended so that every text keeps its old ids",
+            got=f"a {model.get('type')} model: a new piece changes how it cuts the text around that piece",
+            expected="BPE, byte-level or of SentencePiece, where new merges come after all old ones",
+            remedy="extend a BPE base, or train a new tokenizer with megatron-ko tokenizer train",
         )
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix") or model.get("dropout"):
         raise TokenizerError(
