@@ -98,7 +98,8 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
         speed = (
             f"{report['in']['documents'] / seconds:,.0f} documents/s, {report['in']['bytes'] / seconds / 1e6:.1f} MB/s"
         )
-        typer.echo(f"{options.output}: {speed}, {seconds:.1f} s; samples of every reason in samples/")
+        typer.echo(f"{options.output}: samples of every reason in samples/")
+        typer.echo(f"  {speed}, {seconds:.1f} s", err=True)
 
 
 def _print_report(report: Mapping[str, Any]) -> None:

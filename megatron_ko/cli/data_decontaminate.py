@@ -91,4 +91,5 @@ def decontaminate(
         typer.echo(
             f"  {file['file']}: {file['found']:,} of {file['items']:,} texts found, {file['too_short']:,} too short"
         )
-    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s; see removed.jsonl.zst")
+    typer.echo(f"  what went is listed in {output}/removed.jsonl.zst")
+    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)

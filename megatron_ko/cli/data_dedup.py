@@ -139,7 +139,8 @@ def _tell(output: Path, result: "DedupResult", seconds: float) -> None:
         )
     if rejected := manifest["rejected"]["records"]:
         typer.echo(f"  {rejected:,} records rejected: {manifest['rejected']['reasons']}; see {output}/rejected.jsonl")
-    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s; what went is listed in removed.jsonl.zst")
+    typer.echo(f"  what went is listed in {output}/removed.jsonl.zst")
+    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _report(written: "list[Written]", seconds: float, as_json: bool) -> None:
             typer.echo(f"  {one.verified.decoded:,} samples decoded, {one.verified.exact:,} gave exactly the text")
     documents = sum(one.manifest.documents for one in written)
     size = sum(one.manifest.bytes for one in written)
-    typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s")
+    typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
 
 
 @contextmanager
