@@ -14,6 +14,12 @@ class Source(Section):
     weight: float | None = Field(
         None, gt=0, description="Share in the mixture; give it to every source or to none (in proportion to tokens)."
     )
+    name: str | None = Field(
+        None,
+        min_length=1,
+        description="What metrics call it; those of one name are counted together. None: the last part of the prefix, "
+        "without the number of a shard.",
+    )
 
 
 class DataConfig(Section):

@@ -89,21 +89,24 @@ def dump(config: Section) -> str:
     return stream.getvalue()
 
 
-def read_tree(path: Path, _chain: tuple[Path, ...] = ()) -> Tree:
-    """Read one YAML file with its ``extends`` and ``from`` files merged in, paths made absolute."""
+def read_tree(path: Path, _chain: tuple[Path, ...] = (), _section: str | None = None) -> Tree:
+    """Read one YAML file with its ``extends`` and ``from`` files merged in, paths made absolute.
+
+    A file that another one takes a section ``from`` holds what stands below that section.
+    """
     path = _anchored(path, Path.cwd())
     if path in _chain:
         raise ConfigError("files extend each other in a circle", got=" -> ".join(str(p) for p in (*_chain, path)))
     tree = _read_yaml(path)
     chain = (*_chain, path)
-    _anchor_paths(tree, path.parent)
+    _anchor_paths(tree if _section is None else {_section: tree}, path.parent)
     parents = tree.pop("extends", [])
     merged: Tree = {}
     for parent in parents if isinstance(parents, list) else [parents]:
-        merged = merge(merged, read_tree(_other_file(path, "extends", parent), chain))
+        merged = merge(merged, read_tree(_other_file(path, "extends", parent), chain, _section))
     for name, section in tree.items():
         if isinstance(section, dict) and "from" in section:
-            base = read_tree(_other_file(path, f"{name}.from", section.pop("from")), chain)
+            base = read_tree(_other_file(path, f"{name}.from", section.pop("from")), chain, name)
             tree[name] = merge(base, section)
     return merge(merged, tree)
 

@@ -164,9 +164,12 @@ def unimax(available: Mapping[str, int], budget: float, max_epochs: float) -> di
 def write_blend(path: Path, sources: Sequence[SourceData], shares: Sequence[Share], options: BlendOptions) -> None:
     """A YAML file for ``data: {from: FILE}`` of a run; a source of several shards is divided by their tokens.
 
+    Shards beside the file or below its folder are named relative to it, so that all of it can be moved together.
+
     Raises:
         DataError: the file exists, or cannot be written.
     """
+    folder = path.resolve().parent
     lines = [
         "# Written by `megatron-ko data blend`; in a run file:  data: {from: THIS_FILE, tokenizer: ..., ...}",
         f"# {options.method}, {options.budget:,} tokens, at most {options.max_epochs:g} epochs of a source, "
@@ -177,10 +180,16 @@ def write_blend(path: Path, sources: Sequence[SourceData], shares: Sequence[Shar
         lines.append(f"  # {source.name}: {share.tokens:,.0f} of {share.available:,} tokens, {share.epochs:.3f} epochs")
         for shard, manifest in zip(source.shards, source.manifests, strict=True):
             weight = share.weight * manifest.tokens / source.tokens
-            lines.append(f"  - {{prefix: {json.dumps(str(shard.resolve()), ensure_ascii=False)}, weight: {weight!r}}}")
+            place, name = (json.dumps(text, ensure_ascii=False) for text in (_seen_from(folder, shard), source.name))
+            lines.append(f"  - {{prefix: {place}, name: {name}, weight: {weight!r}}}")
     with explained(path), Staged([path]) as staged:
         staged.open(path).write(("\n".join(lines) + "\n").encode("utf-8"))
         staged.publish()
+
+
+def _seen_from(folder: Path, shard: Path) -> str:
+    whole = shard.resolve()
+    return str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
 
 
 def _raw_weights(available: Mapping[str, int], options: BlendOptions) -> Mapping[str, float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +20,14 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ko.config import DataConfig
 from megatron_ko.data.files import explained
+from megatron_ko.data.origins import SampleDataset, Samples, source_names
 from megatron_ko.data.sources import SPLITS, Shard, bytes_per_token, cache_key, check_sources, check_split
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
+from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 
 _log = get_logger(__name__)
 _COMPLETE = "complete"
-
-
-class SampleDataset(Protocol):
-    """What gives numbered samples; a blend or one source."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,7 @@ class TokenBatch:
         position_ids: [b, s] int64; they run through document borders. Rotary positions are relative: within a document
             it makes no difference.
         documents: [b, t] int64, the document of every token of the whole sequences; None: they are not kept apart.
+        sources: [b] the number of each row's source, where the loss is told by source; else empty.
     """
 
     tokens: torch.Tensor
@@ -54,6 +49,7 @@ class TokenBatch:
     loss_mask: torch.Tensor
     position_ids: torch.Tensor
     documents: torch.Tensor | None = None
+    sources: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,9 @@ class Datasets:
         corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
     """
 
-    train: SampleDataset
-    valid: SampleDataset | None
-    test: SampleDataset | None
+    train: Samples
+    valid: Samples | None
+    test: Samples | None
     bytes_per_token: float
     corpus: list[dict[str, Any]]
 
@@ -101,6 +97,26 @@ class EpochDataset(GPTDataset):
         sample: dict[str, torch.Tensor] = super().__getitem__(position)
         return sample
 
+    def _query_document_sample_shuffle_indices(self, idx: int) -> Any:
+        """megatron-core's: tokens of a sample [s + 1] and its documents (0.19: their lengths too), checked here."""
+        found = super()._query_document_sample_shuffle_indices(idx)
+        tokens, documents = found[:2]
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.tokenizer.ids:
+            self._refuse(documents)
+        return found
+
+    def _refuse(self, documents: Sequence[int]) -> None:
+        ids = self.config.tokenizer.ids
+        for document in map(int, documents):
+            tokens = self.dataset[document]
+            if (strange := tokens[(tokens < 0) | (tokens >= ids)]).size:
+                raise DataError(
+                    f"{self.dataset_path}.bin holds token ids outside the vocabulary",
+                    got=f"id {int(strange[0])} in document {document}, {strange.size} such ids of {tokens.size} there",
+                    expected=f"0 to {ids - 1}",
+                    remedy=f"megatron-ko data verify {self.dataset_path}; if it is damaged, copy it again",
+                )
+
     def _order(self, epoch: int) -> np.ndarray:
         if self._permutation[0] != epoch:
             random = np.random.Generator(np.random.PCG64([self.config.random_seed, epoch]))
@@ -131,7 +147,10 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
     cache = data.cache_dir or data.sources[0].prefix.parent / "cache"
     folder = cache / cache_key(data, shards, sizes, seed)
     with explained(cache), _process_group(), _whole_cache(folder):
-        train, valid, test = _build(data, shards, sizes, seed, folder)
+        built = _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
+    names = source_names(data.sources)
+    train, valid, test = (None if part is None else Samples(part, names) for part in built)
+    assert train is not None, "a run trains"
     corpus = [
         {
             "prefix": str(shard.prefix),
@@ -198,7 +217,7 @@ class TokenBatches:
 
     def __init__(
         self,
-        dataset: SampleDataset,
+        dataset: Samples,
         *,
         consumed_samples: int,
         global_batch: int,
@@ -224,6 +243,10 @@ class TokenBatches:
         self.consumed_samples += self._global
         return batches
 
+    def newest_by_source(self) -> dict[str, int]:
+        """Samples of the newest step, over all ranks, by the source that they come from."""
+        return self._dataset.count_by_source(range(self.consumed_samples - self._global, self.consumed_samples))
+
     def __iter__(self) -> Iterator[list[TokenBatch]]:
         return self
 
@@ -231,7 +254,7 @@ class TokenBatches:
 
 
 def _build(
-    data: DataConfig, shards: Sequence[Shard], sizes: Sequence[int | None], seed: int, folder: Path
+    data: DataConfig, shards: Sequence[Shard], sizes: Sequence[int | None], seed: int, folder: Path, ids: int
 ) -> list[Any]:
     prefixes = [str(shard.prefix) for shard in shards]
     weights = [shard.weight for shard in shards] if len(shards) > 1 else None
@@ -241,7 +264,7 @@ def _build(
         blend=(prefixes, weights),
         split=",".join(f"{share:f}" for share in data.split),
         path_to_cache=str(folder),
-        tokenizer=_NoTokenizer(shards[0].manifest.tokenizer_fingerprint),
+        tokenizer=_NoTokenizer(shards[0].manifest.tokenizer_fingerprint, ids),
         reset_position_ids=False,
         reset_attention_mask=False,
         eod_mask_loss=False,
@@ -263,12 +286,17 @@ def _build(
 
 
 class _NoTokenizer:
-    """megatron-core wants a tokenizer only for padding and masks at document borders; neither is used here."""
+    """megatron-core wants a tokenizer only for padding and masks at document borders; neither is used here.
+
+    Attributes:
+        ids: size of the vocabulary; megatron-core would take ``vocab_size`` for the type of the tokens.
+    """
 
     vocab_size = None
     eod = -2  # no token; -1 is what megatron-core takes for padding
 
-    def __init__(self, fingerprint: str) -> None:
+    def __init__(self, fingerprint: str, ids: int) -> None:
+        self.ids = ids
         self.unique_identifiers = {"fingerprint": fingerprint}
 
 

@@ -58,7 +58,7 @@ class Manifest:
     tokens: int
     files: dict[str, FileRecord]
     layout: dict[str, int | bool]
-    state: dict[str, int]
+    state: dict[str, Any]
     metrics: dict[str, int]
     config: dict[str, Any]
     config_sha256: str

@@ -60,7 +60,7 @@ def render(run: RunRecord, figures: Summary) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(run.name)} · training report</title><style>{STYLE}{HEAT_STYLE}</style></head><body><main>"
         f"{_header(run, figures)}{_warnings(figures)}{_figures(figures)}"
-        f'<section class="charts" aria-label="plots">{charts}</section>{heat_map(run)}'
+        f'<section class="charts" aria-label="plots">{charts}</section>{heat_map(run)}{_sources(figures)}'
         f"{_sessions(run)}{_checkpoints(run)}{_lineage(run.lineage)}{_configuration(run)}"
         "<footer>Every number on this page was computed from the metric store of the run.</footer>"
         f"</main><script>{POINTER}{HEAT_SCRIPT}</script></body></html>\n"
@@ -176,6 +176,19 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozens
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{cells("th", heads)}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _sources(figures: Summary) -> str:
+    if not figures.sources:
+        return ""
+    read = {name: found["tokens"] or 0 for name, found in figures.sources.items()}
+    total = sum(read.values()) or 1
+    rows = [
+        [name, f"{read[name]:,.0f}", f"{read[name] / total:.1%}", _exact(found["valid_loss"])]
+        for name, found in figures.sources.items()
+    ]
+    heads = ["", "tokens read", "share", "validation loss"]
+    return "<h2>Sources</h2>" + _table(heads, rows, frozenset({1, 2, 3}))
 
 
 def _sessions(run: RunRecord) -> str:

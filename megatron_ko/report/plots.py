@@ -10,7 +10,7 @@ from megatron_ko.report.axis import fit_axis
 from megatron_ko.report.chart import Chart, Marks, Series
 from megatron_ko.report.experts import expert_charts
 from megatron_ko.report.reduce import keep_extremes, smooth
-from megatron_ko.report.store import Column, RunRecord, read_run
+from megatron_ko.report.store import VALID_LOSS_OF, Column, RunRecord, read_run
 
 _GIB = 2.0**30
 _BLUE, _ORANGE, _INK, _GREY = "#2b63d9", "#cf6a12", "#292524", "#e7e5e4"
@@ -49,6 +49,7 @@ def charts_of(run: RunRecord) -> list[Chart]:
             from_zero=True,
         ),
         _quality_chart(run),
+        *_source_charts(run),
         *expert_charts(run),
     ]
 
@@ -98,6 +99,24 @@ def _quality_chart(run: RunRecord) -> Chart:
     series = [Series(name="validation", x=valid["step"], y=values, style="dots")]
     note = "" if len(valid) else "this run was not validated yet"
     return Chart(key="validation", title=name, unit=unit, series=series, note=note)
+
+
+def _source_charts(run: RunRecord) -> list[Chart]:
+    """Validation by source, where a run reads several: one chart each, all on the same scale of steps."""
+    step = run.valid["step"]
+    return [
+        Chart(
+            key=f"source-{number}",
+            title=f"Validation loss of {name}",
+            unit="nats a token",
+            series=[
+                Series(name=name, x=step, y=values, style="dots"),
+                Series(name="all sources", x=step, y=run.valid["valid_loss"], style="second"),
+            ],
+        )
+        for number, (name, values) in enumerate(run.valid.by_source(VALID_LOSS_OF).items(), 1)
+        if np.isfinite(values).any()
+    ]
 
 
 def loss_curve_png(run_dir: Path, path: Path) -> Path:

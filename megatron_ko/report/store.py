@@ -22,6 +22,7 @@ TRAIN_COLUMNS = (
     "expert_imbalance", "expert_imbalance_worst", "expert_dropped", "router_entropy",
 )  # fmt: skip
 VALID_COLUMNS = ("step", "tokens", "valid_loss", "perplexity", "bits_per_byte", "eval_time_s")
+TOKENS_OF, VALID_LOSS_OF = "tokens/", "valid_loss/"  # and the name of a source, where a run reads several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class Table:
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[name]
+
+    def by_source(self, prefix: str) -> dict[str, Column]:
+        """The columns that begin with a prefix, by the rest of their names."""
+        return {name.removeprefix(prefix): values for name, values in self.columns.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +117,7 @@ def read_run(directory: Path) -> RunRecord:
     remedy = "give the run directory of `megatron-ko train` (run.dir)"
     if not metrics.is_file():
         raise DataError("no metrics in the run directory", got=directory, expected=metrics, remedy=remedy)
-    train = read_table(metrics, TRAIN_COLUMNS)
+    train = read_table(metrics, TRAIN_COLUMNS, TOKENS_OF)
     if not len(train):
         raise DataError("the metrics hold no step yet", got=metrics, remedy="wait for the first step, then try again")
     last = train["step"][-1]
@@ -120,7 +125,7 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(
         directory=directory,
         train=train,
-        valid=_until(read_table(directory / "metrics" / "valid.jsonl", VALID_COLUMNS), last),
+        valid=_until(read_table(directory / "metrics" / "valid.jsonl", VALID_COLUMNS, VALID_LOSS_OF), last),
         recomputed=train.superseded + _moved_steps(metrics.with_name("superseded.jsonl")),
         config_text=config_text,
         config=_parse_yaml(config_text, directory / "config.resolved.yaml"),
@@ -129,8 +134,8 @@ def read_run(directory: Path) -> RunRecord:
     )
 
 
-def read_table(path: Path, names: tuple[str, ...]) -> Table:
-    """Read the named numbers of a JSON-lines file; a missing file is an empty table.
+def read_table(path: Path, names: tuple[str, ...], prefix: str | None = None) -> Table:
+    """Read the named numbers of a JSON-lines file, and all that begin with ``prefix``; no file is an empty table.
 
     When a run is resumed, steps after its checkpoint are computed again. A row therefore replaces every earlier row
     of the same or a later step. A line that is cut off, as a killed process leaves it, is counted as unreadable.
@@ -141,11 +146,14 @@ def read_table(path: Path, names: tuple[str, ...]) -> Table:
         with path.open("rb") as lines:
             for line in lines:
                 row = _parse_row(line)
-                numbers = None if row is None else [row.get(name) for name in names]
+                found = [] if row is None or prefix is None else [name for name in row if name.startswith(prefix)]
+                for name in found:
+                    values.setdefault(name, array("d", [np.nan]) * len(values["step"]))
+                numbers = None if row is None else [row.get(name) for name in values]
                 if numbers is None or not all(number is None or isinstance(number, int | float) for number in numbers):
                     unreadable += 1
                     continue
-                for name, number in zip(names, numbers, strict=True):
+                for name, number in zip(values, numbers, strict=True):
                     values[name].append(np.nan if number is None else float(number))
     columns = {name: np.frombuffer(column, dtype=np.float64) for name, column in values.items()}
     kept = _not_superseded(columns["step"])

@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ko.report.store import Column, RunRecord
+from megatron_ko.report.store import TOKENS_OF, VALID_LOSS_OF, Column, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """Key figures; None where the store does not hold what is needed.
 
-    Losses are in nats a token. ``training_time_s`` is the sum of step and validation times, ``elapsed_s`` the time
+    Losses are in nats a token. ``sources`` holds ``tokens`` and ``valid_loss`` by the name of the source, where the run
+    read several. ``training_time_s`` is the sum of step and validation times, ``elapsed_s`` the time
     from the first recorded step to the last, with whatever lay between sessions.
     """
 
@@ -40,6 +41,7 @@ class Summary:
     skipped_steps: int
     recomputed_steps: int
     unreadable_lines: int
+    sources: dict[str, dict[str, float | None]]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures as JSON-ready values."""
@@ -77,7 +79,14 @@ def summarise(run: RunRecord) -> Summary:
         skipped_steps=int(np.nansum(train["skipped"] > 0)),
         recomputed_steps=run.recomputed,
         unreadable_lines=train.unreadable + valid.unreadable,
+        sources=_sources(run),
     )
+
+
+def _sources(run: RunRecord) -> dict[str, dict[str, float | None]]:
+    tokens = {name: _last(values) for name, values in run.train.by_source(TOKENS_OF).items()}
+    losses = {name: _last(values) for name, values in run.valid.by_source(VALID_LOSS_OF).items()}
+    return {name: {"tokens": tokens.get(name), "valid_loss": losses.get(name)} for name in {**tokens, **losses}}
 
 
 def _known(values: Column) -> Column:

@@ -63,6 +63,7 @@ class Progress:
             f"perplexity {_number(record['perplexity']):.2f}, "
             + ("" if bits is None else f"{_number(bits):.4f} bits/byte, ")
             + f"{record['samples']} sequences in {_number(record['eval_time_s']):.1f} s"
+            + _by_source(record)
         )
 
 
@@ -172,6 +173,12 @@ def clock(seconds: float) -> str:
     days, rest = divmod(whole, 86400)
     text = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
     return f"{days} d {text}" if days else text
+
+
+def _by_source(record: Record) -> str:
+    losses = {name.partition("/")[2]: loss for name, loss in record.items() if name.startswith("valid_loss/")}
+    told = (f"{name} {'-' if loss is None else f'{_number(loss):.4f}'}" for name, loss in losses.items())
+    return f" ({', '.join(told)})" if losses else ""
 
 
 def _number(value: object) -> float:

@@ -24,7 +24,8 @@ def train(run: Run) -> bool:
     while not state.done(config.training.steps) and not stop:
         started = time.perf_counter()
         result = train_step(run, run.batches.next())
-        state.advance(config.training.global_batch_size, run.tokens_per_step, result.skipped)
+        read = run.batches.newest_by_source()
+        state.advance(config.training.global_batch_size, run.tokens_per_step, result.skipped, read)
         run.metrics.record(state, result, time.perf_counter() - started)
         run.starvation.see(state, result)
         stop_if_stuck(run)

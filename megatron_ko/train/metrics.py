@@ -75,6 +75,7 @@ class MetricStore:
             "time": time.time(),
             **result.metrics,
             **routing_means(result.routing),
+            **_by_source("tokens", state.source_tokens),
         }
         self._write(self._train, record)
         if self._experts is not None and state.step % self._routing_interval == 0:
@@ -97,6 +98,7 @@ class MetricStore:
             "valid_tokens": evaluation.tokens,
             "eval_time_s": evaluation.seconds,
             "time": time.time(),
+            **_by_source("valid_loss", evaluation.by_source),
         }
         self._write(self._valid, record)
         for sink in self._sinks:
@@ -122,6 +124,11 @@ class MetricStore:
         except OSError as error:
             remedy = "free disk space, then run again: it resumes"
             raise KoError("a metric record could not be written", got=error, remedy=remedy) from error
+
+
+def _by_source(quantity: str, values: Mapping[str, float | int | None]) -> Record:
+    """``QUANTITY/SOURCE`` for each of several sources; of one alone it would be what the record tells already."""
+    return {f"{quantity}/{name}": value for name, value in values.items()} if len(values) > 1 else {}
 
 
 def rewind(directory: Path, positions: dict[str, int]) -> int:

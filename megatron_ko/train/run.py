@@ -6,7 +6,8 @@ import torch
 from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_ko.config import RunConfig
-from megatron_ko.data.pretrain import SampleDataset, TokenBatch, TokenBatches
+from megatron_ko.data.origins import Samples
+from megatron_ko.data.pretrain import TokenBatch, TokenBatches
 from megatron_ko.objectives import Objective
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.train.checkpoint import Checkpointer
@@ -45,7 +46,7 @@ class Run:
     optimizer: ChainedOptimizer
     objective: Objective[TokenBatch]
     batches: TokenBatches
-    valid_data: SampleDataset | None
+    valid_data: Samples | None
     bytes_per_token: float | None
     state: TrainState
     metrics: MetricStore

@@ -33,7 +33,7 @@ from megatron_ko.train.run import Run
 from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
 from megatron_ko.train.start import load_start
 from megatron_ko.train.state import TrainState
-from megatron_ko.train.summary import summarise, tokens_per_step
+from megatron_ko.train.summary import summarise, tell_sources, tokens_per_step
 
 _log = log.get_logger(__name__)
 
@@ -64,6 +64,8 @@ def main(config: RunConfig) -> int:
         complete = train(run)
     finally:
         run.metrics.close()
+    if len(run.state.source_tokens) > 1:
+        _log.info(tell_sources(run.state.source_tokens))
     barrier()
     destroy()
     _log.info("%s at step %d", "done" if complete else "stopped on request; start again to continue", run.state.step)
@@ -108,6 +110,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     checkpointer = Checkpointer(config, groups, model, optimizer, identity)
     restored = checkpointer.restore()
     state = restored.state if restored else TrainState()
+    _open_ledger(state, datasets)
     if first:
         _announce(config, groups, chunks)
         session = {
@@ -163,6 +166,13 @@ def _tokenizer(config: RunConfig) -> Tokenizer:
 def _datasets(config: RunConfig, tokenizer: Tokenizer) -> Datasets:
     samples = (config.training.steps * config.training.global_batch_size, config.eval.samples, 0)
     return build_datasets(config.data, tokenizer, samples, config.run.seed)
+
+
+def _open_ledger(state: TrainState, datasets: Datasets) -> None:
+    """Count every source from now on, beside what a checkpoint says of it."""
+    if sum(state.source_tokens.values()) != state.tokens:
+        _log.warning("the checkpoint does not tell how much was read of each source: counted from step %d", state.step)
+    state.source_tokens = {**dict.fromkeys(datasets.train.sources, 0), **state.source_tokens}
 
 
 def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: dict[str, int]) -> MetricStore:

@@ -1,7 +1,8 @@
 """Where a run is, and what one step and one validation found: plain numbers, the same on every rank."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from megatron_ko.errors import CheckpointError
 from megatron_ko.models.routing import LayerRouting
@@ -20,6 +21,7 @@ class TrainState:
         skipped: steps whose update was left out because loss or gradient was not finite.
         consecutive_skips: how many of the newest steps in a row were skipped.
         evaluated_step: step of the newest validation; tells whether one is overdue after a stop.
+        source_tokens: tokens by the source that they come from, also of sources that the run no longer reads.
     """
 
     step: int = 0
@@ -28,25 +30,34 @@ class TrainState:
     skipped: int = 0
     consecutive_skips: int = 0
     evaluated_step: int = 0
+    source_tokens: dict[str, int] = field(default_factory=dict)
 
     def done(self, steps: int) -> bool:
         """Whether the run has reached its length in steps."""
         return self.step >= steps
 
-    def advance(self, samples: int, tokens: int, skipped: bool) -> None:
-        """Count one finished step of ``samples`` sequences with ``tokens`` tokens."""
+    def advance(self, samples: int, tokens: int, skipped: bool, by_source: Mapping[str, int] | None = None) -> None:
+        """Count one finished step of ``samples`` sequences with ``tokens`` tokens.
+
+        Args:
+            samples, tokens: of the step, over all ranks.
+            skipped: whether its update was left out.
+            by_source: its samples by the source that they come from.
+        """
+        for name, count in (by_source or {}).items():
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + count * tokens // samples
         self.step += 1
         self.samples += samples
         self.tokens += tokens
         self.skipped += int(skipped)
         self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, saved: dict[str, int]) -> Self:
+    def from_dict(cls, saved: dict[str, Any]) -> Self:
         """The inverse of ``to_dict``.
 
         Raises:
@@ -91,6 +102,8 @@ class Evaluation:
         samples: sequences.
         tokens: counted tokens.
         seconds: duration.
+        by_source: the mean loss of each source's sequences, where the run reads several; None: not one of them was
+            among these sequences.
     """
 
     loss: float
@@ -98,3 +111,4 @@ class Evaluation:
     samples: int
     tokens: int
     seconds: float
+    by_source: Mapping[str, float | None] = field(default_factory=dict)

@@ -1,5 +1,7 @@
 """What a run is going to do, in a few lines, before step 0. Needs no torch: also what ``train --dry-run`` prints."""
 
+from collections.abc import Mapping
+
 from megatron_ko.config import RunConfig
 from megatron_ko.plan.flops import CONVENTION, flops_per_token
 from megatron_ko.plan.params import count_parameters, padding_parameters
@@ -10,6 +12,13 @@ from megatron_ko.train.schedule import describe
 def tokens_per_step(config: RunConfig) -> int:
     """Tokens of one optimizer step over all ranks."""
     return config.training.global_batch_size * config.data.sequence_length
+
+
+def tell_sources(tokens: Mapping[str, int]) -> str:
+    """How much was read of each source."""
+    total = sum(tokens.values())
+    told = (f"{name} {count:,} tokens ({count / total:.1%})" for name, count in tokens.items())
+    return f"read        {', '.join(told)}"
 
 
 def summarise(config: RunConfig, world_size: int) -> list[str]:

@@ -1,6 +1,7 @@
 """Blends: weights are what each method promises, no source is repeated too often, and a run reads what is written."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 
 from megatron_ko.cli.data import app
 from megatron_ko.config import DataConfig
+from megatron_ko.config.data import Source
 from megatron_ko.config.load import build, read_tree
 from megatron_ko.data.mixing import BlendOptions, blend, read_sources, unimax
+from megatron_ko.data.origins import source_names
 from megatron_ko.data.sources import check_sources
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import DataError
@@ -126,6 +129,34 @@ def test_a_run_reads_the_file_with_the_weights_that_it_says(
     assert shards[0].weight / shards[1].weight == pytest.approx(shards[0].manifest.tokens / shards[1].manifest.tokens)
     again = CliRunner().invoke(app, ["blend", *words])
     assert again.exit_code != 0 and "exists already" in str(again.exception)
+
+
+def test_a_folder_of_data_can_be_moved_with_its_blend(
+    corpora: Path, tokenizer_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Shards below the file's folder are named relative to it, others in full."""
+    data, moved = tmp_path / "data", tmp_path / "other place"
+    shutil.copytree(corpora, data)
+    words = [str(data / "web"), str(corpora / "books"), "--tokens", "20000", "--output", str(data / "blend.yaml")]
+    result = CliRunner().invoke(app, ["blend", *words])
+    assert result.exit_code == 0, result.output
+    data.rename(moved)
+    run = tmp_path / "run.yaml"
+    tokenizer = tokenizer_folder("byte-bpe")
+    run.write_text(f"data: {{from: other place/blend.yaml, tokenizer: {tokenizer}, sequence_length: 16}}\n")
+    config = build(DataConfig, read_tree(run)["data"], str(run))
+    assert [source.prefix.parent for source in config.sources] == [moved, moved, corpora]
+    assert source_names(config.sources) == ["web", "web", "books"]
+    assert len(check_sources(config, load_tokenizer(tokenizer))) == 3
+
+
+def test_sources_are_called_by_their_names_or_prefixes() -> None:
+    def names(*given: tuple[str, str | None]) -> list[str]:
+        return source_names([Source(prefix=Path(prefix), name=name) for prefix, name in given])
+
+    assert names(("a/web", None), ("a/law", "법")) == ["web", "법"]
+    assert names(("a/web-00000-of-00002", None), ("a/web-00001-of-00002", None)) == ["web", "web"]
+    assert names(("a/web", None), ("b/web-00000-of-00001", None)) == ["a/web", "b/web"]
 
 
 def test_too_many_epochs_write_nothing(corpora: Path, tmp_path: Path) -> None:

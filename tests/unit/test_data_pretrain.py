@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_ko.config import DataConfig
 from megatron_ko.data.indexed import IndexedReader, bin_path, idx_path
@@ -277,6 +278,39 @@ def test_bad_files_are_refused(corpus: Corpus, tokenizer_folder: Folder) -> None
         corpus.build(corpus.config())
     with pytest.raises(DataError, match="incomplete"):
         corpus.build(corpus.config({"prefix": corpus.large.with_name("nowhere")}))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_garbage_of_the_same_size_is_named_before_it_is_trained_on(corpus: Corpus, kind: type[np.generic]) -> None:
+    """Sizes and manifest fit, so the files look whole; ids say which document is not."""
+    rewrite(corpus.large, kind)
+    reader, path = IndexedReader(corpus.large), bin_path(corpus.large)
+    train = corpus.build(corpus.config(), (1, 0, 0)).train
+    for document, garbage in ((77, 640), (12, 65_535), (3, -1)):
+        if garbage < 0 and kind is np.uint16:
+            continue
+        whole = path.read_bytes()
+        tokens = np.frombuffer(whole, dtype=kind).copy()
+        tokens[int(reader.offsets[document]) // tokens.itemsize + 2] = garbage
+        path.write_bytes(tokens.tobytes())
+        with pytest.raises(DataError, match="outside the vocabulary") as caught:
+            Collator()(train, range(len(train)))
+        assert f"{corpus.large}.bin" in caught.value.what and "data verify" in str(caught.value.remedy)
+        assert f"id {garbage} in document {document}, 1 such ids" in str(caught.value.got)
+        path.write_bytes(whole)
+    Collator()(train, range(len(train)))
+
+
+def rewrite(prefix: Path, kind: type[np.generic]) -> None:
+    """The same tokens as another type; the manifest agrees."""
+    reader = IndexedReader(prefix)
+    builder = IndexedDatasetBuilder(str(bin_path(prefix)) + ".new", dtype=kind)
+    for document in range(len(reader)):
+        builder.add_document(torch.from_numpy(reader[document].astype(np.int64)), [int(reader.lengths[document])])
+    builder.finalize(str(idx_path(prefix)))
+    Path(str(bin_path(prefix)) + ".new").rename(bin_path(prefix))
+    sizes = {"bin": bin_path(prefix).stat().st_size, "idx": idx_path(prefix).stat().st_size}
+    change_manifest(prefix, dtype=np.dtype(kind).name, sizes=sizes)
 
 
 def change_manifest(prefix: Path, **fields: object) -> None:

@@ -1,0 +1,68 @@
+"""Which source each sample of a mixture comes from, so that tokens and losses can be told by source."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from megatron_ko.config.data import Source
+
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+class SampleDataset(Protocol):
+    """What gives numbered samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Samples:
+    """Numbered samples of a mixture, and the source of each.
+
+    Args:
+        dataset: megatron-core's; one that mixes several says in ``dataset_index`` which of them gives sample n.
+        names: the source of each mixed dataset; several shards of one source have its name.
+    """
+
+    def __init__(self, dataset: Any, names: Sequence[str]) -> None:
+        self._dataset, self._mixed = dataset, getattr(dataset, "dataset_index", None)
+        self.sources = tuple(dict.fromkeys(names))
+        self._source_of = np.array([self.sources.index(name) for name in names])
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample: dict[str, Any] = self._dataset[index]
+        return sample
+
+    def source_numbers(self, indices: Sequence[int]) -> np.ndarray:
+        """[n] place in ``sources`` of what each sample comes from."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        mixed = np.zeros(len(chosen), dtype=np.int64) if self._mixed is None else self._mixed[chosen]
+        found: np.ndarray = self._source_of[mixed]
+        return found
+
+    def count_by_source(self, indices: Sequence[int]) -> dict[str, int]:
+        """How many of these samples come from each source; those that give none are left out."""
+        counts = np.bincount(self.source_numbers(indices), minlength=len(self.sources)).tolist()
+        return {name: count for name, count in zip(self.sources, counts, strict=True) if count}
+
+
+def source_names(sources: Sequence[Source]) -> list[str]:
+    """What each source is called: its name, else its prefix without folder and number of the shard.
+
+    Two folders that hold a file of the same name are told apart by the whole prefix.
+    """
+    unnumbered = [source.prefix.with_name(_SHARD.sub("", source.prefix.name)) for source in sources]
+    places: dict[str, set[Path]] = {}
+    for prefix in unnumbered:
+        places.setdefault(prefix.name, set()).add(prefix)
+    return [
+        source.name or (prefix.name if len(places[prefix.name]) == 1 else str(prefix))
+        for source, prefix in zip(sources, unnumbered, strict=True)
+    ]
