@@ -2,10 +2,12 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 
@@ -14,6 +16,21 @@ ROOT = Path(__file__).parents[1]
 # Tests compute in this process and also fork ranks from it. A fork does not take a pool of OpenMP threads along, and
 # a rank that then computes with several threads waits for them forever: so no pool is ever started here.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _no_world_stays() -> Iterator[None]:
+    """A rank that inherits a process group waits for its threads forever: tests make theirs in a forked child."""
+    yield
+    world = dist.is_initialized() or any("gloo" in name for name in _threads())
+    assert not world, "this test left a process group behind: use run_ranks or tests/isolated.py"
+
+
+def _threads() -> Iterator[str]:
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended meanwhile
+            yield path.read_text()
+
 
 _SYLLABLES = (
     "가나다라마바사아자차카타파하고노도로모보소오조호기니디리미비시이지치학교사람시간바다나무언어자료역사음악날씨"

@@ -60,8 +60,17 @@ def run_ranks(
     Returns:
         0; or the exit code of the rank whose error is printed: the lowest one with a KoError (2), else one that a
         signal killed (128 + its number), else the first that crashed (1); or the lowest rank's code that is not 0.
+
+    Raises:
+        LaunchError: this process has an initialised process group.
     """
     get_platform()
+    if dist.is_initialized():  # they would inherit a process group without its threads, and wait for it forever
+        raise LaunchError(
+            "ranks cannot be started by a process that computes in a world itself",
+            got="an initialised torch.distributed",
+            remedy="start them from a process of its own, or destroy the process group first",
+        )
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((_LOOPBACK, 0), backlog=max(128, world_size)))
         reports: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(world_size)]

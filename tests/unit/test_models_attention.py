@@ -1,12 +1,10 @@
 """The portable attention against the formula, written out; and the norm against its definition."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
@@ -15,9 +13,10 @@ from torch import Tensor
 from megatron_ko.config import ParallelConfig
 from megatron_ko.models.attention import PortableAttention
 from megatron_ko.models.norm import RMSNorm
-from megatron_ko.parallel.groups import destroy, initialise
+from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.parallel.spawn import run_ranks
 
 HEADS, WIDTH = 4, 8
 
@@ -82,25 +81,19 @@ def test_a_window_is_that_many_earlier_tokens_and_oneself(window: int, queries: 
         torch.testing.assert_close(output, reference(*inputs, hidden))
 
 
-@pytest.fixture
-def alone() -> Iterator[Any]:
-    """Process groups and random states of one rank, which megatron-core's attention asks for."""
-    get_platform()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def windows_of_megatron_core() -> None:
+    """Its mask is built from ``window_size`` too, on every layer."""
     groups = initialise(ParallelConfig(), timeout_s=60)
     seed_everything(0, groups)
-    yield groups.pg
-    destroy()
-    dist.destroy_process_group()
-
-
-def test_windows_are_those_of_megatron_cores_own_attention(alone: Any) -> None:
-    """Its mask is built from ``window_size`` too, on every layer."""
     inputs = [tensor.float() for tensor in tensors(12, 12, 2)]
     for window in (1, 5, 30):
         settings = transformer_config(window_size=(window, 0), num_query_groups=2)
-        theirs = DotProductAttention(settings, 1, AttnMaskType.causal, "self", pg_collection=alone)
+        theirs = DotProductAttention(settings, 1, AttnMaskType.causal, "self", pg_collection=groups.pg)
         torch.testing.assert_close(attention(window=window)(*inputs, None), theirs(*inputs, None))
+
+
+def test_windows_are_those_of_megatron_cores_own_attention() -> None:
+    assert run_ranks(windows_of_megatron_core, 1, threads=1) == 0
 
 
 def test_documents_are_kept_apart() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from isolated import isolated
 
 from megatron_ko.errors import ConfigError, LaunchError
 from megatron_ko.parallel import spawn
@@ -30,6 +31,16 @@ def meet(folder: Path) -> None:
 def test_ranks_meet_and_exchange(tmp_path: Path) -> None:
     assert spawn.run_ranks(meet, 4, (tmp_path,), threads=1) == 0
     assert [(tmp_path / str(rank)).read_text() for rank in range(4)] == [f"1 {rank} 4" for rank in range(4)]
+
+
+def start_from_a_world() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    spawn.run_ranks(barrier, 1)
+
+
+def test_a_process_that_is_in_a_world_starts_no_ranks() -> None:
+    with pytest.raises(LaunchError, match="a process of its own"):
+        isolated(start_from_a_world)
 
 
 def fail(kind: str, culprit: int) -> int:
