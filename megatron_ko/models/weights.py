@@ -40,7 +40,7 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
         stored = FileSystemReader(path).read_metadata().state_dict_metadata
         wanted = {name: _without_absent_states(part, stored) for name, part in sharded_weights(chunks).items()}
         loaded = dist_checkpointing.load(wanted, str(path))
-    except (CheckpointingException, CheckpointException) as error:
+    except (CheckpointingException, CheckpointException, FileNotFoundError) as error:
         # PyTorch's collects what went wrong on each rank; one of them is enough to see it.
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise CheckpointError(
