@@ -4,7 +4,7 @@ PYTHON312 ?= $(shell bash tools/find_python.sh 3.12)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check test-slow test-gpu test-py312 bench bench-gpu docs clean
+.PHONY: help install demo test check test-slow test-gpu test-gguf test-py312 bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,12 @@ test-slow: install   ## chaos and scale tests
 
 test-gpu: install    ## tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs
+
+test-gguf: $(VENV)/.installed-gguf   ## GGUF files in llama.cpp, which is compiled once, in minutes
+	$(BIN)/python -m pytest tests/gguf -n 2 --dist worksteal -rs
+
+$(VENV)/.installed-gguf: $(VENV)/.installed tools/install_gguf.sh tools/llama_cpp.cmake
+	bash tools/install_gguf.sh "$(VENV)"
 
 test-py312:      ## the parity tests on Python 3.12 with the newest supported megatron-core
 	@if [ -z "$(PYTHON312)" ]; then echo "test-py312: no Python 3.12 found: NOT RUN"; else \

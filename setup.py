@@ -41,6 +41,7 @@ EXTRAS = {
     "wandb": ["wandb"],
     "hub": ["datasets"],  # hf:OWNER/NAME as an input of the data verbs
     "clean": CLEAN,
+    "gguf": ["gguf>=0.19", "llama-cpp-python>=0.3.36"],  # convert gguf: the second compiles llama.cpp
     # datatrove and python-stdnum are oracles: outside implementations that the tests compare with
     "dev": [
         *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"),

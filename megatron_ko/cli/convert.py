@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_ko.cli.convert_gguf import gguf
+
 if TYPE_CHECKING:
     from megatron_ko.convert.verify import LogitGate
 
 app = typer.Typer(no_args_is_help=True, help="Models between this project and Hugging Face, each with its proof.")
 
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
+app.command("gguf")(gguf)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

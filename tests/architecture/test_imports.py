@@ -20,7 +20,7 @@ ALLOWED = {
     "parallel": {"errors", "log", "config"},
     "data": {"__init__", "errors", "log", "config"},
     "models": {"errors", "log", "config", "parallel"},
-    "convert": {"errors", "log", "config", "parallel", "models"},
+    "convert": {"errors", "log", "config", "parallel", "data", "models"},
     "objectives": {"errors", "log", "config", "parallel", "data"},
     "eval": {"errors", "log", "config", "data", "models", "parallel"},
     "report": {"errors", "log", "config"},

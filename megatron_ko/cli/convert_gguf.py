@@ -1,0 +1,50 @@
+"""`megatron-ko convert gguf`: files for llama.cpp and Ollama, each with its proof."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from megatron_ko.convert.gguf_export import Exported
+
+
+def gguf(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Hugging Face folder; or a run directory or native model.")
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")],
+    types: Annotated[str, typer.Option(help="Of f32, f16, bf16, q8_0, q5_k_m, q4_k_m; one file each.")] = "q8_0,q4_k_m",
+    text: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Held-out text (UTF-8) to compare on; default: a few passages."),
+    ] = None,
+    accept_ties: Annotated[
+        bool, typer.Option("--accept-ties", help="Unigram: accept other pieces of exactly the same probability.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write GGUF files and a Modelfile. Nothing is written unless llama.cpp computes what transformers does.
+
+    Example: megatron-ko convert gguf exports/demo exports/demo-gguf --types f16,q4_k_m
+    """
+    from megatron_ko.convert.gguf_export import export_gguf
+
+    held_out = text.read_text(encoding="utf-8") if text is not None else None
+    kinds = [kind.strip().lower() for kind in types.split(",")]
+    _tell(output, export_gguf(source, output, kinds, held_out, accept_ties), as_json)
+
+
+def _tell(output: Path, exported: "Exported", as_json: bool) -> None:
+    from megatron_ko.convert.gguf_gates import table
+
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), **exported.describe()}, ensure_ascii=False))
+        return
+    typer.echo(f"{output}: the same model\n")
+    for one in exported.files:
+        fallbacks = ", ".join(f"{number} tensors {kind}" for kind, number in one.fallbacks.items())
+        rest = f"; rows not divisible by 256: {fallbacks}" if fallbacks else ""
+        typer.echo(f"  {one.name}  {one.size / 1e6:,.1f} MB, {one.bits:.2f} bits a weight{rest}")
+    typer.echo(f"\n{table(exported.gates)}")

@@ -1,0 +1,170 @@
+"""The proof of a GGUF file: llama.cpp makes of it what transformers makes of the folder. Nothing may be skipped."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ko.convert.gguf_reference import Reference
+from megatron_ko.convert.llama_cpp import LlamaModel
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One comparison.
+
+    Attributes:
+        file: which file, or "tokenizer".
+        name: what was compared.
+        got: what was found, in one line; what differs first where something does.
+        expected: what would have passed.
+        ok: whether it passed.
+        only_ties: whether all that differs is other pieces of the same probability.
+    """
+
+    file: str
+    name: str
+    got: str
+    expected: str
+    ok: bool
+    only_ties: bool = False
+
+    def describe(self) -> dict[str, object]:
+        """For lineage.json."""
+        return {"file": self.file, "name": self.name, "got": self.got, "expected": self.expected, "ok": self.ok}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a file may be from the folder it was made of.
+
+    Attributes:
+        difference: largest absolute difference of logits, None: no limit, because one number of a distribution may move
+            far while the distribution does not.
+        top1: smallest share of positions whose most probable token is the same.
+        kl: largest mean Kullback-Leibler divergence, from transformers' distribution, in nats a token.
+        perplexity: largest perplexity on the text, divided by transformers'.
+    """
+
+    difference: float | None
+    top1: float
+    kl: float
+    perplexity: float
+
+
+# f32: only the order of sums differs. bf16: llama.cpp rounds activations to 2^-8 too, and may cost what q8_0 does. The
+# others: about twice what llama.cpp's own table gives Llama 3 8B (tools/perplexity/README.md).
+LIMITS = {
+    "f32": Limits(1e-3, 1.0, 1e-6, 1.0001),
+    "f16": Limits(None, 0.98, 1e-3, 1.002),
+    "bf16": Limits(None, 0.95, 2e-3, 1.005),
+    "q8_0": Limits(None, 0.95, 2e-3, 1.005),
+    "q5_k_m": Limits(None, 0.90, 2e-2, 1.02),
+    "q4_k_m": Limits(None, 0.84, 6e-2, 1.05),
+}
+
+
+def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[Gate]:
+    """Logits of one file against those of transformers, on the same tokens."""
+    limits = LIMITS[kind]
+    difference, same, divergence, positions, losses = 0.0, 0, 0.0, 0, np.zeros(2)
+    predicted = 0
+    for sample in reference.samples:
+        found = model.logits(sample.tokens)[:, : sample.logits.shape[1]]
+        difference = max(difference, float(np.abs(found - sample.logits).max()))
+        same += int((found.argmax(-1) == sample.logits.argmax(-1)).sum())
+        positions += len(sample.tokens)
+        ours, theirs = _log_softmax(sample.logits), _log_softmax(found)
+        divergence += float((np.exp(ours) * (ours - theirs)).sum())
+        if sample.text:
+            following = np.array(sample.tokens[1:])
+            losses -= [float(np.take_along_axis(part[:-1], following[:, None], 1).sum()) for part in (ours, theirs)]
+            predicted += len(following)
+    top1, kl = same / positions, divergence / positions
+    ratio = math.exp((losses[1] - losses[0]) / predicted)
+    gates = [
+        Gate(kind, "top token", f"{top1:.2%} of {positions:,}", f"at least {limits.top1:.0%}", top1 >= limits.top1),
+        Gate(kind, "KL divergence", f"{kl:.2e}", f"below {limits.kl:.0e}", kl < limits.kl),
+        Gate(
+            kind, "perplexity", f"ratio {ratio:.5f}", f"below {limits.perplexity:g}", ratio < limits.perplexity
+        ),
+    ]  # fmt: skip
+    if limits.difference is not None:
+        passed = difference < limits.difference
+        gates.insert(0, Gate(kind, "logits", f"differ by {difference:.2e}", f"below {limits.difference:.0e}", passed))
+    return gates
+
+
+def compare_generation(kind: str, model: LlamaModel, reference: Reference) -> Gate:
+    """The most probable tokens, one by one through llama.cpp's cache; ties within rounding are no difference."""
+    limit = LIMITS["f32"].difference or 0.0
+    number = 0
+    for greedy in reference.greedy:
+        logits = model.logits(greedy.prompt)[-1]
+        for step, (token, expected) in enumerate(zip(greedy.tokens, greedy.logits, strict=True)):
+            chosen = int(logits[: len(expected)].argmax())
+            if chosen != token and float(expected[token] - expected[chosen]) >= limit:
+                found = f"token {step + 1} is {chosen}, transformers' is {token}"
+                return Gate(kind, "greedy generation", found, "the same tokens", False)
+            logits = model.logits([token], len(greedy.prompt) + step)[-1]
+            number += 1
+    return Gate(kind, "greedy generation", f"{number} tokens are the same", "the same tokens", number > 0)
+
+
+def compare_tensors(kind: str, path: Path, expected: dict[str, tuple[int, ...]], model: LlamaModel) -> Gate:
+    """Every tensor is in the file once, in its shape, and llama.cpp counts as many parameters.
+
+    Args:
+        kind: of the file.
+        path: the file.
+        expected: shapes by name, Hugging Face's order of axes.
+        model: the file in llama.cpp.
+    """
+    import gguf
+
+    present = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in gguf.GGUFReader(path).tensors}
+    count = sum(math.prod(shape) for shape in expected.values())
+    wrong = [f"{name} is missing" for name in expected if name not in present]
+    wrong += [f"{name} is unexpected" for name in present if name not in expected]
+    wrong += [
+        f"{name} is {list(present[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if present.get(name, shape) != shape
+    ]
+    if model.parameters != count:
+        wrong.append(f"llama.cpp counts {model.parameters:,} parameters")
+    found = wrong[0] if wrong else f"{len(present)} tensors, {count:,} parameters"
+    return Gate(kind, "tensors", found, f"{len(expected)} tensors, {count:,} parameters", not wrong)
+
+
+def compare_values(kind: str, differing: Iterable[str]) -> Gate:
+    """Every number in the file is the folder's, rounded to the type."""
+    found = list(differing)
+    shown = f"{len(found)} differ, first {found[0]}" if found else "every weight and constant is the same"
+    return Gate(kind, "values", shown, "those of the folder", not found)
+
+
+def failed(gates: Sequence[Gate]) -> list[Gate]:
+    """Those that did not pass."""
+    return [gate for gate in gates if not gate.ok]
+
+
+def table(gates: Sequence[Gate]) -> str:
+    """Gates as lines of aligned columns."""
+    rows = [("file", "gate", "found", "expected", ""), *((g.file, g.name, g.got, g.expected, _mark(g)) for g in gates)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+    )
+
+
+def _mark(gate: Gate) -> str:
+    return "ok" if gate.ok else "FAILED"
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result
