@@ -174,13 +174,19 @@ def _padded(tokens: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
     """One batched product, every expert with the tokens of the busiest. Fast on a CPU where loads are alike."""
     experts, longest, width = len(sizes), max(sizes), tokens.shape[1]
     if experts * longest == len(tokens):
-        return torch.bmm(tokens.view(experts, longest, width), weight.transpose(1, 2)).flatten(0, 1)
+        return _batched(tokens.view(experts, longest, width), weight)
     counts = torch.tensor(sizes)
     first = torch.arange(experts) * longest - (counts.cumsum(0) - counts)
     rows = torch.arange(len(tokens)) + first.repeat_interleave(counts)
     padded = tokens.new_zeros(experts * longest, width).index_copy(0, rows, tokens)
-    product = torch.bmm(padded.view(experts, longest, width), weight.transpose(1, 2))
-    return product.flatten(0, 1).index_select(0, rows)
+    return _batched(padded.view(experts, longest, width), weight).index_select(0, rows)
+
+
+def _batched(tokens: Tensor, weight: Tensor) -> Tensor:
+    """[e, t, i] by [e, o, i] to [e * t, o]."""
+    # The weight is the first factor, so that its gradient comes in its own layout: a transposed one would be copied,
+    # which takes as long as the products.
+    return torch.bmm(weight, tokens.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
 
 
 class _GroupedProduct(torch.autograd.Function):
