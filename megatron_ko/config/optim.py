@@ -23,4 +23,7 @@ class OptimConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
     beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment; 0.95 is steadier than 0.999.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    offload: float = Field(
+        0.0, ge=0, le=1, description="Share of the optimizer that is kept and computed in host memory; CUDA only."
+    )
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0: no clipping.")

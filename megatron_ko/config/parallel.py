@@ -46,6 +46,12 @@ class ParallelConfig(Section):
     overlap_param_gather: bool = Field(
         False, description="Gather parameters while the forward pass runs; needs the distributed optimizer."
     )
+    overlap_tensor: bool = Field(
+        False, description="Send what tensor-parallel ranks exchange while matrices are multiplied; needs TE."
+    )
+    overlap_experts: bool = Field(
+        False, description="Send tokens to experts while another micro-batch is computed; needs TE."
+    )
 
     @property
     def expert_tensor_size(self) -> int:

@@ -6,6 +6,7 @@ from megatron_ko.config.checks.length import check_data, check_lengths, check_op
 from megatron_ko.config.checks.memory import check_memory
 from megatron_ko.config.checks.model import check_model
 from megatron_ko.config.checks.moe import check_expert_ranks, check_moe
+from megatron_ko.config.checks.overlap import check_overlap
 from megatron_ko.config.checks.precision import check_precision
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
@@ -20,6 +21,7 @@ def check(config: RunConfig) -> list[Problem]:
         check_layout,
         check_precision,
         check_memory,
+        check_overlap,
         check_lengths,
         check_optim,
         check_data,

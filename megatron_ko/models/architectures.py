@@ -10,6 +10,7 @@ from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.models.context_parallel import check_exchange
 from megatron_ko.models.memory import memory_settings
 from megatron_ko.models.moe import moe_settings
+from megatron_ko.models.overlap import overlap_settings
 from megatron_ko.models.precision import precision_settings
 from megatron_ko.models.rope import softmax_scale
 from megatron_ko.models.specs import has_fused_weight_gradient, uses_transformer_engine
@@ -66,6 +67,7 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         **moe_settings(config),
         **precision_settings(config),
         **memory_settings(config),
+        **overlap_settings(config),
     )
 
 

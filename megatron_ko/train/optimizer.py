@@ -16,8 +16,10 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.utils import get_model_config
 
 from megatron_ko.config import RunConfig
+from megatron_ko.errors import ConfigError
 from megatron_ko.models.precision import data_parallel_settings, optimizer_settings
 from megatron_ko.parallel.groups import Groups
+from megatron_ko.parallel.platform import get_platform
 from megatron_ko.train.adam import install_portable_adam
 
 
@@ -83,14 +85,33 @@ def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Gr
         use_distributed_optimizer=config.parallel.distributed_optimizer,
         overlap_param_gather=config.parallel.overlap_param_gather,
         **optimizer_settings(precision),
+        **_offload(optim.offload),
     )
     optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False, pg_collection=groups.pg)
     for part in optimizer.chained_optimizers:
         # Allocated now, so that a checkpoint has the same content before and after the first update.
-        if not part.is_stub_optimizer:
+        if not part.is_stub_optimizer and part.init_state_fn is not None:
             part.init_state_fn(part.optimizer, settings)
     _wire(config, chunks, optimizer)
     return optimizer
+
+
+def _offload(share: float) -> dict[str, Any]:
+    if share == 0:
+        return {}
+    if not get_platform().runs_fused_kernels:
+        raise ConfigError(
+            "the optimizer is in host memory already",
+            got=f"optim.offload {share} on {get_platform().device_name}",
+            expected="a CUDA device, or 0",
+            remedy="optim.offload=0",
+        )
+    return {
+        "optimizer_cpu_offload": True,
+        "optimizer_offload_fraction": share,
+        "overlap_cpu_optimizer_d2h_h2d": True,
+        "use_precision_aware_optimizer": True,
+    }
 
 
 def _wire(config: RunConfig, chunks: list[torch.nn.Module], optimizer: ChainedOptimizer) -> None:
@@ -151,4 +172,5 @@ def clip_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()
         if parameters and part.config.clip_grad > 0:
-            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm)
+            decoupled = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm, decoupled)

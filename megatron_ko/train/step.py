@@ -95,9 +95,13 @@ def forward_backward(run: Run, batch: Sequence[TokenBatch], forward_only: bool) 
     return list(results)
 
 
-def _forward_step(objective: Objective[TokenBatch], batches: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+def _forward_step(
+    objective: Objective[TokenBatch], batches: Any, model: Any, return_schedule_plan: bool = False
+) -> tuple[Any, Any]:
     batch = next(batches)
-    return objective.forward(batch, model), partial(_loss_for_schedule, objective, batch)
+    # A schedule that computes one micro-batch while another one's tokens travel asks for the steps, not for the result.
+    forward = model.build_schedule_plan if return_schedule_plan else model
+    return objective.forward(batch, forward), partial(_loss_for_schedule, objective, batch)
 
 
 def _loss_for_schedule(

@@ -1,0 +1,45 @@
+"""Communication behind arithmetic: between tensor-parallel ranks, and on the way to experts."""
+
+from functools import cache
+from typing import Any
+
+from megatron_ko.config import RunConfig
+from megatron_ko.errors import ConfigError
+from megatron_ko.models.specs import uses_transformer_engine
+
+
+def overlap_settings(config: RunConfig) -> dict[str, Any]:
+    """The fields of TransformerConfig; tensor-parallel layers find the buffers that this call allocates.
+
+    Raises:
+        ConfigError: layers are portable ones here, which send and compute in turns.
+    """
+    parallel = config.parallel
+    wanted = {"overlap_tensor": parallel.overlap_tensor, "overlap_experts": parallel.overlap_experts}
+    if any(wanted.values()) and not uses_transformer_engine(config.precision.layer_backend):
+        names = [f"parallel.{name}" for name, on in wanted.items() if on]
+        raise ConfigError(
+            "portable layers do not overlap communication",
+            got=", ".join(names),
+            expected="a CUDA device with Transformer Engine",
+            remedy=" ".join(f"{name}=false" for name in names),
+        )
+    if parallel.overlap_tensor:
+        _allocate_buffers(
+            (config.training.micro_batch_size * config.data.sequence_length // parallel.context),
+            config.model.hidden_size,
+            parallel.tensor,
+            config.precision.recipe != "none",
+        )
+    return {"tp_comm_overlap": parallel.overlap_tensor, "overlap_moe_expert_parallel_comm": parallel.overlap_experts}
+
+
+@cache
+def _allocate_buffers(tokens: int, hidden_size: int, ranks: int, low_precision: bool) -> None:
+    """Transformer Engine's user buffers, once a process: [tokens, hidden_size] is what these ranks exchange."""
+    from transformer_engine.pytorch.module.base import UserBufferQuantizationMode, initialize_ub
+
+    modes = [UserBufferQuantizationMode.NONE]
+    if low_precision:
+        modes.insert(0, UserBufferQuantizationMode.FP8)
+    initialize_ub(shape=[tokens, hidden_size], tp_size=ranks, quantization_modes=modes, bootstrap_backend="nccl")
