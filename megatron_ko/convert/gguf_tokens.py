@@ -73,7 +73,7 @@ def compare_tokenizers(
         _ids("special tokens", special, vocabulary, accept_ties),
         _pieces(spelt, model),
         _texts(found, model, native.special_tokens.values()),
-        _begin(oracle, vocabulary),
+        _begin(oracle, model),
         _chat(oracle, model),
         _ends(vocabulary, model),
     ]
@@ -162,12 +162,10 @@ def _texts(found: Sequence[_Found], model: LlamaModel, special: Iterable[int]) -
     return Gate("tokenizer", "text of ids", got, "the text that was encoded", bool(tried) and not wrong)
 
 
-def _begin(oracle: Any, vocabulary: Vocabulary) -> Gate:
+def _begin(oracle: Any, model: LlamaModel) -> Gate:
     """What transformers puts before a text by default, llama.cpp does."""
-    text = oracle("가", add_special_tokens=False)["input_ids"]
-    expected = [vocabulary.named.get("bos"), *text] if vocabulary.begin else text
-    got = oracle("가")["input_ids"]
-    return Gate("tokenizer", "added by default", f"{got} in transformers", f"{expected}", got == expected)
+    theirs, found = oracle("가")["input_ids"], model.tokenise("가", complete=True)
+    return Gate("tokenizer", "added by default", f"{found}", f"{theirs}", found == theirs)
 
 
 def _chats(oracle: Any) -> list[str]:

@@ -24,7 +24,14 @@ _FIELDS = {
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
+}
+# And of the rotary positions.
+_ROPE = {
+    "rope.freq_base": "rope_theta",
+    "rope.scaling.factor": "factor",
+    "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
 _ARCHITECTURE = {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 _ROUND = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -36,10 +43,16 @@ def differing_constants(path: Path, folder: Path) -> Iterator[str]:
 
     fields = gguf.GGUFReader(path).fields
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rope = config.get("rope_parameters") or {}
+    rope = {
+        "rope_theta": config.get("rope_theta"),
+        **(config.get("rope_parameters") or config.get("rope_scaling") or {}),
+    }
+    if rope.get("rope_type") == "llama3":  # is a tensor
+        rope = {"rope_theta": rope["rope_theta"]}
+    config.setdefault("num_local_experts", config.get("num_experts"))
     name = _ARCHITECTURE[config["model_type"]]
     expected = {f"{name}.{key}": config.get(field) for key, field in _FIELDS.items()}
-    expected[f"{name}.rope.freq_base"] = config.get("rope_theta") or rope.get("rope_theta")
+    expected |= {f"{name}.{key}": rope.get(field) for key, field in _ROPE.items()}
     expected["general.architecture"] = name
     for key, value in expected.items():
         found = fields[key].contents() if key in fields else None

@@ -97,9 +97,15 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     turn_ends = [number for number in stops if number != named.get("eos")]
     if turn_ends:
         named["eot"] = turn_ends[0]
-    begin = bool(settings.get("add_bos_token"))
+    begin = _begins(content.get("post_processor")) or bool(settings.get("add_bos_token"))
     common: Json = {"kinds": kinds, "named": named, "begin": begin, "template": template, "stops": stops}
     return Vocabulary(**_form(content, tokens, kinds), **common)
+
+
+def _begins(post_processor: Json | None) -> bool:
+    """Whether the tokenizer puts a token before a text, as Llama's do; that it is the begin token is proved later."""
+    steps = (post_processor or {}).get("processors", [post_processor])
+    return any(step and step["type"] == "TemplateProcessing" and "SpecialToken" in step["single"][0] for step in steps)
 
 
 def _form(content: Json, tokens: tuple[str, ...], kinds: tuple[int, ...]) -> Json:

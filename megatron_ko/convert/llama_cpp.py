@@ -85,6 +85,7 @@ class LlamaModel:
         parameters.n_threads = parameters.n_threads_batch = torch.get_num_threads()
         opened = self._api.llama_init_from_model(self._model, parameters)
         if not opened:
+            self._api.llama_model_free(self._model)
             raise ConvertError("llama.cpp makes no context", got="; ".join(_said)[:1000])
         return opened
 
@@ -138,12 +139,12 @@ class LlamaModel:
         finally:
             self._api.llama_batch_free(batch)
 
-    def tokenise(self, text: str, *, parse_special: bool = False) -> list[int]:
-        """Ids of a text, nothing added at either end."""
+    def tokenise(self, text: str, *, parse_special: bool = False, complete: bool = False) -> list[int]:
+        """Ids of a text; with ``complete``, and of what llama.cpp puts before and after a prompt by default."""
         encoded = text.encode("utf-8")
         room = 3 * len(encoded) + 8  # a space may become U+2581, and that three bytes
         ids = (ctypes.c_int32 * room)()
-        number = self._api.llama_tokenize(self._vocabulary, encoded, len(encoded), ids, room, False, parse_special)
+        number = self._api.llama_tokenize(self._vocabulary, encoded, len(encoded), ids, room, complete, parse_special)
         assert number >= 0, f"{-number} tokens for {len(encoded)} bytes"
         return ids[:number]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
+import tokenizers
 from gguf_tests import Folder, gate
 
 from megatron_ko.convert.gguf_export import export_gguf
@@ -71,6 +72,14 @@ def test_rows_that_pad_the_vocabulary_stay_behind(folder: Folder, tmp_path: Path
 def test_a_tokenizer_of_another_model_is_refused(folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="640 ids, 512 rows"):
         export_gguf(folder(vocab_size=512), tmp_path / "out", ["f32"])
+
+
+def test_a_begin_token_is_put_where_transformers_puts_it(folder: Folder, tmp_path: Path) -> None:
+    source = folder()
+    backend = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    backend.save(str(source / "tokenizer.json"))
+    assert gate(export_gguf(source, tmp_path / "out", ["f32"]), "tokenizer", "added by default").got.startswith("[1, ")
 
 
 def test_half_precision_files_hold_the_rounded_weights(folder: Folder, tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from gguf_tests import Folder
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_ko.convert.gguf_export import export_gguf
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "runs/demo"
@@ -51,6 +56,35 @@ def toy(
     losses = [json.loads(line)["loss"] for line in (folder / "run/metrics/train.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 2.5, "trained"
     return folder / "run"
+
+
+def teach(path: Path, texts: list[str]) -> None:
+    """Seconds of training on text: what quantisation does to random experts says nothing of it."""
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    network = AutoModelForCausalLM.from_pretrained(path).train()
+    stream = tokenizer("\n".join(texts), add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    for step in range(60):
+        batch = stream[step * 512 : step * 512 + 512].reshape(8, 64)
+        optimizer.zero_grad()
+        loss = network(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimizer.step()
+    assert loss < 4
+    for shard in path.glob("model*"):
+        shard.unlink()
+    network.save_pretrained(path)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_survive_quantisation(
+    family: str, folder: Folder, tmp_path: Path, korean: Callable[[int, int], list[str]]
+) -> None:
+    experts = {"family": family, "moe": {"num_experts": 4, "top_k": 2}}
+    source = folder(template=None, hidden_size=256, ffn_hidden_size=256, head_dim=64, num_layers=1, **experts)
+    teach(source, korean(400, 1))
+    exported = export_gguf(source, tmp_path / "out", ["q8_0", "q5_k_m", "q4_k_m"], "\n".join(korean(60, 99)))
+    assert [one.fallbacks for one in exported.files] == [{}, {}, {}]
 
 
 def figures(gates: list[dict[str, Any]], file: str) -> dict[str, float]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from typer.testing import CliRunner
 
@@ -80,6 +81,16 @@ def test_what_llama_cpp_cannot_encode_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ConvertError, match=named):
         read_vocabulary(tmp_path)
+
+
+def test_a_begin_token_is_told(tokenizer_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    for path in tokenizer_folder("byte-bpe").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert not read_vocabulary(tmp_path).begin
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert read_vocabulary(tmp_path).begin
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
