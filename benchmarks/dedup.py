@@ -79,7 +79,6 @@ def recall_table(folder: Path, documents: Sequence[str], similar: np.ndarray) ->
     settings = {
         f"default: {Near().shingles} {THRESHOLD} {Near().bands}": Near(),
         "char:5 0.15 " + str(bands_for(0.15)): Near(threshold=0.15, bands=bands_for(0.15)),
-        "char:5 0.75 14x8": Near(threshold=0.75, bands=Bands(14, 8)),
         "FineWeb: word:5 0.75 14x8": Near(Shingles("word", 5), 0.75, Bands(14, 8)),
     }
     names = ("true similarity, median", *settings)

@@ -11,7 +11,7 @@ the median is shown: other work on the machine disturbs all ways of a turn alike
   Start-up of these workers is not counted.
 * The same ceiling with the array interface of our tokenizer, which is faster than SentencePiece's lists.
 
-    python benchmarks/preprocess.py [--rounds 5] [--workers 2] [--times 8] [--json]
+    python benchmarks/preprocess.py [--rounds 3] [--workers 2] [--times 8] [--json]
 """
 
 import argparse
@@ -36,7 +36,7 @@ VOCABULARY = 16_000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="Turns.")
+    parser.add_argument("--rounds", type=int, default=3, help="Turns.")
     parser.add_argument("--workers", type=int, default=2, help="Processes of each way.")
     parser.add_argument("--times", type=int, default=8, help="How many times the corpus is given for the large run.")
     parser.add_argument("--tokenizer", type=Path, help="Folder of a trained tokenizer; default: one is trained.")

@@ -10,7 +10,8 @@ import typer
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
 Inputs = Annotated[
-    list[Path], typer.Option("--input", metavar="FILE...", help="Text: .txt .jsonl .parquet, also .gz .zst.")
+    list[Path],
+    typer.Option("--input", metavar="FILE...", help="Text: files as `data` reads them, folders, patterns."),
 ]
 JsonKey = Annotated[str, typer.Option(metavar="KEY", help="Text field of jsonl and parquet.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -64,6 +65,7 @@ def train(
     """
     from dataclasses import asdict
 
+    from megatron_ko.data.inputs import expand_inputs
     from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 
     options = TokenizerOptions(
@@ -76,7 +78,8 @@ def train(
         weights=named_weights(weights),
         temperature=temperature,
     )
-    report = train_tokenizer([*files, *(more or [])], output, options, lambda line: typer.echo(line, err=True))
+    inputs = expand_inputs((*files, *(more or [])))
+    report = train_tokenizer(inputs, output, options, lambda line: typer.echo(line, err=True))
     if as_json:
         rows = _padded(report.vocab_size, tensor)
         typer.echo(json.dumps(asdict(report) | {"padded_vocab_size": rows}, ensure_ascii=False))
@@ -123,6 +126,7 @@ def extend(
     """
     from dataclasses import asdict
 
+    from megatron_ko.data.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Sampling
     from megatron_ko.data.tokenizer.extend import ExtendOptions, extend_tokenizer
 
@@ -134,7 +138,8 @@ def extend(
         temperature=temperature,
     )
     options = ExtendOptions(new_ids=vocab_size, sampling=sampling)
-    report = extend_tokenizer(base, [*files, *(more or [])], output, options, lambda line: typer.echo(line, err=True))
+    inputs = expand_inputs((*files, *(more or [])))
+    report = extend_tokenizer(base, inputs, output, options, lambda line: typer.echo(line, err=True))
     rows = _padded(report.vocab_size, tensor)
     if as_json:
         typer.echo(json.dumps(asdict(report) | {"padded_vocab_size": rows}, ensure_ascii=False))
@@ -228,10 +233,12 @@ def compare(
 
 def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
     from megatron_ko.data.blocks import check_inputs
+    from megatron_ko.data.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Corpus, Sampling
 
-    check_inputs(files)
-    return list(Corpus(files, Sampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
+    inputs = expand_inputs(files)
+    check_inputs(inputs)
+    return list(Corpus(inputs, Sampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
 
 
 def named_weights(given: list[str] | None) -> dict[str, float]:

@@ -4,6 +4,7 @@ A plain file of lines, or a row group of parquet, is handed over as the place wh
 it; what must be read from its beginning (compressed files, csv, Arrow) is handed over as blocks.
 """
 
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,7 +151,7 @@ def _stream_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[Blo
         format: Format = "txt" if kind == "txt" else "jsonl"
         for block in _line_blocks(str(stream.path), format, _WithoutMark(stream), 1):
             if block.first == 1:
-                _refuse_array(stream.path, format, block.payload)
+                _refuse_whole(stream.path, format, block.payload)
             yield Block(block.source, block.format, block.first, block.payload, stream.consumed())
 
 
@@ -177,7 +178,7 @@ def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterato
     with path.open("rb") as stream:
         beginning = stream.read(BLOCK_BYTES)
         start = position = len(BYTE_ORDER_MARK) if beginning.startswith(BYTE_ORDER_MARK) else 0
-        _refuse_array(path, format, beginning[start:])
+        _refuse_whole(path, format, beginning[start:])
         if format == "txt" and reading.text_unit == "file":
             yield LineSpan(str(path), "file", 1, start, size)
             return
@@ -196,8 +197,15 @@ def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterato
             yield LineSpan(str(path), format, first, start, position)
 
 
-def _refuse_array(path: Path, format: Format, beginning: bytes) -> None:
-    """A .json file that holds one array is refused as a whole, not line by line."""
+def _refuse_whole(path: Path, format: Format, beginning: bytes) -> None:
+    """A file in UTF-16, and a .json file that holds one array, are refused as a whole, not line by line."""
+    if beginning[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        raise DataError(
+            f"{path} is in UTF-16",
+            got=f"the mark {beginning[:2].hex(' ')} at its beginning",
+            expected="UTF-8",
+            remedy=f"iconv -f UTF-16 -t UTF-8 {path} > NEW_FILE",
+        )
     lines = beginning.lstrip()[:4096].split(b"\n", 1)
     if format == "jsonl" and lines[0].strip() in (b"[", b"[{") and len(lines) > 1:
         raise DataError(

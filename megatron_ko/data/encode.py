@@ -20,6 +20,8 @@ from megatron_ko.data.records import Block, Rejected
 from megatron_ko.data.tokenizer.tokenizer import Encoded, Tokenizer, load_tokenizer
 
 _COPY_BYTES = 1 << 22
+# Documents of a block, and then of a part, whose hashes are kept to compare decoded text with.
+_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ class _PartWriter:
             else:
                 self._bytes[key] += len("".join(texts).encode("utf-8"))
         number = len(parsed.texts[0])
-        if number:
-            self._samples.append([self._documents, [text_hash(texts[0]) for texts in parsed.texts]])
+        for index in range(0, number, max(1, -(-number // _SAMPLES))):
+            self._samples.append([self._documents + index, [text_hash(texts[index]) for texts in parsed.texts]])
         self._before.append(parsed.before + np.int32(self._documents))
         self._rejected += parsed.rejected
         self._documents += number
@@ -168,7 +170,7 @@ class _PartWriter:
             "reasons": dict(sorted(reasons.items())),
             "first_rejected": f"{first.reason} at {first.source}:{first.position}" if first else None,
             "runs": self._runs,
-            "samples": self._samples,
+            "samples": self._samples[:: max(1, -(-len(self._samples) // _SAMPLES))],
         }
 
 

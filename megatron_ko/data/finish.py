@@ -174,10 +174,14 @@ class _Totals:
 def _empty(identity: dict[str, Any], totals: _Totals) -> DataError:
     example = f"; the first: {totals.first_rejected}" if totals.first_rejected else ""
     keys = ", ".join(map(repr, identity["keys"]))
-    by_key = any("'" in reason for reason in totals.reasons)
+    remedy = "check the files"
+    if any("'" in reason for reason in totals.reasons):
+        remedy = f"check the files and --json-key (now {keys})"
+    elif "invalid UTF-8" in totals.reasons:
+        remedy = "if it is Korean text in CP949 (EUC-KR): iconv -f CP949 -t UTF-8 FILE > NEW_FILE"
     return DataError(
         "the corpus is empty: no document was found",
         got=f"{totals.rejected} rejected records {dict(totals.reasons)}{example}",
         expected="at least one document",
-        remedy=f"check the files and --json-key (now {keys})" if by_key else "check the files",
+        remedy=remedy,
     )

@@ -2,7 +2,7 @@
 
 import glob
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -31,6 +31,7 @@ SUFFIXES: dict[str, Kind] = {
 _RANDOM_ACCESS = ("parquet", "arrow")
 _SAVED_DATASET, _SAVED_DATASETS = "state.json", "dataset_dict.json"
 _HUB = "hf:"
+_MANIFEST = "manifest.json"
 
 
 def expand_inputs(given: Iterable[Path], kind: Kind | None = None) -> tuple[Path, ...]:
@@ -123,7 +124,7 @@ def _folder(folder: Path, kind: Kind | None) -> list[Path]:
         raise DataError(
             f"{folder} holds several splits of a dataset", got=names, remedy=f"give one: {folder}/{names.split(',')[0]}"
         )
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    files = list(_walk(folder))
     known = [path for path in files if kind or _has_kind(path)]
     if not known:
         raise DataError(
@@ -136,6 +137,31 @@ def _folder(folder: Path, kind: Kind | None) -> list[Path]:
         other = next(path for path in files if path not in known)
         _log.warning("%s: %d files of other kinds are not read, for example %s", folder, len(files) - len(known), other)
     return known
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files in order, hidden ones left out; of what another verb wrote, the documents that its manifest names.
+
+    Beside those lie manifests, reports, and samples of what was dropped.
+    """
+    if (written := _written_here(folder)) is not None:
+        yield from written
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            yield from _walk(path)
+        elif path.is_file() and not path.name.startswith("."):
+            yield path
+
+
+def _written_here(folder: Path) -> list[Path] | None:
+    """The files of documents that the manifest of a folder names; None where there is no such manifest."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        files = [entry.get("name") or entry["file"] for entry in manifest.get("shards") or manifest["outputs"]]
+        return [folder / name for name in files] if manifest["created_by"].startswith("megatron_ko") else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _has_kind(path: Path) -> bool:

@@ -13,6 +13,8 @@ import pytest
 import zstandard
 
 from megatron_ko.data.chunks import Reading, input_identity, read_chunks
+from megatron_ko.data.dedup.options import DedupOptions, Input
+from megatron_ko.data.dedup.run import dedup
 from megatron_ko.data.documents import Document, Rejected, parse_block, read_documents
 from megatron_ko.data.inputs import check_inputs, expand_inputs, kind_of
 from megatron_ko.errors import DataError
@@ -216,6 +218,34 @@ def test_folders_and_patterns_are_sorted(tmp_path: Path, caplog: pytest.LogCaptu
     empty.mkdir()
     with pytest.raises(DataError, match="no file of a known kind"):
         expand_inputs([empty])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+@pytest.mark.parametrize("coding", ["utf-16", "utf-16-be"])
+def test_utf16_is_named(tmp_path: Path, name: str, coding: str) -> None:
+    content = "\ufeff한글\n둘째 줄\n" if coding.endswith("be") else "한글\n둘째 줄\n"
+    path = packed(tmp_path / name, content.encode(coding))
+    with pytest.raises(DataError, match="is in UTF-16") as caught:
+        list(read_documents(path))
+    assert "iconv -f UTF-16" in str(caught.value.remedy)
+
+
+def test_of_what_was_deduplicated_only_the_documents_are_read(tmp_path: Path) -> None:
+    """Not the manifest, the report or the list of what went: as .json and .jsonl they look like documents."""
+    for name in ("a", "b"):
+        path = tmp_path / name / "part.jsonl"
+        path.parent.mkdir()
+        lines = ['{"text": "하나"}'] * 2 + [json.dumps({"text": name}), "{broken"]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    output = tmp_path / "unique"
+    dedup(DedupOptions(Input(expand_inputs([tmp_path / "a", tmp_path / "b"])), output))
+    assert {"manifest.json", "report.json", "rejected.jsonl", "removed.jsonl.zst"} < {p.name for p in output.iterdir()}
+    names = ["a-part.jsonl.zst", "b-part.jsonl.zst"]
+    assert [path.name for path in expand_inputs([output])] == names
+    assert [path.name for path in expand_inputs([tmp_path])] == ["part.jsonl", "part.jsonl", *names]
+    (output / names[0]).unlink()
+    with pytest.raises(DataError, match="no such file"):
+        check_inputs(expand_inputs([output]))
 
 
 def test_a_hub_dataset_needs_its_package() -> None:

@@ -60,6 +60,11 @@ def test_files_or_languages_are_balanced(tmp_path: Path) -> None:
         assert len(texts) == corpus.trained_documents and texts == list(corpus.texts())
 
 
+def test_what_can_be_read_once_only_is_refused() -> None:
+    with pytest.raises(DataError, match="cannot be read several times"):
+        Corpus([Path("-")], Sampling())
+
+
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     inputs = _corpus(tmp_path)
     for weights in ({"ko.jsonl": 1.0}, {"ko.jsonl": 1.0, "fr": 1.0}, {"ko.jsonl": 1.0, "en.jsonl": -1.0}):

@@ -79,7 +79,8 @@ def test_a_large_corpus_is_sampled_and_says_so(corpus: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("model", "vocab_size", "what"),
-    [("unigram", 300, "too small"), ("unigram", 50_000, "too small for this vocabulary"),
+    [("unigram", 300, "too small"), ("unigram", 1, "bytes and special tokens"),
+     ("unigram", 50_000, "too small for this vocabulary"),
      ("bpe", 50_000, "too small for this vocabulary"), ("byte-bpe", 200, "too small"),
      ("byte-bpe", 50_000, "too small for this vocabulary")],
 )  # fmt: skip

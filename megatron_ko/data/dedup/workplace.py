@@ -160,13 +160,18 @@ def write_outputs(folder: Path, files: Input, written: Sequence[Part], suffix: s
 
 
 def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
-    """A file name for each input: its own without the suffixes, numbered where two are the same."""
-    taken: Counter[str] = Counter()
-    names = []
+    """A file name for each input: its own without the suffixes, after its folder's where two are the same, numbered."""
+    stems = []
     for path in paths:
         stem = path.name
         for ending in (*COMPRESSED, *SUFFIXES):
             stem = stem.removesuffix(ending)
+        stems.append(stem)
+    taken: Counter[str] = Counter()
+    names = []
+    for path, stem in zip(paths, stems, strict=True):
+        if stems.count(stem) > 1 and path.parent.name:
+            stem = f"{path.parent.name}-{stem}"
         name = stem
         while name in taken:
             taken[stem] += 1

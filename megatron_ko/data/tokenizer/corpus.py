@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ko.data.documents import Document, read_documents
+from megatron_ko.data.streams import STDIN
 from megatron_ko.errors import DataError
 
 # Random documents on which the gate and the figures of a report are computed.
@@ -24,7 +25,8 @@ class Sampling:
         max_bytes: of a larger corpus, a random sample of documents.
         seed: of that sample.
         balance_by: "source" (each file is a group), or a field of the documents, such as "language".
-        weights: share of the bytes that each group gets; by file name or value of the field.
+        weights: share of the bytes that each group gets; by file name (its path, where two have one) or value of the
+            field.
         temperature: without weights, shares in proportion to bytes ** (1 / temperature).
     """
 
@@ -57,7 +59,12 @@ class Corpus:
     """
 
     def __init__(self, inputs: Sequence[Path], sampling: Sampling) -> None:
+        if STDIN in inputs:
+            remedy = "save it to a file, and give that"
+            raise DataError("the standard input cannot be read several times", got="-", remedy=remedy)
         self._inputs, self._sampling = inputs, sampling
+        names = [path.name for path in inputs]
+        self._names = {str(path): path.name if names.count(path.name) == 1 else str(path) for path in inputs}
         self.rejected = 0
         self.groups: dict[str, Group] = {}
         for record in self._records():
@@ -113,7 +120,7 @@ class Corpus:
 
     def _group_of(self, document: Document) -> str:
         by = self._sampling.balance_by
-        return Path(document.source).name if by == SOURCE else str(document.fields.get(by, f"no {by}"))
+        return self._names[document.source] if by == SOURCE else str(document.fields.get(by, f"no {by}"))
 
 
 def sample_shares(groups: Mapping[str, Group], sampling: Sampling) -> dict[str, float]:

@@ -39,6 +39,7 @@ def train_sentencepiece(
     Raises:
         TokenizerError: the vocabulary is too small or too large for this text.
     """
+    _refuse_tiny(vocab_size)
     target = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -80,9 +81,7 @@ def train_byte_bpe(sentences: Iterator[str], vocab_size: int) -> Tokenizer:
     bytes_as_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_as_letters])
     tokenizer.decoder = decoders.ByteLevel()
-    smallest = len(SPECIAL_TOKENS) + 256
-    if vocab_size < smallest:
-        raise TokenizerError("the vocabulary is too small", got=vocab_size, expected=f"at least {smallest}")
+    _refuse_tiny(vocab_size)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
@@ -116,6 +115,17 @@ def _split_long(line: str) -> Iterator[str]:
         line = line[cut:]
     if line:
         yield line
+
+
+def _refuse_tiny(vocab_size: int) -> None:
+    smallest = len(SPECIAL_TOKENS) + 256
+    if vocab_size < smallest:
+        raise TokenizerError(
+            "the vocabulary is too small for the bytes and special tokens",
+            got=vocab_size,
+            expected=f"at least {smallest}",
+            remedy="--vocab-size 16000 is usual for Korean alone",
+        )
 
 
 def _explain(error: RuntimeError, vocab_size: int) -> TokenizerError:
