@@ -64,7 +64,7 @@ def upcycle(
 ) -> None:
     """Make a mixture of experts of a dense model. Nothing is written unless both give the same logits.
 
-    Train it with checkpoint.start_from=OUTPUT and model.from=OUTPUT/model.yaml.
+    Train it with `checkpoint: {start_from: OUTPUT}` and `model: {from: OUTPUT/model.yaml}` in the run file.
 
     Example: megatron-ko convert upcycle runs/demo models/demo-moe --experts 8 --top-k 2
     """

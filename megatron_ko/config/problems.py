@@ -27,13 +27,10 @@ class Problem:
     path: str
     got: object
     expected: str
-    remedy: str | None = None
+    remedy: str
 
     def __str__(self) -> str:
-        lines = [f"{self.path}", f"    got:      {self.got!r}", f"    expected: {self.expected}"]
-        if self.remedy:
-            lines.append(f"    remedy:   {self.remedy}")
-        return "\n".join(lines)
+        return f"{self.path}\n    got:      {self.got!r}\n    expected: {self.expected}\n    remedy:   {self.remedy}"
 
 
 def raise_problems(problems: Sequence[Problem], origin: str) -> None:
@@ -76,7 +73,7 @@ def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
         tags = [tag for section in here.sections for tag in _tags(section)]
         got = item["input"].get("type", _Nothing())
         meant = nearest(str(got), tags)
-        guess = f"did you mean '{meant}'?" if meant else None
+        guess = f"did you mean '{meant}'?" if meant else "choose one of them"
         return Problem(path=f"{path}.type", got=got, expected=f"one of {', '.join(tags)}", remedy=guess)
     advice = _advice(item, _field(above, loc[-1]))
     return Problem(path=path, got=item["input"], expected=_sentence(item["msg"]), remedy=advice)

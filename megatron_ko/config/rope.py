@@ -67,5 +67,5 @@ RopeScaling = Annotated[
 class RopeConfig(Section):
     """Rotary position embedding (Su et al., 2021, arXiv:2104.09864)."""
 
-    theta: float = Field(10000.0, gt=0, description="Base of the rotation frequencies; larger for longer contexts.")
+    theta: float = Field(10000.0, gt=1, description="Base of the rotation frequencies; larger for longer contexts.")
     scaling: RopeScaling | None = Field(None, description="Extension beyond the context of the first training.")

@@ -34,7 +34,7 @@ def _offload(config: RunConfig) -> dict[str, Any]:
     layers = config.training.offload_layers
     if layers == 0:
         return {}
-    if not uses_transformer_engine(config.precision.backend):
+    if not uses_transformer_engine(config.precision.layer_backend):
         raise ConfigError(
             "portable layers do not offload activations",
             got=f"training.offload_layers {layers}",

@@ -1,5 +1,6 @@
 """The weights that a new run starts with, when they are not random: those of a native model or of another run."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,18 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
 
 def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
     theirs, ours = ({"model": _explicit(model)} for model in (found.model, config.model))
-    refused = [f"{path}: {old} -> {new}" for path, (old, new) in differences(theirs, ours).items() if is_bound(path)]
+    changed = {path: values for path, values in differences(theirs, ours).items() if is_bound(path)}
+    if found.model.rope.scaling is None and config.model.rope.scaling is not None:
+        # A longer context begins with the weights of the shorter one.
+        changed = {path: values for path, values in changed.items() if not path.startswith("model.rope.scaling")}
+        _log.info("rotary positions are stretched from here on: %s", config.model.rope.scaling.type)
+    refused = [f"{path}: {old} -> {new}" for path, (old, new) in changed.items()]
     if refused:
         raise ConfigError(
             "checkpoint.start_from holds the weights of another network",
             got=f"{folder}: {'; '.join(refused)}",
             expected="the model section that it was made with",
-            remedy=f"model.from={folder}/model.yaml, where the folder has one",
+            remedy=" ".join(f"{path}={json.dumps(old)}" for path, (old, _) in changed.items()),
         )
 
 

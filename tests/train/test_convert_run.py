@@ -54,10 +54,17 @@ def test_other_networks_and_tokenizers_are_no_start(new_run: NewRun, tmp_path: P
     trained = new_run("trained", "training.steps=2", "checkpoint.interval=2", "eval.samples=0")
     assert trained.train("optim.warmup_steps=0").returncode == 0
     start = f"checkpoint.start_from={trained.folder}"
-    for override, named in (("model.ffn_hidden_size=96", "ffn_hidden_size"), ("model.rope.theta=500", "theta")):
+    for override, remedy in (
+        ("model.ffn_hidden_size=96", "model.ffn_hidden_size=64"),
+        ("model.rope.theta=500", "model.rope.theta=10000.0"),
+        ("model.tie_embeddings=false", "model.tie_embeddings=true"),
+    ):
         ended = new_run("other", start, override).train()
-        assert ended.returncode == 2 and named in ended.stderr
+        assert ended.returncode == 2 and f"remedy:   {remedy}\n" in ended.stderr
         assert not (tmp_path / "other/checkpoints").exists()
+    stretched = "model.rope.scaling={type: yarn, factor: 2.0, original_max_position_embeddings: 32}"
+    ended = new_run("stretched", start, stretched, "training.steps=1", "eval.samples=0").train("optim.warmup_steps=0")
+    assert ended.returncode == 0, ended.stderr  # a longer context begins with the weights of the shorter one
     ended = new_run("nowhere", f"checkpoint.start_from={tmp_path}").train()
     assert ended.returncode == 2 and "no native model" in ended.stderr
 

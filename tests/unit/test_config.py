@@ -122,6 +122,40 @@ def test_each_bad_value_says_what_was_expected(run_file: Path, override: str, ex
     assert expected in problems(run_file, override)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["parallel.virtual_pipeline=2"],
+        ["parallel.first_stage_layers=1"],
+        ["parallel.loss_as_layer=true"],
+        ["parallel={pipeline: 2, first_stage_layers: 1, loss_as_layer: true}"],
+        ["parallel.sequence_parallel=true"],
+        ["parallel={tensor: 2, sequence_parallel: true}", "data.sequence_length=31"],
+        ["parallel.overlap_param_gather=true"],
+        ["parallel.context_exchange=p2p"],
+        ["parallel={context: 2, context_exchange: p2p}", "precision.backend=portable"],
+        ["model.head_dim=7"],
+        ["model={family: qwen3, windows: [0, 1, 1, 1]}"],
+        ["model.rope.theta=1.0"],
+        ["model.rope.scaling={}"],
+        ["model.rope.scaling={type: spiral}"],
+        ["model.rope.scaling={type: yarn, factor: 2.0, original_max_position_embeddings: 64, mscale: 1.0}"],
+        ["model.rope.scaling={type: yarn, factor: 2.0, original_max_position_embeddings: 64, beta_fast: 0.5}"],
+        ["precision={dtype: fp16, initial_loss_scale: 2.0, min_loss_scale: 4.0}"],
+        ["training.offload_layers=9"],
+        ["training={recompute: full, offload_layers: 1}"],
+        ["data.sequence_length=200"],
+        ["data.split=[0, 1, 0]"],
+        ["optim.warmup_steps=10"],
+        ["optim={schedule: wsd, decay_steps: 11}"],
+    ],
+    ids=" ".join,
+)
+def test_every_problem_tells_what_to_do(run_file: Path, overrides: list[str]) -> None:
+    told = problems(run_file, *overrides)
+    assert 1 <= told.count("got:") == told.count("expected:") == told.count("remedy:")
+
+
 def test_decay_longer_than_the_run(run_file: Path) -> None:
     assert "at most 8" in problems(run_file, "optim.schedule=wsd", "optim.warmup_steps=2", "optim.decay_steps=9")
 

@@ -39,6 +39,7 @@ def config(training: dict[str, Any], model: dict[str, Any], parallel: dict[str, 
         ({"offload_layers": 4}, {}, {}, "training.offload_layers"),
         ({"offload_layers": 1}, {}, {"pipeline": 2}, "training.offload_layers"),
         ({"offload_layers": 1, "recompute": "full"}, {}, {}, "training.offload_layers"),
+        ({"recompute": "selective", "recompute_modules": ()}, {}, {}, "training.recompute_modules"),
     ],
 )
 def test_contradictions_are_named(

@@ -182,6 +182,16 @@ def test_clusters_have_their_recipe_and_can_do_without(run_file: Path, cluster: 
     assert load_config(run_file, ["precision.recipe=none"]).precision.recipe == "none"
 
 
+@pytest.mark.parametrize(
+    "precision",
+    [("precision.backend=portable",), ("precision.recipe=mxfp8", "precision.mxfp8.emulate=true")],
+    ids=["asked for", "to emulate"],
+)
+def test_portable_layers_do_not_offload(run_file: Path, precision: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"training\.offload_layers(.|\n)*with portable layers"):
+        load_config(run_file, (*precision, "training.offload_layers=1"))
+
+
 def test_all_problems_are_told_at_once(run_file: Path) -> None:
     message = refused(run_file, "precision.recipe=mxfp8", "model.ffn_hidden_size=120", "precision.dtype=fp32")
     assert "model.ffn_hidden_size" in message and "precision.dtype" in message and "2 problems" in message

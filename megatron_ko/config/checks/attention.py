@@ -37,13 +37,21 @@ def _check_exchange(config: RunConfig) -> Iterator[Problem]:
     if exchange == "all_gather":
         return
     if parallel.context == 1:
-        yield Problem(path=path, got=exchange, expected="all_gather, the default: with parallel.context=1 it is unused")
+        yield Problem(
+            path=path,
+            got=exchange,
+            expected="all_gather, the default: with parallel.context=1 it is unused",
+            remedy="remove it, or parallel.context above 1",
+        )
         return
     if config.precision.layer_backend == "portable":
-        yield Problem(path=path, got=exchange, expected="all_gather with portable layers")
+        yield Problem(path=path, got=exchange, expected="all_gather with portable layers", remedy=f"{path}=all_gather")
     if exchange == "p2p" and model.windows and any(window is not None for window in model.windows):
         yield Problem(
-            path=path, got=exchange, expected="all_gather or a2a with windows: keys that travel in a ring know none"
+            path=path,
+            got=exchange,
+            expected="all_gather or a2a with windows: keys that travel in a ring know none",
+            remedy=f"{path}=all_gather",
         )
     ranks = parallel.tensor * parallel.context
     if exchange == "a2a" and (model.num_attention_heads % ranks or model.query_groups % ranks):

@@ -68,13 +68,19 @@ def _check_stages(parallel: ParallelConfig, num_layers: int) -> Iterator[Problem
         for name, value in (chunks | by_number | by_weight).items():
             if value:
                 default = "1" if name in chunks else "false" if name in by_weight else "null"
-                yield Problem(path=f"parallel.{name}", got=value, expected=f"{default} without pipeline stages")
+                yield Problem(
+                    path=f"parallel.{name}",
+                    got=value,
+                    expected=f"{default} without pipeline stages",
+                    remedy="remove it, or parallel.pipeline above 1",
+                )
         return
     if any(by_number.values()) and any(by_weight.values()):
         yield Problem(
             path=next(f"parallel.{name}" for name, value in by_weight.items() if value),
             got=True,
             expected="false beside first_stage_layers or last_stage_layers, which give the stages by number",
+            remedy="remove it, or those",
         )
     elif stage_layers(parallel, num_layers) is None:
         yield Problem(
@@ -102,19 +108,25 @@ def _fitting_stages(parallel: ParallelConfig, num_layers: int) -> str:
 def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[Problem]:
     if parallel.sequence_parallel and parallel.tensor == 1:
         yield Problem(
-            path="parallel.sequence_parallel", got=True, expected="false when parallel.tensor is 1: it has no effect"
+            path="parallel.sequence_parallel",
+            got=True,
+            expected="false when parallel.tensor is 1: it has no effect",
+            remedy="parallel.sequence_parallel=false",
         )
-    if parallel.sequence_parallel and sequence_length % (parallel.tensor * parallel.context):
+    ranks = parallel.tensor * parallel.context
+    if parallel.sequence_parallel and sequence_length % ranks:
         yield Problem(
             path="data.sequence_length",
             got=sequence_length,
             expected=f"a multiple of tensor {parallel.tensor} x context {parallel.context} under sequence parallelism",
+            remedy=f"data.sequence_length={-(-sequence_length // ranks) * ranks}, or parallel.sequence_parallel=false",
         )
     if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
         yield Problem(
             path="parallel.overlap_param_gather",
             got=True,
             expected="distributed_optimizer and overlap_grad_reduce to be on as well",
+            remedy="parallel.distributed_optimizer=true parallel.overlap_grad_reduce=true, or remove it",
         )
 
 

@@ -13,6 +13,7 @@ def check_lengths(config: RunConfig) -> Iterator[Problem]:
             path="data.sequence_length",
             got=config.data.sequence_length,
             expected=f"at most model.max_position_embeddings {config.model.max_position_embeddings}",
+            remedy=f"data.sequence_length={config.model.max_position_embeddings}",
         )
 
 
@@ -20,7 +21,12 @@ def check_optim(config: RunConfig) -> Iterator[Problem]:
     """Phases of the schedule within the steps of the run."""
     optim, steps = config.optim, config.training.steps
     if optim.warmup_steps >= steps:
-        yield Problem(path="optim.warmup_steps", got=optim.warmup_steps, expected=f"fewer than training.steps {steps}")
+        yield Problem(
+            path="optim.warmup_steps",
+            got=optim.warmup_steps,
+            expected=f"fewer than training.steps {steps}",
+            remedy=f"optim.warmup_steps={steps // 10}, or more training.steps",
+        )
     if optim.decay_steps is not None and optim.schedule != "wsd":
         yield Problem(
             path="optim.decay_steps",
@@ -33,6 +39,7 @@ def check_optim(config: RunConfig) -> Iterator[Problem]:
             path="optim.decay_steps",
             got=optim.decay_steps,
             expected=f"at most {steps - optim.warmup_steps}, the steps after warm-up",
+            remedy="fewer of them, or more training.steps",
         )
 
 
@@ -40,7 +47,12 @@ def check_data(config: RunConfig) -> Iterator[Problem]:
     """Sources, weights and split."""
     weights = [source.weight for source in config.data.sources]
     if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
-        yield Problem(path="data.sources", got=f"weights {weights}", expected="a weight for every source, or for none")
+        yield Problem(
+            path="data.sources",
+            got=f"weights {weights}",
+            expected="a weight for every source, or for none",
+            remedy="give the others one too, or remove all: then tokens count",
+        )
     prefixes = [source.prefix for source in config.data.sources]
     if len(set(prefixes)) < len(prefixes):
         yield Problem(
@@ -51,7 +63,12 @@ def check_data(config: RunConfig) -> Iterator[Problem]:
         )
     train, valid, test = config.data.split
     if min(train, valid, test) < 0 or train == 0:
-        yield Problem(path="data.split", got=config.data.split, expected="weights >= 0, with a part for training")
+        yield Problem(
+            path="data.split",
+            got=config.data.split,
+            expected="weights >= 0, with a part for training",
+            remedy="data.split=[98,2,0]",
+        )
     if config.eval.samples and not valid:
         yield Problem(
             path="data.split",

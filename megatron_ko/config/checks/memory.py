@@ -28,6 +28,13 @@ def _check_recompute(config: RunConfig) -> Iterator[Problem]:
             expected=f"nothing: recompute {training.recompute} does not read it",
             remedy="training.recompute=full, or remove it",
         )
+    if training.recompute == "selective" and not training.recompute_modules:
+        yield Problem(
+            path="training.recompute_modules",
+            got=training.recompute_modules,
+            expected="one module or more with recompute selective",
+            remedy="training.recompute_modules=[core_attn], or training.recompute=none",
+        )
     only_experts = {"moe", "moe_act", "shared_experts"} & set(training.recompute_modules)
     if training.recompute == "selective" and moe is None and only_experts:
         yield Problem(
@@ -54,6 +61,7 @@ def _check_offload(config: RunConfig) -> Iterator[Problem]:
             path="training.offload_layers",
             got=training.offload_layers,
             expected=f"fewer than num_layers {config.model.num_layers}",
+            remedy=f"training.offload_layers={config.model.num_layers - 1}",
         )
     if config.parallel.pipeline > 1:
         yield Problem(
@@ -67,4 +75,12 @@ def _check_offload(config: RunConfig) -> Iterator[Problem]:
             path="training.offload_layers",
             got=training.offload_layers,
             expected="0 with recomputation, or recompute none: megatron-core does one of the two",
+            remedy="training.offload_layers=0, or training.recompute=none",
+        )
+    if config.precision.layer_backend == "portable":
+        yield Problem(
+            path="training.offload_layers",
+            got=training.offload_layers,
+            expected="0 with portable layers: Transformer Engine offloads",
+            remedy="training.recompute=full, or precision.backend=auto without emulation",
         )

@@ -40,7 +40,12 @@ def _check_heads(model: ModelConfig) -> Iterator[Problem]:
             remedy=f"one of {divisors(model.num_attention_heads)}",
         )
     if model.kv_channels % 2:
-        yield Problem(path="model.head_dim", got=model.kv_channels, expected="an even number, for rotary positions")
+        yield Problem(
+            path="model.head_dim",
+            got=model.kv_channels,
+            expected="an even number, for rotary positions",
+            remedy=f"model.head_dim={model.kv_channels + 1}",
+        )
 
 
 def _check_family(model: ModelConfig) -> Iterator[Problem]:
@@ -90,6 +95,7 @@ def _check_windows(model: ModelConfig) -> Iterator[Problem]:
             path="model.windows",
             got=list(windows),
             expected="earlier tokens that a token sees: 1 or more, or null for all of them",
+            remedy=f"model.windows={_in_words(tuple(w if w is None else max(w, 1) for w in windows))}",
         )
     if model.family in UNIFORM_WINDOW_FAMILIES and len(set(windows)) > 1:
         yield Problem(
@@ -101,7 +107,10 @@ def _check_windows(model: ModelConfig) -> Iterator[Problem]:
 
 
 def _stretched(windows: tuple[int | None, ...], layers: int) -> str:
-    pattern = [windows[layer % len(windows)] for layer in range(layers)] if windows else [512] * layers
+    return _in_words(tuple(windows[layer % len(windows)] for layer in range(layers)) if windows else (512,) * layers)
+
+
+def _in_words(pattern: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("null" if window is None else str(window) for window in pattern) + "]"
 
 
@@ -110,7 +119,12 @@ def _check_rope(model: ModelConfig) -> Iterator[Problem]:
     if scaling is None:
         return
     if scaling.type in ("ntk", "dynamic") and model.kv_channels < 4:
-        yield Problem(path="model.head_dim", got=model.kv_channels, expected=f"4 or more for rope {scaling.type}")
+        yield Problem(
+            path="model.head_dim",
+            got=model.kv_channels,
+            expected=f"4 or more for rope {scaling.type}",
+            remedy="model.head_dim=64, or remove model.rope.scaling",
+        )
     if isinstance(scaling, YarnScaling | DynamicScaling | Llama3Scaling):
         original = scaling.original_max_position_embeddings
         if original >= longest:
@@ -125,6 +139,7 @@ def _check_rope(model: ModelConfig) -> Iterator[Problem]:
             path="model.rope.scaling.high_freq_factor",
             got=scaling.high_freq_factor,
             expected=f"more than low_freq_factor {scaling.low_freq_factor:g}",
+            remedy="leave both out for the defaults, 1 and 4",
         )
     if isinstance(scaling, YarnScaling):
         yield from _check_yarn(scaling, longest)
@@ -141,11 +156,15 @@ def _check_yarn(scaling: YarnScaling, longest: int) -> Iterator[Problem]:
         )
     if scaling.beta_fast <= scaling.beta_slow:
         yield Problem(
-            path=f"{at}.beta_fast", got=scaling.beta_fast, expected=f"more than beta_slow {scaling.beta_slow:g}"
+            path=f"{at}.beta_fast",
+            got=scaling.beta_fast,
+            expected=f"more than beta_slow {scaling.beta_slow:g}",
+            remedy="leave both out for the defaults, 32 and 1",
         )
     if (scaling.mscale is None) != (scaling.mscale_all_dim is None):
         yield Problem(
             path=f"{at}.mscale",
             got=f"mscale {scaling.mscale}, mscale_all_dim {scaling.mscale_all_dim}",
             expected="both or neither; with one alone the factor is not defined",
+            remedy="remove it, or set the other one too",
         )

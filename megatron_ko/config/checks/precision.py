@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from megatron_ko.config.precision import PrecisionConfig
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
 
@@ -18,6 +19,7 @@ _MULTIPLES = {
 def check_precision(config: RunConfig) -> Iterator[Problem]:
     """Number formats: do they fit the dimensions, the layers and each other?"""
     yield from _check_unread(config)
+    yield from _check_loss_scale(config.precision)
     if config.precision.recipe == "none":
         return
     yield from _check_backend(config)
@@ -46,6 +48,16 @@ def _check_unread(config: RunConfig) -> Iterator[Problem]:
                 expected=f"nothing: it is read with {readers}, and precision.recipe is {recipe}",
                 remedy="remove it, or set precision.recipe",
             )
+
+
+def _check_loss_scale(precision: PrecisionConfig) -> Iterator[Problem]:
+    if precision.dtype == "fp16" and precision.min_loss_scale > precision.initial_loss_scale:
+        yield Problem(
+            path="precision.min_loss_scale",
+            got=precision.min_loss_scale,
+            expected=f"at most initial_loss_scale {precision.initial_loss_scale:g}",
+            remedy=f"precision.min_loss_scale={precision.initial_loss_scale:g}",
+        )
 
 
 def _value(config: RunConfig, name: str) -> object:

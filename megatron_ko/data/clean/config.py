@@ -67,11 +67,15 @@ def load_clean_config(path: Path) -> CleanConfig:
             problems.append(Problem(path=key, got=tree[key], expected="a known key: words, stages", remedy=remedy))
     words = tree.get("words", "eojeol")
     if words not in get_args(Words):
-        problems.append(Problem(path="words", got=words, expected=" or ".join(get_args(Words))))
+        problems.append(
+            Problem(path="words", got=words, expected=" or ".join(get_args(Words)), remedy="leave it out for eojeol")
+        )
     stages = tree.get("stages")
     found: list[StageConfig] = []
     if not isinstance(stages, list) or not stages:
-        problems.append(Problem(path="stages", got=stages, expected="a list of stages"))
+        problems.append(
+            Problem(path="stages", got=stages, expected="a list of stages", remedy=f"stages: [{next(iter(STAGES))}]")
+        )
     else:
         for index, entry in enumerate(stages):
             stage = _stage(f"stages.{index}", entry, path.parent, [other.kind for other in found], problems)
@@ -84,16 +88,30 @@ def _stage(where: str, entry: object, folder: Path, earlier: list[str], problems
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, dict) or len(entry) != 1:
-        problems.append(Problem(path=where, got=entry, expected="a name, or one 'name: {options}'"))
+        problems.append(
+            Problem(
+                path=where,
+                got=entry,
+                expected="a name, or one 'name: {options}'",
+                remedy=f"for example {next(iter(STAGES))}",
+            )
+        )
         return None
     ((kind, options),) = entry.items()
     if kind not in STAGES:
         guess = nearest(str(kind), STAGES)
-        remedy = f"did you mean '{guess}'?" if guess else None
+        remedy = f"did you mean '{guess}'?" if guess else "choose one of them"
         problems.append(Problem(path=where, got=kind, expected=f"a stage: {', '.join(STAGES)}", remedy=remedy))
         return None
     if options is not None and not isinstance(options, dict):
-        problems.append(Problem(path=f"{where}.{kind}", got=options, expected="options as 'key: value'"))
+        problems.append(
+            Problem(
+                path=f"{where}.{kind}",
+                got=options,
+                expected="options as 'key: value'",
+                remedy=f"remove what follows '{kind}' for its defaults",
+            )
+        )
         return None
     schema = STAGES[kind].options
     try:
