@@ -76,6 +76,16 @@ class Checkpointer:
         self._folder = config.run.dir / "checkpoints"
         self._layout = layout_of(config, groups.world_size)
 
+    def check_room(self) -> None:
+        """See now whether a checkpoint can be written, not after hours of training. A collective.
+
+        Raises:
+            CheckpointError: the disk is too full, or the folder cannot be made.
+        """
+        needed = sum(gathered(_bytes_of(self._sharded_state(is_loading=False))))
+        first = self._groups.rank == 0
+        together("room for a checkpoint", lambda: self._check_room(needed) if first else None)
+
     def save(self, state: TrainState, metrics: dict[str, int]) -> None:
         """Save the present state, then delete what ``checkpoint.keep`` does not cover.
 
@@ -112,12 +122,15 @@ class Checkpointer:
             name, seconds = files.name_of(state.step), time.perf_counter() - started
             _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
 
-    def _make_room(self, step: int, needed: int) -> Path:
+    def _check_room(self, needed: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         needed += _SPARE_BYTES
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise OSError(f"the disk of {self._folder} has {free} free bytes, a checkpoint needs {needed}")
+
+    def _make_room(self, step: int, needed: int) -> Path:
+        self._check_room(needed)
         temporary = files.temporary_beside(self._folder, step)
         (temporary / MODEL).mkdir()
         return temporary

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from megatron_ko.errors import KoError, LaunchError
+from megatron_ko.errors import KoError, LaunchError, repairable
 from megatron_ko.log import get_logger
 from megatron_ko.parallel.collectives import broadcast_object
 
@@ -24,14 +24,18 @@ def hold(directory: Path, first: bool) -> None:
         first: whether this is rank 0, which holds the lock for all.
 
     Raises:
-        LaunchError: on all ranks, when another process trains in this directory.
+        LaunchError: on all ranks, when another process trains in this directory, or nothing can be written there.
     """
-    failure: KoError | OSError | None = None
+    failure: KoError | None = None
     try:
         if first:
             _lock(directory)
-    except (KoError, OSError) as error:
+    except KoError as error:
         failure = error
+    except OSError as error:
+        failure = repairable(error) or LaunchError(
+            "the run directory cannot be made", got=str(error), remedy="choose another run.dir"
+        )
     if (told := broadcast_object(failure)) is not None:
         raise told
 

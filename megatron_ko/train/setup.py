@@ -108,6 +108,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     optimizer = build_optimizer(config, model, groups)
     identity = identify(config, tokenizer.fingerprint)
     checkpointer = Checkpointer(config, groups, model, optimizer, identity)
+    checkpointer.check_room()
     restored = checkpointer.restore()
     state = restored.state if restored else TrainState()
     _open_ledger(state, datasets)

@@ -171,7 +171,18 @@ def test_a_full_disk_is_told_before_anything_is_written(new_run: NewRun, tmp_pat
         pytest.skip(f"no small disk can be mounted here: {ended.stderr.strip()}")
     assert ended.returncode == 2, ended.stderr
     assert "free bytes, a checkpoint needs" in ended.stderr and "Traceback" not in ended.stderr
-    assert ended.stdout.splitlines()[-1].startswith("valid at step 10")  # ls found nothing
+    assert "step 1/" not in ended.stdout, "before the first step, not at the first save"
+
+
+def test_a_place_that_cannot_be_written_is_told_at_once(new_run: NewRun) -> None:
+    run = new_run("run")
+    run.folder.mkdir(parents=True)
+    (run.folder / "checkpoints").write_text("in the way")
+    nowhere = new_run("other", "run.dir=/proc/nowhere")
+    for place in (run, nowhere):
+        ended = place.train()
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr, ended.stderr
+        assert "step 1/" not in ended.stdout
 
 
 def test_a_dry_run_tells_and_writes_nothing(new_run: NewRun) -> None:
