@@ -32,17 +32,21 @@ MOE = {"hidden_size": 32, "ffn_hidden_size": 48, "moe": {"num_experts": 4, "top_
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama": ({}, {}),
     "llama documents": ({}, DOCUMENTS),
+    "tied": ({"tie_embeddings": True, "num_attention_heads": 6, "num_query_groups": 3, "head_dim": 16}, {}),
     "qwen3 windows": ({"family": "qwen3", "windows": (7, None, 3, 12)}, {}),
     "qwen3 windows documents": ({"family": "qwen3", "windows": (7, None, 3, 12)}, DOCUMENTS),
     "mixtral": ({"family": "mixtral", **MOE}, {}),
-    "keural documents": ({"family": "keural", "windows": (7, None, 7, None), **MOE}, DOCUMENTS),
+    "keural documents": (
+        {"family": "keural", "windows": (7, None, 7, None), "tie_embeddings": True, **MOE},
+        DOCUMENTS,
+    ),
 }
 CP2, TP2, PP2 = {"context": 2}, {"tensor": 2, "sequence_parallel": True}, {"pipeline": 2}
 EP2 = {"expert": 2, "expert_tensor": 1}
 # World size -> layout -> models. One start of ranks trains all cases of a world size.
 CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     2: {
-        "cp2": (CP2, ("llama", "llama documents", "qwen3 windows", "mixtral")),
+        "cp2": (CP2, ("llama", "llama documents", "tied", "qwen3 windows", "mixtral", "keural documents")),
         "cp2 plain optimizer": (CP2 | {"distributed_optimizer": False}, ("qwen3 windows documents",)),
         "cp2 ep2": (CP2 | EP2, ("mixtral", "keural documents")),
     },

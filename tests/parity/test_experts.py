@@ -1,4 +1,4 @@
-"""Experts and QK-norm train alike at every layout: initial weights, first gradients, losses of ten steps."""
+"""All families train alike at every layout: initial weights, first gradients, losses of ten steps."""
 
 from functools import cache
 from typing import Any
@@ -11,6 +11,14 @@ from megatron_ko.config import RunConfig
 STEPS = 10
 NARROW: dict[str, Any] = {"hidden_size": 32, "ffn_hidden_size": 48}
 FAMILIES: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "hidden_size": 72,
+        "num_attention_heads": 9,
+        "num_query_groups": 3,
+        "ffn_hidden_size": 96,
+        "vocab_multiple": 96,  # as many rows for three ranks
+        "tie_embeddings": True,
+    },
     "qwen3": {"family": "qwen3"},
     "mixtral": {
         **NARROW,
@@ -32,6 +40,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **NARROW,
         "family": "keural",
         "windows": (7, None, 7, None),
+        "tie_embeddings": True,
         "moe": {"num_experts": 4, "top_k": 2, "score": "sigmoid", "expert_bias": True, "z_loss_coeff": 0.001},
     },
 }
@@ -42,18 +51,19 @@ GATHERED = {"dispatcher": "allgather"}
 # World size -> name -> (families, layout). One start of ranks runs all cases of a world size.
 CASES: dict[int, dict[str, tuple[tuple[str, ...], dict[str, Any]]]] = {
     2: {
-        "dp2": (("qwen3", "keural"), {}),
+        "dp2": (("smollm2", "qwen3", "keural"), {}),
         "tp2": (("qwen3",), {"tensor": 2}),
         "tp2-sequence": (("qwen3", "keural"), TP2),
         "tp2-etp1": (("mixtral",), TP2 | ETP1),
         "etp2": (("mixtral",), {"expert_tensor": 2}),
-        "pp2": (("qwen3", "keural"), PP2),
-        "pp2-vpp2": (("qwen3", "keural"), PP2 | {"virtual_pipeline": 2}),
+        "pp2": (("smollm2", "qwen3", "keural"), PP2),
+        "pp2-vpp2": (("smollm2", "qwen3", "keural"), PP2 | {"virtual_pipeline": 2}),
         "ep2": (("qwen3_moe", "keural"), EP2),
         "ep2-allgather": (("mixtral", "keural"), EP2 | GATHERED),
         "ep2-plain-optimizer": (("mixtral",), EP2 | {"distributed_optimizer": False}),
         "ep2-tp2": (("qwen3_moe", "keural"), EP2 | TP2 | ETP1),
     },
+    3: {"tp3": (("smollm2",), {"tensor": 3})},  # its heads cannot be shared by two
     4: {
         "ep2-tp2-dp2": (("mixtral",), EP2 | TP2 | ETP1),
         "ep2-etp2": (("qwen3_moe", "keural"), EP2 | TP2),
