@@ -152,3 +152,20 @@ def test_masks_mean_the_same_on_every_axis(axis: str) -> None:
     for mask, found in logits(axis).items():
         torch.testing.assert_close(found, logits("alone")[mask], rtol=1e-4, atol=1e-4)
     assert len({float(found.sum()) for found in logits(axis).values()}) == len(MASKS)
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [{}, {"expert": 2}, {"expert": 2, "dispatcher": "allgather"}, {"expert": 2, "context": 2}],
+    ids=["alone", "experts", "experts gathered", "experts and context"],
+)
+def test_experts_do_not_look_ahead(parallel: dict[str, Any]) -> None:
+    """A later token goes to other experts, whose batches are then of another size: equal but for the order of sums."""
+    moe = {"family": "keural", "windows": (WINDOW, None) * 2, "moe": {"num_experts": 4, "top_k": 2}, "init_std": 0.2}
+    config = tiny_config(parallel, model=moe)
+    ranks = collect_from_ranks(logits_rank, config.parallel.smallest_world, [config])
+    copies = config.parallel.smallest_world // config.parallel.model_size
+    before, *after = sum(parts for (parts,) in ranks) / copies  # every data-parallel rank computed all of them
+    for place, changed in zip(CHANGED, after, strict=True):
+        torch.testing.assert_close(changed[:place], before[:place], rtol=0, atol=1e-4)
+        assert (changed[place:] - before[place:]).abs().amax(dim=-1).min() > 1e-3, f"token {place} is not seen"
