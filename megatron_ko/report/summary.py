@@ -84,7 +84,7 @@ def summarise(run: RunRecord) -> Summary:
 
 
 def _sources(run: RunRecord) -> dict[str, dict[str, float | None]]:
-    tokens = {name: _last(values) for name, values in run.train.by_source(TOKENS_OF).items()}
+    tokens = {name: int(_last(values) or 0) for name, values in run.train.by_source(TOKENS_OF).items()}
     losses = {name: _last(values) for name, values in run.valid.by_source(VALID_LOSS_OF).items()}
     return {name: {"tokens": tokens.get(name), "valid_loss": losses.get(name)} for name in {**tokens, **losses}}
 
