@@ -59,7 +59,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_ko", "megatron_ko.*"]),
-    package_data={"megatron_ko": ["py.typed"]},
+    package_data={"megatron_ko": ["py.typed", "convert/templates/*.py"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-ko = megatron_ko.cli.main:main"]},

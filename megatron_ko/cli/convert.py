@@ -9,7 +9,7 @@ import typer
 from megatron_ko.cli.convert_gguf import gguf
 
 if TYPE_CHECKING:
-    from megatron_ko.convert.verify import LogitGate
+    from megatron_ko.convert.gates import Proof
 
 app = typer.Typer(no_args_is_help=True, help="Models between this project and Hugging Face, each with its proof.")
 
@@ -24,7 +24,7 @@ def hf_import(
     output: Output,
     as_json: AsJson = False,
 ) -> None:
-    """Make a native model of a Hugging Face folder. Nothing is written unless both give the same logits.
+    """Make a native model of a Hugging Face folder. Nothing is written unless both are the same model.
 
     Example: megatron-ko convert hf-import SmolLM2-135M models/smollm2
     """
@@ -36,15 +36,23 @@ def hf_import(
 @app.command("hf-export")
 def hf_export(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model.")],
-    output: Output,
+    output: Annotated[Path | None, typer.Argument(metavar="OUTPUT", help="Folder to write.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="DIR is a file of configs/; map it without weights.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a folder that transformers loads. Nothing is written unless both give the same logits.
+    """Write a folder that transformers loads. Nothing is written unless both are the same model.
 
     Example: megatron-ko convert hf-export runs/demo exports/demo --dtype bfloat16
     """
+    if dry_run:
+        _dry_run(source, dtype or "bfloat16", as_json)
+        return
+    if output is None:
+        raise typer.BadParameter("say which folder to write", param_hint="OUTPUT")
     from megatron_ko.convert.hf_export import export_hf
     from megatron_ko.models.pretrained import find_pretrained
 
@@ -62,7 +70,7 @@ def upcycle(
     step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a mixture of experts of a dense model. Nothing is written unless both give the same logits.
+    """Make a mixture of experts of a dense model. Nothing is written unless both are the same model.
 
     Train it with `checkpoint: {start_from: OUTPUT}` and `model: {from: OUTPUT/model.yaml}` in the run file.
 
@@ -78,10 +86,63 @@ def upcycle(
     _tell(output, make(find_pretrained(source, step), output, moe), as_json)
 
 
-def _tell(output: Path, gate: "LogitGate", as_json: bool) -> None:
+@app.command("merge")
+def merge(
+    words: Annotated[list[str], typer.Argument(metavar="DIR... OUTPUT", help="Models, and the folder to write.")],
+    weights: Annotated[
+        list[float] | None, typer.Option(metavar="SHARE...", help="Of each model; default: all alike.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Average native models of one network and one tokenizer, tensor by tensor.
+
+    Example: megatron-ko convert merge runs/decay-a runs/decay-b models/soup --weights 0.5 0.5
+    """
+    from megatron_ko.convert.merge import merge as make
+    from megatron_ko.models.pretrained import find_pretrained
+
+    folders, shares = list(words), list(weights or [])
+    if shares:  # what follows the first share came as arguments
+        number = next((n for n, word in enumerate(folders) if _is_number(word)), len(folders))
+        folders, shares = folders[:number], [*shares, *map(float, folders[number:])]
+    if len(folders) < 2:
+        raise typer.BadParameter("name two models or more, and the folder to write", param_hint="DIR... OUTPUT")
+    output = Path(folders[-1])
+    _tell(output, make([find_pretrained(Path(name)) for name in folders[:-1]], output, shares or None), as_json)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return not Path(word).exists()
+
+
+def _dry_run(config: Path, dtype: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from megatron_ko.config import load_model_config
+    from megatron_ko.convert.dry_run import dry_run
+    from megatron_ko.convert.gates import table
+    from megatron_ko.convert.hf_export import type_of
+
+    found = dry_run(load_model_config(config), type_of(dtype))
     if as_json:
-        typer.echo(json.dumps({"output": str(output), **gate.describe()}))
+        typer.echo(json.dumps(asdict(found)))
         return
-    typer.echo(f"{output}: the same model")
-    typer.echo(f"  logits     differ by at most {gate.max_difference:.1e} at {gate.positions:,} positions")
-    typer.echo(f"  top token  equal at {gate.top1:.1%}")
+    typer.echo(f"{config} as {found.architecture}, {dtype}")
+    typer.echo(f"  {found.native} native tensors -> {found.tensors:,} tensors of {found.parameters:,} numbers")
+    typer.echo(f"  {found.bytes / 1e9:.2f} GB in {found.files} file{'s' if found.files > 1 else ''}")
+    typer.echo(table(found.gates))
+
+
+def _tell(output: Path, proof: "Proof", as_json: bool) -> None:
+    from megatron_ko.convert.gates import table
+
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), **proof.describe()}))
+        return
+    done = "was made of the same weights before; nothing to do" if proof.already else "the same model"
+    typer.echo(f"{output}: {done}")
+    typer.echo(table(proof.gates))

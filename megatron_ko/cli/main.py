@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from megatron_ko import __version__
-from megatron_ko.cli import checkpoint, config, convert, data, generate, plan, report, tokenizer, train
+from megatron_ko.cli import checkpoint, config, convert, data, generate, lineage, plan, report, tokenizer, train
 from megatron_ko.errors import KoError, repairable
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(plan.app, name="plan")
 app.command()(train.train)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
+app.add_typer(lineage.app, name="lineage")
 app.command()(generate.generate)
 app.command()(report.report)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from megatron_ko.config import ModelConfig, RopeConfig
 from megatron_ko.config.load import build
-from megatron_ko.convert.families import FAMILIES
+from megatron_ko.convert.families import FAMILIES, family_of
 from megatron_ko.errors import ConvertError
 
 Fields = dict[str, Any]
@@ -80,7 +80,7 @@ def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | 
     Raises:
         ConvertError: the class in transformers cannot compute this network.
     """
-    family = FAMILIES[model.family]
+    family = family_of(model)
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,

@@ -4,66 +4,55 @@ import json
 import shutil
 from pathlib import Path
 
-import orjson
 import torch
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
+from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
+from megatron_ko.convert.hf_files import TOKENIZER_FILES
 from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import staged_folder, write_manifest
-from megatron_ko.convert.verify import LogitGate, compare_logits
+from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.verify import Compared, prove
 from megatron_ko.errors import ConvertError
-from megatron_ko.models import checkpoint_files as files
-from megatron_ko.models.pretrained import LINEAGE, MODEL_FILE, TOKENIZER, WEIGHTS
+from megatron_ko.models import lineage
+from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-    "megatron_ko.json",
-)
+MADE_BY = "convert hf-import"
 
 
-def import_hf(source: Path, output: Path) -> LogitGate:
-    """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless the logits agree.
+def import_hf(source: Path, output: Path) -> Proof:
+    """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless it is the same model.
 
     Args:
         source: folder with config.json and safetensors.
-        output: must not exist.
+        output: must not exist, or be what this conversion made before.
 
     Raises:
-        ConvertError: tensors or configuration are not those of a supported family, or the logits differ.
+        ConvertError: tensors or configuration are not those of a supported family, or a gate failed.
     """
     fields = _read_config(source)
     model = from_hf_config(fields, str(source / "config.json"))
     rules = around(FAMILIES[model.family].layers, model)
-    with staged_folder(output) as folder, SafetensorsFolder(source) as tensors:
+    with SafetensorsFolder(source) as tensors:
         shapes = _without_tied_copy(tensors, model)
         check_complete(other_shapes(rules, model), shapes, str(source))
-        (folder / WEIGHTS).mkdir()
-        write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
-        (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
-        _copy_tokenizer(source, folder / TOKENIZER)
-        gate = compare_logits(model, folder / WEIGHTS, source)
-        lineage = {
-            "made_by": "convert hf-import",
-            "parent": {"path": str(source.resolve()), "files": _hashes(source)},
-            "logits": gate.describe(),
-        }
-        (folder / LINEAGE).write_bytes(orjson.dumps(lineage, option=orjson.OPT_INDENT_2))
-        write_manifest(folder)
-    return gate
+        parents = [lineage.ancestor(source, lineage.hash_of_folder(source) or "")]
+        if (before := made_before(output, MADE_BY, parents)) is not None:
+            return before
+        with staged_folder(output) as folder:
+            (folder / WEIGHTS).mkdir()
+            write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
+            (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
+            tokenizer = _copy_tokenizer(source, folder / TOKENIZER)
+            proof = prove(Compared(model, folder / WEIGHTS, tokenizer, source, written_here=False))
+            write_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
+            write_manifest(folder)
+    return proof
 
 
 def _read_config(source: Path) -> dict[str, object]:
@@ -102,13 +91,11 @@ def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFold
     ]
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
+def _copy_tokenizer(source: Path, target: Path) -> Path | None:
     present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if "tokenizer.json" in present:
-        target.mkdir()
-        for name in present:
-            shutil.copyfile(source / name, target / name)
-
-
-def _hashes(source: Path) -> dict[str, str]:
-    return {path.name: files.hash_file(path) for path in sorted(source.glob("*.safetensors"))}
+    if "tokenizer.json" not in present:
+        return None
+    target.mkdir()
+    for name in present:
+        shutil.copyfile(source / name, target / name)
+    return target

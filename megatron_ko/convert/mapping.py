@@ -17,6 +17,9 @@ from megatron_ko.errors import ConvertError
 
 Shape = tuple[int, ...]
 
+# Tensors of ours whose rows are the vocabulary, with as many rows more as the layout that wrote them needed.
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -84,7 +84,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dic
         sizes: bytes of every tensor that will come, in the same order.
         limit: bytes of one file.
     """
-    groups = list(_groups(sizes, limit))
+    groups = list(groups_of(sizes, limit))
     stream, paths, places = iter(tensors), [], {}
     for number, names in enumerate(groups, 1):
         several = len(groups) > 1
@@ -103,7 +103,8 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dic
     return paths
 
 
-def _groups(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+def groups_of(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:
+    """Names of the tensors of each file."""
     group: list[str] = []
     total = 0
     for name, size in sizes.items():

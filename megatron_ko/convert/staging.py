@@ -1,15 +1,22 @@
-"""A folder that gets its name only when everything in it was made and proven."""
+"""A folder that gets its name only when everything in it was made and proven; and one that has it already."""
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.gates import Gate, LogitGate, Proof
+from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models import lineage
+from megatron_ko.plan.params import count_parameters
 
 
 @contextmanager
@@ -36,3 +43,79 @@ def write_manifest(folder: Path) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     records = {str(path.relative_to(folder)): files.record_file(path) for path in paths}
     files.write_atomic(folder / files.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))
+
+
+def write_lineage(
+    folder: Path,
+    made_by: str,
+    model: ModelConfig,
+    parents: Sequence[lineage.Record],
+    proof: Proof,
+    tokenizer: Path | None,
+    options: Mapping[str, Any] | None = None,
+) -> lineage.Record:
+    """Write lineage.json of a folder whose weights are written and proven."""
+    weights = lineage.hash_of_folder(folder)
+    assert weights is not None
+    fingerprint = None if tokenizer is None else load_tokenizer(tokenizer).fingerprint
+    record = lineage.new_record(
+        made_by,
+        parents=parents,
+        weights=weights,
+        model=model,
+        options=options,
+        family=model.family,
+        parameters=count_parameters(model).total,
+        tokenizer=fingerprint and {"fingerprint": fingerprint},
+        logits=proof.logits and proof.logits.describe(),
+        gates=[asdict(gate) for gate in proof.gates],
+    )
+    lineage.write(folder, record)
+    return record
+
+
+def made_before(
+    output: Path, made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any] | None = None
+) -> Proof | None:
+    """The proof in a folder that was made of the same weights in the same way and still holds what it held then.
+
+    Returns:
+        None when there is no folder yet.
+
+    Raises:
+        ConvertError: the folder is something else.
+    """
+    if not output.exists():
+        return None
+    record = lineage.read(output) if output.is_dir() else None
+    if record is None:
+        raise ConvertError(
+            "the output exists", got=f"{output}, without lineage", remedy="choose another folder, or move it away"
+        )
+    wanted, found = _identity(made_by, parents, options or {}), _identity_of(record)
+    if wanted != found:
+        raise ConvertError(
+            "the output exists and is of other weights",
+            got=f"{output}: {found}",
+            expected=wanted,
+            remedy="choose another folder, or move it away",
+        )
+    if lineage.hash_of_folder(output) != record["weights"]:
+        raise ConvertError(
+            "the output exists and was changed after it was made",
+            got=f"{output}: weights {lineage.hash_of_folder(output)}",
+            expected=f"weights {record['weights']}, as its lineage says",
+            remedy="move it away",
+        )
+    gates = tuple(Gate(**gate) for gate in record["gates"])
+    logits = record["logits"] and LogitGate(**record["logits"])
+    return Proof(logits, gates, already=True)
+
+
+def _identity_of(record: lineage.Record) -> str:
+    return _identity(record.get("made_by", "unknown"), record.get("parents", []), record.get("options", {}))
+
+
+def _identity(made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{name} {value}" for name, value in sorted(options.items()))
+    return f"{made_by} of {' and '.join(parent['weights'] for parent in parents)}" + (f" ({said})" if said else "")

@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import orjson
 import torch
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
 from megatron_ko.config.checks.moe import check_router
+from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.native import NativeReader, Part, write_native
-from megatron_ko.convert.staging import staged_folder, write_manifest
-from megatron_ko.convert.verify import LogitGate, compare_native
+from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.verify import compare_native
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import LINEAGE, MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
+from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 
+MADE_BY = "convert upcycle"
 _FAMILIES = {"llama": "mixtral", "qwen3": "qwen3_moe"}
 _LAYERS = "decoder.layers."
 _EXPERTS = {
@@ -29,12 +30,12 @@ _RENAMED = {"decoder.layers.mlp.linear_fc1.layer_norm_weight": "decoder.layers.p
 _ROUTER, _BIAS = "decoder.layers.mlp.router.weight", "decoder.layers.mlp.router.expert_bias"
 
 
-def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) -> LogitGate:
+def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) -> Proof:
     """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless the logits agree.
 
     Args:
         source: the dense model.
-        output: must not exist.
+        output: must not exist, or be what this conversion made before.
         moe: experts of every layer.
         seed: of the routers' weights, the only ones that are new.
 
@@ -43,6 +44,9 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         CheckpointError: the model cannot be read.
     """
     model = upcycled(source.model, moe)
+    parents, options = [source.ancestor()], {**moe.model_dump(mode="json"), "seed": seed}
+    if (before := made_before(output, MADE_BY, parents, options)) is not None:
+        return before
     reader = NativeReader(source.weights)
     with staged_folder(output) as folder:
         (folder / WEIGHTS).mkdir()
@@ -52,15 +56,10 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
         if source.tokenizer is not None:
             shutil.copytree(source.tokenizer, folder / TOKENIZER)
-        gate = compare_native((source.model, source.weights), (_dropless(model), folder / WEIGHTS))
-        lineage = {
-            "made_by": "convert upcycle",
-            "parent": {"path": str(source.origin.resolve()), "step": source.step, "tokens": source.tokens},
-            "logits": gate.describe(),
-        }
-        (folder / LINEAGE).write_bytes(orjson.dumps(lineage, option=orjson.OPT_INDENT_2))
+        proof = compare_native((source.model, source.weights), (_dropless(model), folder / WEIGHTS))
+        write_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         write_manifest(folder)
-    return gate
+    return proof
 
 
 def upcycled(model: ModelConfig, moe: MoeConfig) -> ModelConfig:

@@ -1,6 +1,7 @@
-"""The proof of a conversion: the converted model gives the logits of the native one."""
+"""The proof of a conversion: both models hold the same tensors, give the same logits and write the same text."""
 
-import warnings
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,147 +9,217 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ko.config import (
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    PrecisionConfig,
-    RunConfig,
-    RunSection,
-    Source,
-    TrainingConfig,
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.engines import native_engine, native_logits, peer_engine, peer_greedy, peer_logits
+from megatron_ko.convert.families import FAMILIES
+from megatron_ko.convert.families.common import around
+from megatron_ko.convert.gates import Gate, LogitGate, Proof, demand
+from megatron_ko.convert.mapping import blocks
+from megatron_ko.convert.native import NativeReader
+from megatron_ko.convert.safetensors_folder import SafetensorsFolder
+from megatron_ko.convert.texts import (
+    CHATS,
+    chat_samples,
+    conversation_ids,
+    load_oracle,
+    random_samples,
+    text_samples,
 )
-from megatron_ko.errors import ConvertError
-from megatron_ko.models.build import build_model
-from megatron_ko.models.weights import load_weights
-from megatron_ko.parallel.platform import get_platform
-from megatron_ko.parallel.seed import seed_everything
-from megatron_ko.parallel.single import single_world
+from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.tokenizer.check import agreement
+from megatron_ko.plan.params import count_parameters
 
-LENGTHS = (1, 7, 64, 257)
 TOLERANCE = 1e-4
+GREEDY = 64
+
+Samples = dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
-class LogitGate:
-    """How far two models are apart, computed in fp32 from the same stored numbers.
+class Compared:
+    """A native model and a Hugging Face folder that are to be the same.
 
     Attributes:
-        max_difference: largest absolute difference of logits.
-        top1: share of positions whose most probable token is the same.
-        positions: how many were compared.
+        model, weights: the native one.
+        tokenizer: folder of its tokenizer, where it has one.
+        folder: the Hugging Face folder.
+        written_here: whether this program wrote the folder, so that code in it may run.
     """
 
-    max_difference: float
-    top1: float
-    positions: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether the difference is within rounding."""
-        return self.max_difference < TOLERANCE
-
-    def describe(self) -> dict[str, float]:
-        """For lineage.json."""
-        return {"max_difference": self.max_difference, "top1": self.top1, "positions": self.positions}
+    model: ModelConfig
+    weights: Path
+    tokenizer: Path | None
+    folder: Path
+    written_here: bool
 
 
-def compare_logits(model: ModelConfig, weights: Path, folder: Path) -> LogitGate:
-    """Compare a native model with a Hugging Face folder on the same tokens, at several lengths.
+def prove(pair: Compared) -> Proof:
+    """Compare everything.
 
     Raises:
-        ConvertError: transformers finds other tensors than it needs, or the logits differ.
+        ConvertError: with a table, when anything differs or could not be compared.
     """
-    peer = _load_peer(folder)
-    differences, same, positions = [0.0], 0, 0
-    dtype = peer.dtype
-    native = _load_native(model, weights, dtype)
-    peer = peer.float()
-    for tokens in _samples(model):
-        ours = native(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None)[..., : model.vocab_size].float()
-        theirs = peer(input_ids=tokens).logits.float()
-        differences.append(float((ours - theirs).abs().max()))
-        same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        positions += tokens.numel()
-    return _passed(LogitGate(max(differences), same / positions, positions))
+    gates = [*_tensors(pair), *_vocabulary(pair)]
+    demand(gates)  # what does not hold the right tensors cannot be computed
+    samples = random_samples(pair.model)
+    if pair.tokenizer is not None:
+        gates += _tokenizer(pair)
+        demand(gates)
+        samples |= text_samples(pair.model, load_tokenizer(pair.tokenizer))
+        samples |= chat_samples(pair.model, load_oracle(pair.tokenizer))
+    logits, computed = _computed(pair, samples)
+    demand([*gates, *computed])
+    return Proof(logits, (*gates, *computed))
 
 
-def compare_native(one: tuple[ModelConfig, Path], other: tuple[ModelConfig, Path]) -> LogitGate:
+def _tensors(pair: Compared) -> Iterator[Gate]:
+    """Every tensor of the folder is the one that the table makes of ours, bit for bit, and all have their shapes."""
+    rules = around(FAMILIES[pair.model.family].layers, pair.model)
+    native = NativeReader(pair.weights)
+    tried, differing, numbers = 0, [], 0
+    with SafetensorsFolder(pair.folder) as tensors:
+        for block in blocks(rules, pair.model):
+            for name, part in zip(block.others, block.kind.split(native.read(block.native, block.index)), strict=True):
+                stored = tensors.read(name)
+                tried, numbers = tried + 1, numbers + stored.numel()
+                if stored.shape != part.shape or not torch.equal(stored, part.to(stored.dtype)):
+                    differing.append(name)
+    shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
+    yield Gate("tensors", tried, not differing, f"{len(differing)} differ: {shown}" if differing else "bit for bit")
+    yield _same_number("parameters", numbers, count_parameters(pair.model).total)
+
+
+def _same_number(name: str, found: int, expected: int) -> Gate:
+    return Gate(name, found, found == expected, "" if found == expected else f"expected {expected:,}")
+
+
+def _vocabulary(pair: Compared) -> Iterator[Gate]:
+    """The configuration of the folder has a row for every id, and the tokenizer no id without a trained row."""
+    rows = json.loads((pair.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    found = "" if rows == pair.model.vocab_size else f"{rows:,} in config.json, {pair.model.vocab_size:,} trained"
+    if pair.tokenizer is not None:
+        ids = load_tokenizer(pair.tokenizer).vocab_size
+        found = found or ("" if ids <= rows else f"the tokenizer has {ids:,} ids, the vocabulary {rows:,} trained rows")
+    yield Gate("vocabulary rows", rows, not found, found)
+
+
+def _tokenizer(pair: Compared) -> Iterator[Gate]:
+    """Token by token over the nasty suite, and the conversations as the template renders them."""
+    assert pair.tokenizer is not None
+    for result in agreement(load_tokenizer(pair.tokenizer), pair.folder):
+        yield Gate(f"tokenizer: {result.name}", result.tried, result.ok, result.example)
+    if not (pair.folder / "tokenizer.json").is_file():
+        return
+    ours, theirs = load_oracle(pair.tokenizer), load_oracle(pair.folder)
+    if ours.chat_template or theirs.chat_template:
+        yield _template(ours, theirs)
+
+
+def _template(ours: Any, theirs: Any) -> Gate:
+    name, tried = "chat template", len(CHATS)
+    if not (ours.chat_template and theirs.chat_template):
+        return Gate(name, tried, False, f"only {'the native model' if ours.chat_template else 'the folder'} has one")
+    for chat in CHATS:
+        if (one := conversation_ids(ours, chat)) != (other := conversation_ids(theirs, chat)):
+            pairs = enumerate(zip(one, other, strict=False))
+            at = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+            return Gate(name, tried, False, f"token {at} of {chat[0]['content']!r} differs")
+    same = ours.chat_template == theirs.chat_template
+    return Gate(name, tried, same, "" if same else "the templates differ, though not on these conversations")
+
+
+@dataclass(frozen=True)
+class _Theirs:
+    """What transformers' model of a folder gave: logits of every sample, and what it wrote after the prompts."""
+
+    gates: list[Gate]
+    dtype: torch.dtype
+    logits: dict[str, list[Tensor]]
+    written: list[Tensor]
+
+
+def _computed(pair: Compared, samples: Samples) -> tuple[LogitGate, list[Gate]]:
+    """Keys, logits and greedy generation. Only one of the two models is in memory at a time."""
+    chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
+    prompts = [rows[-1][:1, : _prompt_length(pair.model)] for rows in chosen]
+    theirs = _theirs(pair, samples, prompts)
+    demand(theirs.gates)
+    native = native_engine(pair.model, pair.weights, theirs.dtype)
+    parts = {
+        name: _distance([native_logits(native, pair.model, tokens) for tokens in rows], theirs.logits.pop(name))
+        for name, rows in samples.items()
+    }
+    greedy = _greedy_gate(prompts, theirs.written, lambda tokens: native_logits(native, pair.model, tokens))
+    gates = [_logit_gate(f"logits: {name}", part) for name, part in parts.items()]
+    return _together(list(parts.values())), [*theirs.gates, *gates, greedy]
+
+
+def _theirs(pair: Compared, samples: Samples, prompts: list[Tensor]) -> _Theirs:
+    peer, wrong = peer_engine(pair.folder, pair.written_here)
+    gates = [
+        Gate("keys in transformers", len(list(peer.parameters())), not wrong, str(wrong or "")),
+        _same_number("parameters in transformers", peer.num_parameters(), count_parameters(pair.model).total),
+    ]
+    if wrong:
+        return _Theirs(gates, peer.dtype, {}, [])
+    logits = {name: [peer_logits(peer, tokens) for tokens in rows] for name, rows in samples.items()}
+    longest = pair.model.max_position_embeddings
+    written = [peer_greedy(peer, prompt, min(GREEDY, longest - prompt.shape[1])) for prompt in prompts]
+    return _Theirs(gates, peer.dtype, logits, written)
+
+
+def _prompt_length(model: ModelConfig) -> int:
+    return max(1, min(16, model.max_position_embeddings // 2))
+
+
+def _greedy_gate(prompts: Sequence[Tensor], written: Sequence[Tensor], logits: Callable[[Tensor], Tensor]) -> Gate:
+    """Each token that transformers chose, with its cache, is the one that the native model finds most probable."""
+    tried, found = 0, ""
+    for prompt, tokens in zip(prompts, written, strict=True):
+        start = prompt.shape[1]
+        expected = logits(tokens[:, :-1])[0, start - 1 :]  # [n, v]
+        chosen = tokens[0, start:]
+        behind = expected.max(-1).values - expected.gather(-1, chosen[:, None])[:, 0]
+        tried += len(chosen)
+        if (wrong := (behind > TOLERANCE).nonzero()).numel() and not found:
+            at = int(wrong[0])
+            found = f"new token {at} is {int(chosen[at])} there, {int(expected[at].argmax())} here"
+    return Gate("greedy generation", tried, not found, found)
+
+
+def compare_native(one: tuple[ModelConfig, Path], other: tuple[ModelConfig, Path]) -> Proof:
     """Compare two native models (network, weights) with the same vocabulary on the same tokens.
 
     Raises:
         ConvertError: the logits differ.
     """
-    tokens = _samples(one[0])
-    expected, found = (_native_logits(model, weights, tokens) for model, weights in (one, other))
-    differences = [float((ours - theirs).abs().max()) for ours, theirs in zip(found, expected, strict=True)]
-    pairs = zip(found, expected, strict=True)
-    same = sum(int((ours.argmax(-1) == theirs.argmax(-1)).sum()) for ours, theirs in pairs)
-    positions = sum(part.numel() for part in tokens)
-    return _passed(LogitGate(max(differences), same / positions, positions))
+    samples = random_samples(one[0])["random ids"]
+    expected, found = (_native(model, weights, samples) for model, weights in (one, other))
+    part = _distance(found, expected)
+    gate = _logit_gate("logits: random ids", part)
+    demand([gate])
+    return Proof(part, (gate,))
 
 
-@torch.no_grad()
-def _native_logits(model: ModelConfig, weights: Path, samples: list[Tensor]) -> list[Tensor]:
-    native = _load_native(model, weights, torch.float32)
-    return [
-        native(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None)[..., : model.vocab_size]
-        for tokens in samples
-    ]
+def _native(model: ModelConfig, weights: Path, samples: list[Tensor]) -> list[Tensor]:
+    native = native_engine(model, weights, torch.float32)
+    return [native_logits(native, model, tokens) for tokens in samples]
 
 
-def _passed(gate: LogitGate) -> LogitGate:
-    if not gate.passed:
-        raise ConvertError(
-            "the converted model does not give the logits of the native one",
-            got=f"largest difference {gate.max_difference:.2e}, {gate.top1:.1%} equal top tokens of {gate.positions}",
-            expected=f"below {TOLERANCE:.0e}",
-            remedy="nothing was written; the configuration or the weights are not what they say",
-        )
-    return gate
+def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> LogitGate:
+    pairs = list(zip(ours, theirs, strict=True))
+    differences = [float((one - other).abs().max().nan_to_num(torch.inf)) for one, other in pairs]
+    same = sum(int((one.argmax(-1) == other.argmax(-1)).sum()) for one, other in pairs)
+    positions = sum(one.shape[0] * one.shape[1] for one in ours)
+    return LogitGate(max(differences), same / positions, positions)
 
 
-def _load_peer(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    network, found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", output_loading_info=True, local_files_only=True, attn_implementation="sdpa"
-    )
-    wrong = {name: sorted(map(str, found[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    if any(wrong.values()):
-        raise ConvertError("transformers does not find the tensors that it needs", got=f"{folder}: {wrong}")
-    return network.eval()
+def _together(parts: Sequence[LogitGate]) -> LogitGate:
+    positions = sum(part.positions for part in parts)
+    same = sum(part.top1 * part.positions for part in parts) / positions
+    return LogitGate(max(part.max_difference for part in parts), same, positions)
 
 
-@torch.no_grad()
-def _load_native(model: ModelConfig, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
-    """The native model on one rank in fp32, with its weights rounded to the type of the folder."""
-    groups = single_world()
-    nowhere = Path("nowhere")
-    config = RunConfig(
-        run=RunSection(dir=nowhere),
-        model=model,
-        precision=PrecisionConfig(dtype="fp32", backend="portable"),
-        data=DataConfig(tokenizer=nowhere, sources=(Source(prefix=nowhere),), sequence_length=max(LENGTHS)),
-        optim=OptimConfig(lr=1.0),
-        training=TrainingConfig(steps=1, global_batch_size=1),
-    )
-    seed_everything(0, groups)
-    chunks = build_model(config, groups)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        load_weights(chunks, weights)
-    for parameter in chunks[0].parameters():
-        parameter.copy_(parameter.to(dtype))
-    return chunks[0].eval()
-
-
-def _samples(model: ModelConfig) -> list[Tensor]:
-    """Token ids [2, s] of several lengths, the first and the last id among them."""
-    draw = torch.Generator().manual_seed(0)
-    samples = []
-    for length in sorted({min(length, model.max_position_embeddings) for length in LENGTHS}):
-        tokens = torch.randint(model.vocab_size, (2, length), generator=draw)
-        tokens[0, -1], tokens[1, -1] = 0, model.vocab_size - 1
-        samples.append(tokens.to(get_platform().device))
-    return samples
+def _logit_gate(name: str, part: LogitGate) -> Gate:
+    found = f"largest difference {part.max_difference:.1e}, {part.top1:.1%} equal top tokens"
+    return Gate(name, part.positions, part.max_difference < TOLERANCE, found)

@@ -1,5 +1,6 @@
 """Native models on disk: a folder that an import wrote, or a checkpoint of a run. Needs no torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from megatron_ko.config import ModelConfig, load_model_config
 from megatron_ko.config.load import build
 from megatron_ko.errors import CheckpointError
 from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models import lineage
 
-MODEL_FILE, WEIGHTS, TOKENIZER, LINEAGE = "model.yaml", "weights", "tokenizer", "lineage.json"
+MODEL_FILE, WEIGHTS, TOKENIZER, LINEAGE = "model.yaml", "weights", "tokenizer", lineage.FILE
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Pretrained:
         origin: folder that was named.
         step: training step, 0 for a model that was not trained here.
         tokens: tokens that it was trained on here.
+        weights_hash: of the files of the weights.
     """
 
     model: ModelConfig
@@ -32,6 +35,11 @@ class Pretrained:
     origin: Path
     step: int = 0
     tokens: int = 0
+    weights_hash: str = ""
+
+    def ancestor(self) -> lineage.Record:
+        """Itself as a parent of what is made of it."""
+        return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens)
 
 
 def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
@@ -57,6 +65,7 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
             folder,
             manifest.step,
             manifest.tokens,
+            _hash(manifest.files, "model"),
         )
     raise CheckpointError(
         "there is no native model in this folder",
@@ -76,4 +85,45 @@ def _native_folder(folder: Path) -> Pretrained:
         raise CheckpointError("the folder is damaged", got=f"{folder}: {problems[0]}", remedy="import it again")
     tokenizer = folder / TOKENIZER
     model = load_model_config(folder / MODEL_FILE)
-    return Pretrained(model, folder / WEIGHTS, tokenizer if tokenizer.is_dir() else None, folder)
+    return Pretrained(
+        model,
+        folder / WEIGHTS,
+        tokenizer if tokenizer.is_dir() else None,
+        folder,
+        weights_hash=_hash(records, WEIGHTS),
+    )
+
+
+def _hash(records: Mapping[str, files.FileRecord], folder: str) -> str:
+    """Hash of the files of one folder, under the names that a native model gives them."""
+    return lineage.hash_of_records(
+        {
+            WEIGHTS + name.removeprefix(folder): record
+            for name, record in records.items()
+            if name.startswith(folder + "/")
+        }
+    )
+
+
+def describe(path: Path) -> lineage.Record:
+    """A run, a native model or another artefact, as ``lineage.ancestor`` describes it, with its present weights.
+
+    Raises:
+        CheckpointError: its weights are not those of its lineage, or there is neither a model nor a lineage.
+    """
+    folder = path.parent if path.name == LINEAGE else path
+    if (folder / MODEL_FILE).is_file() or files.steps_in(folder / "checkpoints"):
+        node = find_pretrained(folder).ancestor()
+    else:
+        node = lineage.ancestor(folder, lineage.hash_of_folder(folder) or "")
+    if not node["weights"] and node["record"] is None:
+        raise CheckpointError("there is neither a model nor a lineage in this folder", got=folder)
+    recorded = (node["record"] or {}).get("weights")
+    if recorded and recorded != node["weights"]:
+        raise CheckpointError(
+            "the weights are not those of the lineage",
+            got=f"{folder}: weights {node['weights'] or 'missing'}",
+            expected=recorded,
+            remedy="convert again: these weights come from elsewhere",
+        )
+    return node

@@ -245,7 +245,7 @@ def _lineage(lineage: dict[str, Any]) -> str:
         "code": " ".join(str(part) for part in (code.get("version"), code.get("commit"), dirty) if part),
         "tokenizer": " ".join(str(part) for part in (tokenizer.get("path"), tokenizer.get("fingerprint")) if part),
         "configuration": str(lineage.get("config_sha256") or ""),
-        "parent": str(lineage.get("parent") or "none, trained from scratch"),
+        "parents": ", ".join(parent["path"] for parent in lineage.get("parents") or []) or "none, trained from scratch",
         "environment": ", ".join(f"{key} {value}" for key, value in (lineage.get("environment") or {}).items()),
     }
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)

@@ -2,9 +2,7 @@
 
 import hashlib
 import platform
-import subprocess
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import megatron_ko
 from megatron_ko.config import RunConfig, dump
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
-from megatron_ko.models.checkpoint_files import write_atomic
+from megatron_ko.models import lineage
+from megatron_ko.models.pretrained import find_pretrained
 from megatron_ko.plan.params import count_parameters
 
-FILE = "lineage.json"
 _log = get_logger(__name__)
 
 
@@ -80,10 +78,9 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
         corpus: prefix, sha256, tokens and weight of every source.
         session: layout, world size, device and the step that this session starts from.
     """
-    path = config.run.dir / FILE
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    path = config.run.dir / lineage.FILE
+    now, code = lineage.now(), lineage.code()
     previous = _read(path) if path.is_file() else {}
-    code = {"version": megatron_ko.__version__, **_commit()}
     if session["resumed_from_step"]:
         for line in _corpus_changes(previous.get("corpus", []), corpus):
             _log.warning("changed since the run was last started: %s", line)
@@ -94,7 +91,7 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
         "parameters": count_parameters(config.model).total,
         "tokenizer": {"path": str(config.data.tokenizer), "fingerprint": identity.tokenizer},
         "corpus": corpus,
-        "parent": previous.get("parent"),
+        "parents": previous["parents"] if previous else _start(config),
         "config_sha256": identity.config_sha256,
         "environment": {**identity.versions, "device": session["device"], "world_size": session["layout"]["world"]},
         "sessions": [
@@ -108,7 +105,14 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
             },
         ],
     }
-    write_atomic(path, orjson.dumps(content, option=orjson.OPT_INDENT_2))
+    lineage.write(config.run.dir, content)
+
+
+def _start(config: RunConfig) -> list[lineage.Record]:
+    """Whose weights the run begins with."""
+    if config.checkpoint.start_from is None:
+        return []
+    return [find_pretrained(config.checkpoint.start_from).ancestor()]
 
 
 def _corpus_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
@@ -129,6 +133,7 @@ def _read(path: Path) -> dict[str, Any]:
     """An earlier lineage, with the parts that are carried on in the form that this version writes."""
     try:
         content: dict[str, Any] = {**orjson.loads(path.read_bytes())}
+        content["parents"] = list(content.get("parents", []))
         content["sessions"] = [dict(session) for session in content.get("sessions", [])]
         content["corpus"] = [
             {name: source[name] for name in ("prefix", "sha256", "tokens", "weight")}
@@ -138,24 +143,3 @@ def _read(path: Path) -> dict[str, Any]:
         remedy = "restore it from a copy, or move it away: the run then starts a new one"
         raise KoError("the lineage of the run is damaged", got=f"{path}: {error!r}", remedy=remedy) from None
     return content
-
-
-def _commit() -> dict[str, str | bool | None]:
-    """The commit of the code and whether the package differs from it; None for both when it is no clone."""
-    folder = str(Path(megatron_ko.__file__).parent)
-    # An installed package may lie inside a repository that has nothing to do with it.
-    ours = _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None
-    changes = _git(folder, "--no-optional-locks", "status", "--porcelain", "--", ".") if ours else None
-    return {
-        "commit": _git(folder, "rev-parse", "HEAD") if ours else None,
-        "dirty": None if changes is None else bool(changes),
-    }
-
-
-def _git(folder: str, *words: str) -> str | None:
-    """What git says, or None when it is not there, takes too long, or knows no repository."""
-    try:
-        answer = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None

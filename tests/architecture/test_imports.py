@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "megatron_ko"
+# Files that an export takes along: they run where this package is not.
+TEMPLATES = PACKAGE / "convert/templates"
 
 # package -> packages that it may import (besides itself). This table is the picture in docs/architecture.md.
 ALLOWED = {
@@ -19,8 +21,8 @@ ALLOWED = {
     "plan": {"errors", "log", "config"},
     "parallel": {"errors", "log", "config"},
     "data": {"__init__", "errors", "log", "config"},
-    "models": {"errors", "log", "config", "parallel"},
-    "convert": {"errors", "log", "config", "parallel", "data", "models"},
+    "models": {"__init__", "errors", "log", "config", "parallel"},
+    "convert": {"errors", "log", "config", "plan", "parallel", "data", "models"},
     "objectives": {"errors", "log", "config", "parallel", "data"},
     "eval": {"errors", "log", "config", "data", "models", "parallel"},
     "report": {"errors", "log", "config"},
@@ -44,7 +46,7 @@ ALLOWED = {
 
 def modules() -> dict[str, ast.Module]:
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for path in PACKAGE.rglob("*.py") if path.parent != TEMPLATES):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         found[name.removesuffix(".__init__") if name != "megatron_ko.__init__" else name] = ast.parse(path.read_text())
     return found

@@ -78,7 +78,7 @@ def write_run(directory: Path, steps: int = 120, name: str = "한국어 데모",
         "corpus": [
             {"prefix": "data/한국어", "sha256": {"bin": _SHA * 4, "idx": _SHA * 4}, "tokens": 81234, "weight": None}
         ],
-        "parent": None,
+        "parents": [],
         "config_sha256": _SHA * 4,
         "environment": {"python": "3.11.9", "torch": "2.13.0", "device": "cpu", "world_size": 4},
         "parameters": 1_312_896,

@@ -13,7 +13,7 @@ from peer_models import transformers_model
 from safetensors.torch import load_file, save_file
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert import hf_export
+from megatron_ko.convert import hf_export, hf_files
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
@@ -69,8 +69,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_round_trip_gives_the_same_bytes(name: str, folder: Any, tmp_path: Path) -> None:
     theirs = folder(name)
-    gate = isolated(import_hf, theirs, tmp_path / "native")
-    assert gate.max_difference < 1e-4 and gate.top1 == 1.0
+    logits = isolated(import_hf, theirs, tmp_path / "native").logits
+    assert logits.max_difference < 1e-4 and logits.top1 == 1.0
     native = find_pretrained(tmp_path / "native")
     assert native.model.family == MODELS[name]["family"]
     isolated(export_hf, native, tmp_path / "again", shard_bytes=50_000)
@@ -118,8 +118,8 @@ def test_a_wrong_constant_is_caught_by_the_logits(
     field: str, value: object, folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolated(import_hf, folder("llama"), tmp_path / "native")
-    honest = hf_export.to_hf_config
-    monkeypatch.setattr(hf_export, "to_hf_config", lambda *args, **kwargs: {**honest(*args, **kwargs), field: value})
+    honest = hf_files.to_hf_config
+    monkeypatch.setattr(hf_files, "to_hf_config", lambda *args, **kwargs: {**honest(*args, **kwargs), field: value})
     with pytest.raises(ConvertError, match="logits"):
         isolated(export_hf, find_pretrained(tmp_path / "native"), tmp_path / "export")
     assert not (tmp_path / "export").exists()

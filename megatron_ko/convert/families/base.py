@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megatron_ko.config import ModelConfig
@@ -21,6 +22,7 @@ class Family:
         from_hf: from config.json to fields of our model section beyond those of all families.
         honoured: names of the fields that these two read.
         required: fields that must have one of these values (or be absent), because we compute nothing else.
+        code: files of ours that the folder needs, because transformers has no such class.
     """
 
     model_type: str
@@ -30,3 +32,4 @@ class Family:
     from_hf: Callable[[Fields], Fields] = lambda fields: {}
     honoured: frozenset[str] = frozenset()
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    code: tuple[Path, ...] = ()

@@ -6,21 +6,51 @@ from megatron_ko.convert.families.common import experts
 from megatron_ko.errors import ConvertError
 
 
-def _to_hf(model: ModelConfig) -> Fields:
-    assert model.moe is not None
-    windows = set(model.windows or (None,))
-    if len(windows) > 1:
+def experts_to_hf(model: ModelConfig) -> Fields:
+    """Mixtral's fields of the experts.
+
+    Raises:
+        ConvertError: the router or the experts do what Mixtral's do not.
+    """
+    moe = model.moe
+    assert moe is not None
+    odd = {
+        f"score {moe.score}": moe.score != "softmax",
+        "softmax_before_topk": moe.softmax_before_topk,
+        f"topk_scale {moe.topk_scale}": moe.topk_scale != 1.0,
+        f"shared_ffn_hidden_size {moe.shared_ffn_hidden_size}": moe.shared_ffn_hidden_size > 0,
+        "expert_bias": moe.expert_bias,
+    }
+    if any(odd.values()):
         raise ConvertError(
-            "MixtralForCausalLM has one window for all layers",
-            got=f"windows {sorted(windows, key=str)}",
-            expected="the same window everywhere, or a context that no window cuts",
-            remedy="export it as keural, with its own modelling file",
+            f"transformers' experts of family {model.family} cannot compute these",
+            got=", ".join(name for name, there in odd.items() if there),
+            expected="a softmax over the chosen experts, and no other expert",
         )
-    (window,) = windows
     return {
-        "num_local_experts": model.moe.num_experts,
-        "num_experts_per_tok": model.moe.top_k,
-        "router_aux_loss_coef": model.moe.aux_loss_coeff,
+        "num_local_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
+        "router_aux_loss_coef": moe.aux_loss_coeff,
+    }
+
+
+def experts_from_hf(fields: Fields) -> Fields:
+    """The moe section of Mixtral's fields."""
+    return {
+        "moe": {
+            "num_experts": fields["num_local_experts"],
+            "top_k": fields["num_experts_per_tok"],
+            "aux_loss_coeff": fields.get("router_aux_loss_coef", 0.001),
+        },
+    }
+
+
+def _to_hf(model: ModelConfig) -> Fields:
+    longest = model.max_position_embeddings - 1
+    windows = {None if window is None or window >= longest else window for window in model.windows or (None,)}
+    (window,) = windows  # the configuration has been checked
+    return {
+        **experts_to_hf(model),
         "router_jitter_noise": 0.0,
         # A window of ours counts earlier tokens, theirs the present one too.
         "sliding_window": None if window is None else window + 1,
@@ -30,12 +60,8 @@ def _to_hf(model: ModelConfig) -> Fields:
 def _from_hf(fields: Fields) -> Fields:
     window = fields.get("sliding_window")
     return {
+        **experts_from_hf(fields),
         "windows": None if window is None else [window - 1] * fields["num_hidden_layers"],
-        "moe": {
-            "num_experts": fields["num_local_experts"],
-            "top_k": fields["num_experts_per_tok"],
-            "aux_loss_coeff": fields.get("router_aux_loss_coef", 0.001),
-        },
     }
 
 

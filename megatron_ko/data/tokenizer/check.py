@@ -183,6 +183,11 @@ def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
     return _result("chat borders are single ids", len(borders), failures)
 
 
+def agreement(tokenizer: Tokenizer, folder: Path) -> list[CheckResult]:
+    """Whether transformers, reading ``folder``, gives the ids and the text of ``tokenizer`` for every suite."""
+    return _transformers(folder, tokenizer, [*(text for suite in SUITES.values() for text in suite), *_EVERY])
+
+
 def _transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[CheckResult]:
     """Token by token, with special tokens parsed and not; a check that cannot run has failed."""
     name = "transformers gives the same ids"

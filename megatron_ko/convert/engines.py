@@ -1,0 +1,104 @@
+"""The two models of a proof, one at a time, each in the memory of its stored weights and computed in fp32."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.families.keural import TEMPLATES
+from megatron_ko.models.inference import inference_config, load_for_inference
+from megatron_ko.parallel.platform import get_platform
+
+
+def compute_in_fp32(network: torch.nn.Module) -> None:
+    """Make the modules of a network widen their weights while they are called: exact, and never all at once."""
+
+    def widen(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kept.setdefault(id(module), []).append([(p, p.data) for p in module.parameters(recurse=False)])
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.float()
+        if isinstance(weight := kwargs.get("weight"), Tensor):  # of the embedding, where the output layer is tied to it
+            return args, {**kwargs, "weight": weight.float()}
+        return None
+
+    def restore(module: torch.nn.Module, *_: Any) -> None:
+        for parameter, stored in kept[id(module)].pop():
+            parameter.data = stored
+
+    kept: dict[int, list[list[tuple[torch.nn.Parameter, Tensor]]]] = {}
+    if all(parameter.dtype == torch.float32 for parameter in network.parameters()):
+        return
+    for name, module in network.named_modules():
+        if name == "output_layer" or next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_pre_hook(widen, with_kwargs=True)
+            module.register_forward_hook(restore, always_call=True)
+
+
+def native_engine(model: ModelConfig, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The native model with its weights rounded to the type of the folder that it is compared with."""
+    network = load_for_inference(inference_config(model, dtype), weights)
+    compute_in_fp32(network)
+    return network
+
+
+@torch.no_grad()
+def native_logits(network: torch.nn.Module, model: ModelConfig, tokens: Tensor) -> Tensor:
+    """[b, s] -> [b, s, v] on the CPU, padding rows cut off."""
+    tokens = tokens.to(get_platform().device)
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    found: Tensor = network(tokens, places, None)[..., : model.vocab_size]
+    return found.float().cpu()
+
+
+def peer_class(folder: Path, ours: bool) -> tuple[Any, dict[str, bool]]:
+    """The class that loads a folder, and what it has to be told; see ``peer_engine``."""
+    from transformers import AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if fields.get("model_type") == "keural" and not ours:
+        return get_class_from_dynamic_module("modeling_keural.KeuralForCausalLM", str(TEMPLATES)), {}
+    return AutoModelForCausalLM, {"trust_remote_code": ours}
+
+
+def peer_engine(folder: Path, ours: bool) -> tuple[Any, dict[str, list[str]]]:
+    """transformers' model of a folder, and the keys that it misses, does not expect or finds in another shape.
+
+    Args:
+        folder: config.json and safetensors.
+        ours: whether the folder was written by this program, so that code in it may run. Code of others never runs: a
+            class that transformers does not have is then taken from this package.
+    """
+    kind, more = peer_class(folder, ours)
+    network, found = kind.from_pretrained(
+        folder,
+        dtype="auto",
+        output_loading_info=True,
+        local_files_only=True,
+        attn_implementation="sdpa",
+        **more,
+    )
+    compute_in_fp32(network)
+    wrong = {name: sorted(map(str, found[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    return network.to(get_platform().device).eval(), {name: keys for name, keys in wrong.items() if keys}
+
+
+@torch.no_grad()
+def peer_logits(network: Any, tokens: Tensor) -> Tensor:
+    """[b, s] -> [b, s, v] on the CPU."""
+    logits: Tensor = network(input_ids=tokens.to(network.device), use_cache=False).logits
+    return logits.float().cpu()
+
+
+@torch.no_grad()
+def peer_greedy(network: Any, prompt: Tensor, new: int) -> Tensor:
+    """The most probable continuation of [1, s] by transformers' own generation with its cache: [1, s + new]."""
+    from transformers import GenerationConfig
+
+    network.generation_config = GenerationConfig(max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0)
+    given = prompt.to(network.device)
+    tokens: Tensor = network.generate(given, attention_mask=torch.ones_like(given))
+    return tokens.cpu()

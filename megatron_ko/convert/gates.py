@@ -1,0 +1,90 @@
+"""What a conversion has to prove, and the table of what was proven; a gate that did not run has failed."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron_ko.errors import ConvertError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One thing that was compared.
+
+    Attributes:
+        name: of what.
+        tried: how many of them.
+        ok: whether they agree.
+        found: what differs, or how far they are apart.
+    """
+
+    name: str
+    tried: int
+    ok: bool
+    found: str = ""
+
+
+@dataclass(frozen=True)
+class LogitGate:
+    """How far two models are apart, computed in fp32 from the same stored numbers.
+
+    Attributes:
+        max_difference: largest absolute difference of logits.
+        top1: share of positions whose most probable token is the same.
+        positions: how many were compared.
+    """
+
+    max_difference: float
+    top1: float
+    positions: int
+
+    def describe(self) -> dict[str, float]:
+        """For lineage.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """All gates of a conversion.
+
+    Attributes:
+        logits: of all samples together; None where there is nothing to compare with.
+        gates: in the order of the table.
+        already: the output was there before, made of the same weights in the same way, and was left as it is.
+    """
+
+    logits: LogitGate | None
+    gates: tuple[Gate, ...] = ()
+    already: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """For machines."""
+        logits = self.logits.describe() if self.logits else {}
+        return {**logits, "gates": [asdict(gate) for gate in self.gates], "already": self.already}
+
+
+def table(gates: Iterable[Gate]) -> str:
+    """One line a gate."""
+    rows = [(gate.name, f"{gate.tried:,}", "ok" if gate.ok else "DIFFERS", gate.found) for gate in gates]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"  {name:<{widths[0]}}  {tried:>{widths[1]}}  {verdict:<{widths[2]}}  {found}".rstrip()
+        for name, tried, verdict, found in rows
+    )
+
+
+def demand(gates: Iterable[Gate]) -> None:
+    """Refuse the conversion unless every gate passed.
+
+    Raises:
+        ConvertError: with the table, naming the gates that failed.
+    """
+    gates = list(gates)
+    failed = [gate.name for gate in gates if not (gate.ok and gate.tried)]
+    if failed or not gates:
+        raise ConvertError(
+            f"the conversion is not proven: {', '.join(failed)} differ" if gates else "nothing was compared",
+            got="\n" + table(gates),
+            expected="every gate ok",
+            remedy="nothing was written; the configuration or the weights are not what they say",
+        )

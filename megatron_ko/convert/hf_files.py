@@ -1,0 +1,81 @@
+"""What stands beside the weights in a Hugging Face folder: configuration, generation, tokenizer, code."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from megatron_ko.convert.families import family_of
+from megatron_ko.convert.hf_config import to_hf_config
+from megatron_ko.convert.texts import load_oracle
+from megatron_ko.models.pretrained import Pretrained
+
+GENERATION = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    GENERATION,
+    "megatron_ko.json",
+)
+
+
+def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
+    """Write config.json and generation_config.json, and copy the tokenizer and the code that the class needs.
+
+    Args:
+        folder: to write into.
+        source: the native model.
+        dtype: of the tensors, as transformers names it.
+    """
+    bos = eos = None
+    if source.tokenizer is not None:
+        for name in TOKENIZER_FILES:
+            if (source.tokenizer / name).is_file():
+                shutil.copyfile(source.tokenizer / name, folder / name)
+        bos, eos = begin_and_end(source.tokenizer)
+    for path in family_of(source.model).code:
+        shutil.copyfile(path, folder / path.name)
+    _write(folder / "config.json", to_hf_config(source.model, dtype=dtype, bos=bos, eos=eos))
+    carried = folder / GENERATION
+    generation: dict[str, Any] = json.loads(carried.read_text(encoding="utf-8")) if carried.is_file() else {}
+    ends = generation.get("eos_token_id")
+    if bos is not None:
+        generation.setdefault("bos_token_id", bos)
+    if eos is not None and eos not in (ends if isinstance(ends, list) else [ends]):
+        generation["eos_token_id"] = eos
+    _write(carried, generation)
+
+
+def begin_and_end(tokenizer: Path) -> tuple[int | None, int | None]:
+    """Ids that generation begins and ends with: with a chat template the end of a turn, otherwise of a document."""
+    oracle = load_oracle(tokenizer)
+    end = end_of_turn(oracle)
+    return oracle.bos_token_id, oracle.eos_token_id if end is None else end
+
+
+def end_of_turn(oracle: Any) -> int | None:
+    """The special token that the chat template puts after an answer; None where there is no template or no such token.
+
+    Args:
+        oracle: transformers' tokenizer.
+    """
+    if not oracle.chat_template:
+        return None
+    answer = "대답"
+    chat = [{"role": "user", "content": "질문"}, {"role": "assistant", "content": answer}]
+    _, found, after = oracle.apply_chat_template(chat, tokenize=False).rpartition(answer)
+    ids = oracle(after, add_special_tokens=False)["input_ids"] if found else []
+    special = set(oracle.all_special_ids) | {
+        number for number, token in oracle.added_tokens_decoder.items() if token.special
+    }
+    return next((number for number in ids if number in special), None)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

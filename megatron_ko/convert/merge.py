@@ -1,0 +1,150 @@
+"""Native models of one shape averaged tensor by tensor: the branches of a schedule, or runs that differ in their data.
+
+Wortsman et al., 2022, arXiv:2203.05482.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ko.config import ModelConfig, dump
+from megatron_ko.convert.engines import native_engine, native_logits
+from megatron_ko.convert.gates import Gate, Proof, demand
+from megatron_ko.convert.mapping import VOCABULARY, Shape
+from megatron_ko.convert.native import NativeReader, Part, write_native
+from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.texts import random_samples
+from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.errors import ConvertError
+from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
+
+MADE_BY = "convert merge"
+_LAYERS, _EXPERTS = "decoder.layers.", ".mlp.experts.experts."
+# Fields of the model section that decide what is trained, not what is computed.
+_TRAINING = ("init_std", "hidden_dropout", "attention_dropout", "vocab_multiple")
+
+
+def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] | None = None) -> Proof:
+    """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json.
+
+    A layer at a time is in memory. Sums are computed in fp64 and rounded once, to the type of the first model.
+
+    Args:
+        sources: two models or more, of one network and one tokenizer.
+        output: must not exist, or be what this merge made before.
+        weights: of each model, adding up to 1; None: all alike.
+
+    Raises:
+        ConvertError: the models differ in more than their weights, or the weights do not add up to 1.
+    """
+    shares = _shares(len(sources), weights)
+    first = sources[0]
+    readers = [NativeReader(source.weights) for source in sources]
+    _check_alike(sources, readers)
+    parents, options = [source.ancestor() for source in sources], {"weights": list(shares)}
+    if (before := made_before(output, MADE_BY, parents, options)) is not None:
+        return before
+    with staged_folder(output) as folder:
+        (folder / WEIGHTS).mkdir()
+        shapes = _shapes(first, readers[0])
+        parts = list(_parts(readers, shares, shapes))
+        write_native(folder / WEIGHTS, parts, shapes)
+        (folder / MODEL_FILE).write_text(dump(first.model), encoding="utf-8")
+        if first.tokenizer is not None:
+            shutil.copytree(first.tokenizer, folder / TOKENIZER)
+        proof = _prove(first.model, folder / WEIGHTS, parts)
+        write_lineage(folder, MADE_BY, first.model, parents, proof, first.tokenizer, options)
+        write_manifest(folder)
+    return proof
+
+
+def _shares(number: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    if number < 2:
+        raise ConvertError("one model has nothing to be merged with", got=f"{number} folder", expected="two or more")
+    shares = tuple(weights) if weights else (1 / number,) * number
+    if len(shares) != number or abs(sum(shares) - 1) > 1e-6:
+        raise ConvertError(
+            "the weights do not fit the models",
+            got=f"{len(shares)} weights that add up to {sum(shares):g}",
+            expected=f"{number} weights that add up to 1",
+        )
+    return shares
+
+
+def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader]) -> None:
+    """All models have the network, the tensors and the tokenizer of the first."""
+    first = sources[0]
+    expected = _explicit(first), _tokenizer(first), _shapes(first, readers[0])
+    for source, reader in zip(sources[1:], readers[1:], strict=True):
+        found = _explicit(source), _tokenizer(source), _shapes(source, reader)
+        for name, one, other in zip(("networks", "tokenizers", "tensors"), expected, found, strict=True):
+            if one != other:
+                raise ConvertError(
+                    f"models of different {name} cannot be merged",
+                    got=f"{source.origin}: {_difference(one, other)}",
+                    expected=f"as in {first.origin}",
+                )
+
+
+def _explicit(source: Pretrained) -> dict[str, Any]:
+    """The network by its values, those that follow from others written out, without what only training uses."""
+    model = source.model
+    derived = {"head_dim": model.kv_channels, "num_query_groups": model.query_groups}
+    fields = {**model.model_dump(mode="json"), **derived}
+    return {name: value for name, value in fields.items() if name not in _TRAINING}
+
+
+def _tokenizer(source: Pretrained) -> dict[str, Any]:
+    return {"fingerprint": None if source.tokenizer is None else load_tokenizer(source.tokenizer).fingerprint}
+
+
+def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Any]:
+    """Shapes by name; rows that pad the vocabulary as one rank would."""
+    padded = source.model.padded_vocab_size(1)
+    return {
+        key: (min(shape[0], padded), *shape[1:]) if key in VOCABULARY else shape for key, shape in reader.shapes.items()
+    }
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return "; ".join(f"{name} {other.get(name)} instead of {one.get(name)}" for name in names[:5])
+
+
+def _parts(readers: Sequence[NativeReader], shares: Sequence[float], shapes: Mapping[str, Shape]) -> Iterator[Part]:
+    for key, shape in shapes.items():
+        leading = (2 if _EXPERTS in key else 1) if key.startswith(_LAYERS) else 0
+        for index in product(*(range(size) for size in shape[:leading])):
+            make = partial(_mean, readers, shares, key, index, shape[leading:])
+            yield Part(key, index, shape[leading:], readers[0].dtype(key), make)
+
+
+def _mean(
+    readers: Sequence[NativeReader], shares: Sequence[float], key: str, index: tuple[int, ...], shape: Shape
+) -> Tensor:
+    total = torch.zeros(shape, dtype=torch.float64)
+    for reader, share in zip(readers, shares, strict=True):
+        part = reader.read(key, index)
+        total += share * (part[: shape[0]] if key in VOCABULARY else part)
+    return total.to(readers[0].dtype(key))
+
+
+def _prove(model: ModelConfig, weights: Path, parts: Sequence[Part]) -> Proof:
+    """What was written is what was computed, and it computes."""
+    written = NativeReader(weights)
+    wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]
+    network = native_engine(model, weights, written.dtype(parts[0].key))
+    logits = [native_logits(network, model, tokens) for tokens in random_samples(model)["random ids"]]
+    finite = all(bool(part.isfinite().all()) for part in logits)
+    gates = (
+        Gate("tensors", len(parts), not wrong, ", ".join(wrong[:5]) or "bit for bit"),
+        Gate("finite logits", sum(part.shape[0] * part.shape[1] for part in logits), finite),
+    )
+    demand(gates)
+    return Proof(None, gates)

@@ -1,0 +1,80 @@
+"""What models are compared on: random ids, Korean and English text, and conversations."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ko.config import ModelConfig
+from megatron_ko.data.tokenizer import Tokenizer
+
+LENGTHS = (1, 7, 64, 257)
+LONGEST = 4096  # of a sample that is to reach beyond a window
+TEXTS = {
+    "korean": (
+        "가을이 되면 산길에는 낙엽이 쌓이고, 아침마다 안개가 강을 따라 천천히 흘러간다.",
+        "이 함수는 목록을 정렬한 뒤 가운데 값을 돌려준다.\n\n    >>> 중앙값([3, 1, 2])\n    2\n",
+    ),
+    "english": (
+        "The library opens at nine, and by ten every seat near the windows is taken.",
+        "To sort the list, call sorted(items); it returns a new list and leaves the old one alone.\n",
+    ),
+}
+CHATS: tuple[list[dict[str, str]], ...] = (
+    [{"role": "user", "content": "김치찌개를 맛있게 끓이는 방법을 알려 줘."}],
+    [
+        {"role": "user", "content": "What is the capital of Korea?"},
+        {"role": "assistant", "content": "The capital of Korea is Seoul (서울)."},
+        {"role": "user", "content": "고마워! 인구는 얼마나 되지?"},
+    ],
+)
+
+
+def random_samples(model: ModelConfig) -> dict[str, list[Tensor]]:
+    """Random ids [b, s] of several lengths, one of them beyond the widest window, with the first and the last id."""
+    draw = torch.Generator().manual_seed(0)
+    longest = model.max_position_embeddings
+    wide = max((window for window in model.windows or () if window is not None and window < longest), default=0)
+    lengths = {*LENGTHS, min(wide + 16, LONGEST)} if wide else set(LENGTHS)
+    samples = []
+    for length in sorted({min(length, longest) for length in lengths}):
+        tokens = torch.randint(model.vocab_size, (2 if length <= max(LENGTHS) else 1, length), generator=draw)
+        tokens[0, -1], tokens[-1, 0] = 0, model.vocab_size - 1
+        samples.append(tokens)
+    return {"random ids": samples}
+
+
+def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, list[Tensor]]:
+    """Text as the model reads it in training: the end of a document before it."""
+    found = {
+        f"{name} text": [[tokenizer.eod, *tokenizer.encode(text)] for text in texts] for name, texts in TEXTS.items()
+    }
+    return {name: _cut(model, rows) for name, rows in found.items()}
+
+
+def chat_samples(model: ModelConfig, oracle: Any) -> dict[str, list[Tensor]]:
+    """Conversations as transformers' tokenizer renders them; none without a template."""
+    if not oracle.chat_template:
+        return {}
+    return {"chat template": _cut(model, [conversation_ids(oracle, chat) for chat in CHATS])}
+
+
+def conversation_ids(oracle: Any, chat: list[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation, up to where the model is to answer."""
+    text = oracle.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    ids: list[int] = oracle(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def load_oracle(folder: Path) -> Any:
+    """transformers' tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    oracle.model_max_length = 1 << 40  # else it warns of every long text
+    return oracle
+
+
+def _cut(model: ModelConfig, rows: list[list[int]]) -> list[Tensor]:
+    return [torch.tensor([row[: model.max_position_embeddings]]) for row in rows]
