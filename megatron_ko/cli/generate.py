@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of `megatron-ko train`.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model.")],
     prompt: Annotated[list[str], typer.Option(help="Beginning of a text; repeat it for several.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,

@@ -51,7 +51,7 @@ def _english(name: str, source: Pretrained, record: Record) -> Iterator[str]:
     yield from ("", "## Proof", "", "Compared with the native model when this folder was written:", "", "```")
     yield table(Gate(**gate) for gate in record["gates"])
     yield from ("```", "", "## Ancestry", "", "```")
-    yield from draw({"path": name, "weights": record["weights"], "record": record})
+    yield from draw({"path": name, "weights": record["weights"], "record": record}, whole_paths=False)
     yield from ("```", "")
 
 

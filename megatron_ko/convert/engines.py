@@ -40,6 +40,8 @@ def compute_in_fp32(network: torch.nn.Module) -> None:
 def native_engine(model: ModelConfig, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
     """The native model with its weights rounded to the type of the folder that it is compared with."""
     network = load_for_inference(inference_config(model, dtype), weights)
+    for parameter in network.parameters():  # norms are kept in fp32 by training
+        parameter.data = parameter.data.to(dtype)
     compute_in_fp32(network)
     return network
 

@@ -78,12 +78,20 @@ def _tensors(pair: Compared) -> Iterator[Gate]:
     native = NativeReader(pair.weights)
     tried, differing, numbers = 0, [], 0
     with SafetensorsFolder(pair.folder) as tensors:
+        present = tensors.shapes
+        if pair.model.tie_embeddings:  # some folders keep the shared output layer a second time
+            present.pop("lm_head.weight", None)
         for block in blocks(rules, pair.model):
             for name, part in zip(block.others, block.kind.split(native.read(block.native, block.index)), strict=True):
+                tried += 1
+                if present.pop(name, None) is None:
+                    differing.append(f"{name} is missing")
+                    continue
                 stored = tensors.read(name)
-                tried, numbers = tried + 1, numbers + stored.numel()
+                numbers += stored.numel()
                 if stored.shape != part.shape or not torch.equal(stored, part.to(stored.dtype)):
                     differing.append(name)
+    differing += [f"{name} is not expected" for name in present]
     shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
     yield Gate("tensors", tried, not differing, f"{len(differing)} differ: {shown}" if differing else "bit for bit")
     yield _same_number("parameters", numbers, count_parameters(pair.model).total)

@@ -6,7 +6,7 @@ the hash of their files, never by the name of a folder.
 
 import hashlib
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -141,37 +141,41 @@ def _git(folder: str, *words: str) -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
-def draw(node: Record) -> Iterator[str]:
+def draw(node: Record, whole_paths: bool = True) -> Iterator[str]:
     """The ancestry of an ``ancestor`` as lines of a tree: each below what was made of it."""
-    yield _title(node)
-    yield from _below(node, "")
+
+    def shown(path: str) -> str:
+        return path if whole_paths else Path(path).name
+
+    yield _title(node, shown)
+    yield from _below(node, "", shown)
 
 
-def _below(node: Record, indent: str) -> Iterator[str]:
+def _below(node: Record, indent: str, shown: Callable[[str], str]) -> Iterator[str]:
     record = node.get("record") or {}
     leaves = [f"gates     {_gates(record)}"] if record.get("gates") else []
     leaves += [f"tokenizer {_short(_fingerprint(record))}"] if _fingerprint(record) else []
     leaves += [f"config    {_short(record['config_sha256'])}"] if record.get("config_sha256") else []
     leaves += [f"code      {_code(record['code'])}"] if record.get("code") else []
     leaves += [
-        f"corpus    {part['prefix']}: {part['tokens']:,} tokens, sha256 {_short(part['sha256'])}"
+        f"corpus    {shown(part['prefix'])}: {part['tokens']:,} tokens, sha256 {_short(part['sha256'])}"
         for part in record.get("corpus", [])
     ]
     parents = record.get("parents") or []
     for number, item in enumerate([*leaves, *parents]):
         last = number == len(leaves) + len(parents) - 1
-        yield f"{indent}{'└─' if last else '├─'} {item if isinstance(item, str) else _title(item)}"
+        yield f"{indent}{'└─' if last else '├─'} {item if isinstance(item, str) else _title(item, shown)}"
         if not isinstance(item, str):
-            yield from _below(item, indent + ("   " if last else "│  "))
+            yield from _below(item, indent + ("   " if last else "│  "), shown)
 
 
-def _title(node: Record) -> str:
+def _title(node: Record, shown: Callable[[str], str]) -> str:
     record = node.get("record") or {}
     made = record.get("made_by") or ("train" if "run" in record else "origin unknown")
     options = ", ".join(f"{name} {value}" for name, value in record.get("options", {}).items() if value is not None)
     trained = f"step {node['step']:,}, {node['tokens']:,} tokens" if node.get("step") else ""
     parts = (made, options, trained, f"weights {_short(node['weights'])}" if node.get("weights") else "")
-    return f"{node['path']}: {', '.join(part for part in parts if part)}"
+    return f"{shown(node['path'])}: {', '.join(part for part in parts if part)}"
 
 
 def _gates(record: Record) -> str:

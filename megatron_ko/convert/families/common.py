@@ -1,7 +1,8 @@
 """Rules that families share: embeddings, attention, norms, dense and sparse feed-forward layers."""
 
-from megatron_ko.config import ModelConfig
+from megatron_ko.config import ModelConfig, MoeConfig
 from megatron_ko.convert.mapping import Rule, gate_up, query_key_value, same, vocabulary
+from megatron_ko.errors import ConvertError
 
 _LAYER = "decoder.layers."
 _HF_LAYER = "model.layers.{layer}."
@@ -62,6 +63,29 @@ def experts(router: str, expert: str, names: tuple[str, str, str]) -> tuple[Rule
         Rule(f"{_LAYER}mlp.experts.experts.linear_fc1.weight", (gate, up), gate_up("ffn")),
         Rule(f"{_LAYER}mlp.experts.experts.linear_fc2.weight", (down,), same("hidden", "ffn")),
     )
+
+
+def plain_experts(model: ModelConfig) -> MoeConfig:
+    """The moe section, of which transformers' classes compute only a part.
+
+    Raises:
+        ConvertError: the router or the experts do what none of these classes does.
+    """
+    moe = model.moe
+    assert moe is not None
+    odd = {
+        f"score {moe.score}": moe.score != "softmax",
+        f"topk_scale {moe.topk_scale}": moe.topk_scale != 1.0,
+        f"shared_ffn_hidden_size {moe.shared_ffn_hidden_size}": moe.shared_ffn_hidden_size > 0,
+        "expert_bias": moe.expert_bias,
+    }
+    if any(odd.values()):
+        raise ConvertError(
+            f"the class of family {model.family} in transformers cannot compute these experts",
+            got=", ".join(name for name, there in odd.items() if there),
+            expected="a softmax of the router's logits, and no other expert",
+        )
+    return moe
 
 
 def around(layers: tuple[Rule, ...], model: ModelConfig) -> tuple[Rule, ...]:

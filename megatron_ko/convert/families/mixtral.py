@@ -2,7 +2,7 @@
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families.base import Family, Fields
-from megatron_ko.convert.families.common import experts
+from megatron_ko.convert.families.common import experts, plain_experts
 from megatron_ko.errors import ConvertError
 
 
@@ -12,20 +12,13 @@ def experts_to_hf(model: ModelConfig) -> Fields:
     Raises:
         ConvertError: the router or the experts do what Mixtral's do not.
     """
-    moe = model.moe
-    assert moe is not None
-    odd = {
-        f"score {moe.score}": moe.score != "softmax",
-        "softmax_before_topk": moe.softmax_before_topk,
-        f"topk_scale {moe.topk_scale}": moe.topk_scale != 1.0,
-        f"shared_ffn_hidden_size {moe.shared_ffn_hidden_size}": moe.shared_ffn_hidden_size > 0,
-        "expert_bias": moe.expert_bias,
-    }
-    if any(odd.values()):
+    moe = plain_experts(model)
+    if moe.softmax_before_topk:
         raise ConvertError(
-            f"transformers' experts of family {model.family} cannot compute these",
-            got=", ".join(name for name, there in odd.items() if there),
-            expected="a softmax over the chosen experts, and no other expert",
+            "Mixtral's experts of a token have weights that add up to 1",
+            got="softmax_before_topk",
+            expected="a softmax over the chosen experts",
+            remedy="family qwen3_moe has both",
         )
     return {
         "num_local_experts": moe.num_experts,

@@ -2,22 +2,31 @@
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families.base import Family, Fields
-from megatron_ko.convert.families.common import DENSE, experts
+from megatron_ko.convert.families.common import DENSE, experts, plain_experts
+from megatron_ko.errors import ConvertError
 
 _FULL_ATTENTION = {"attention_bias": (False,), "use_sliding_window": (False, None), "sliding_window": (None,)}
 
 
+def _attention_to_hf(model: ModelConfig) -> Fields:
+    if any(window is not None for window in model.windows or ()):
+        raise ConvertError(
+            f"family {model.family} is converted with full attention only", got=f"windows {list(model.windows or ())}"
+        )
+    return {"attention_bias": False, "use_sliding_window": False}
+
+
 def _experts_to_hf(model: ModelConfig) -> Fields:
-    assert model.moe is not None
+    moe = plain_experts(model)
     return {
-        "attention_bias": False,
-        "num_experts": model.moe.num_experts,
-        "num_experts_per_tok": model.moe.top_k,
+        **_attention_to_hf(model),
+        "num_experts": moe.num_experts,
+        "num_experts_per_tok": moe.top_k,
         "moe_intermediate_size": model.ffn_hidden_size,
-        "norm_topk_prob": not model.moe.softmax_before_topk,
+        "norm_topk_prob": not moe.softmax_before_topk,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
-        "router_aux_loss_coef": model.moe.aux_loss_coeff,
+        "router_aux_loss_coef": moe.aux_loss_coeff,
     }
 
 
@@ -38,7 +47,7 @@ QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     layers=DENSE,
-    to_hf=lambda model: {"attention_bias": False, "use_sliding_window": False},
+    to_hf=_attention_to_hf,
     required=_FULL_ATTENTION,
 )
 QWEN3_MOE = Family(
