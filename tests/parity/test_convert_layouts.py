@@ -48,13 +48,20 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for name, fields in FAMILIES.items():
         found[name] = tmp_path_factory.mktemp(name)
-        isolated(convert_both_ways, native_model(found[name] / "first", fields), found[name])
+        native_model(found[name] / "first", fields)
+    isolated(convert_both_ways, list(found.values()))
     return found
 
 
-def convert_both_ways(first: Pretrained, folder: Path) -> None:
-    export_hf(first, folder / "hf")
-    import_hf(folder / "hf", folder / "native")
+def convert_both_ways(folders: list[Path]) -> None:
+    for folder in folders:
+        export_hf(find_pretrained(folder / "first"), folder / "hf")
+        import_hf(folder / "hf", folder / "native")
+
+
+def export_all(sources: list[Pretrained]) -> None:
+    for source in sources:
+        export_hf(source, source.origin / "hf")
 
 
 def layout_of(model: ModelConfig, layout: dict[str, int]) -> RunConfig:
@@ -141,10 +148,10 @@ def test_what_a_layout_saved_exports_to_the_same_bytes(start: dict[str, Path], t
     configs = [layout_of(source.model, LAYOUTS["tensor 2, pipeline 2"]) for source in native]
     saves = [tmp_path / name / "weights" for name in names]
     collect_from_ranks(through_ranks, 4, configs, [source.weights for source in native], saves)
-    for name, source, weights in zip(names, native, saves, strict=True):
-        spread = Pretrained(source.model, weights, None, weights.parent)
-        isolated(export_hf, spread, tmp_path / name / "hf")
-        before, after = (
-            load_file(folder / "model.safetensors") for folder in (start[name] / "hf", tmp_path / name / "hf")
-        )
+    spread = [
+        Pretrained(source.model, weights, None, weights.parent) for source, weights in zip(native, saves, strict=True)
+    ]
+    isolated(export_all, spread)
+    for name in names:
+        before, after = (load_file(base / "hf/model.safetensors") for base in (start[name], tmp_path / name))
         assert before.keys() == after.keys() and all(after[key].equal(tensor) for key, tensor in before.items())

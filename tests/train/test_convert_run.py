@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from isolated import isolated
 from peer_models import transformers_model
 from train_runs import NewRun, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ko.config import load_model_config
+from megatron_ko.eval.generate import generate
+from megatron_ko.eval.load import load_run
+from megatron_ko.eval.sampling import Sampling
+from megatron_ko.models.lineage import draw
+from megatron_ko.models.pretrained import describe
 
 ROOT = Path(__file__).parents[2]
 SPREAD = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_parallel=true", "launch.ranks_per_node=4")
@@ -48,6 +54,28 @@ def test_a_spread_run_exports_imports_and_trains_on(new_run: NewRun, tmp_path: P
     imported = f"checkpoint.start_from={tmp_path / 'native'}"
     assert first_loss(new_run("from-import", imported)) == again
     assert first_loss(new_run("from-import-spread", imported, *SPREAD)) == pytest.approx(again, rel=1e-6)
+    assert isolated(greedy, tmp_path / "native") == isolated(greedy, trained.folder)
+    check_ancestry(trained, tmp_path)
+
+
+def greedy(folder: Path) -> list[int]:
+    return generate(load_run(folder), ["한국의"], Sampling(max_new_tokens=20, temperature=0))[0].tokens
+
+
+def check_ancestry(trained: Run, folder: Path) -> None:
+    """From a run that started with an import, over the export, to the corpus of the first run."""
+    (native,) = json.loads((folder / "from-import/lineage.json").read_text())["parents"]
+    (exported,) = native["record"]["parents"]
+    (run,) = exported["record"]["parents"]
+    assert [node["path"] for node in (native, exported, run)] == [
+        str(path) for path in (folder / "native", folder / "hf", trained.folder)
+    ]
+    assert run["step"] == 30 and run["record"]["corpus"][0]["tokens"] > 0
+    lines = list(draw(describe(folder / "from-import")))
+    assert any("corpus" in line and "│" not in line and line.startswith("   ") for line in lines)
+    card = (folder / "hf/README.md").read_text(encoding="utf-8")
+    losses = [line["loss"] for line in trained.lines("train") if line["step"] == 30]
+    assert f"Loss of training: {losses[0]:.4f} at step 30." in card and f"{run['tokens']:,} tokens" in card
 
 
 def test_other_networks_and_tokenizers_are_no_start(new_run: NewRun, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every way in which a folder has been wrong before is caught by a gate that names it, and leaves nothing behind."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -124,13 +125,29 @@ def compared(native: Pretrained, folder: Path) -> Compared:
     return Compared(native.model, native.weights, native.tokenizer, folder, written_here=True)
 
 
+def told(base: Path, table: str, work: Path) -> dict[str, str]:
+    """What the proof says of a folder after each damage, all in one process; empty where it says nothing."""
+    found = {}
+    for number, (name, (damage, _)) in enumerate(globals()[table].items()):
+        folder = work / str(number)
+        shutil.copytree(base / "hf", folder)
+        damage(folder)
+        try:
+            prove(compared(find_pretrained(base / "native"), folder))
+            found[name] = ""
+        except ConvertError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_weights(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return isolated(told, plain, "ON_WEIGHTS", tmp_path_factory.mktemp("weights"))
+
+
 @pytest.mark.parametrize("case", ON_WEIGHTS)
-def test_wrong_weights_and_constants_are_named(case: str, plain: Path, tmp_path: Path) -> None:
-    damage, named = ON_WEIGHTS[case]
-    shutil.copytree(plain / "hf", tmp_path / "hf")
-    damage(tmp_path / "hf")
-    with pytest.raises(ConvertError, match=f"(?s){named}"):
-        isolated(prove, compared(find_pretrained(plain / "native"), tmp_path / "hf"))
+def test_wrong_weights_and_constants_are_named(case: str, on_weights: dict[str, str]) -> None:
+    assert re.search(f"(?s){ON_WEIGHTS[case][1]}", on_weights[case])
 
 
 def test_weights_of_another_model_are_named(plain: Path, tmp_path: Path) -> None:
@@ -158,13 +175,14 @@ ON_TOKENIZER: dict[str, tuple[Damage, str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def on_tokenizer(chat: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return isolated(told, chat, "ON_TOKENIZER", tmp_path_factory.mktemp("tokenizer"))
+
+
 @pytest.mark.parametrize("case", ON_TOKENIZER)
-def test_wrong_tokenizers_and_templates_are_named(case: str, chat: Path, tmp_path: Path) -> None:
-    damage, named = ON_TOKENIZER[case]
-    shutil.copytree(chat / "hf", tmp_path / "hf")
-    damage(tmp_path / "hf")
-    with pytest.raises(ConvertError, match=named):
-        isolated(prove, compared(find_pretrained(chat / "native"), tmp_path / "hf"))
+def test_wrong_tokenizers_and_templates_are_named(case: str, on_tokenizer: dict[str, str]) -> None:
+    assert re.search(ON_TOKENIZER[case][1], on_tokenizer[case])
 
 
 def test_a_tokenizer_with_more_ids_than_rows(chat: Path, tmp_path: Path) -> None:
