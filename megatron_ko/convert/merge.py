@@ -130,7 +130,7 @@ def _mean(
 ) -> Tensor:
     total = torch.zeros(shape, dtype=torch.float64)
     for reader, share in zip(readers, shares, strict=True):
-        part = reader.read(key, index)
+        part = reader.read(key, index).double()
         total += share * (part[: shape[0]] if key in VOCABULARY else part)
     return total.to(readers[0].dtype(key))
 
