@@ -161,17 +161,9 @@ def other_template(folder: Path) -> None:
     path.write_text(path.read_text().replace("'<|im_end|>\n'", "'\n'"))
 
 
-def other_tokenizer(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"]["merges"] = content["model"]["merges"][:-3]
-    path.write_text(json.dumps(content))
-
-
 ON_TOKENIZER: dict[str, tuple[Damage, str]] = {
     "a template that ends no turn": (other_template, "not proven: chat template differ"),
     "no template": (lambda folder: (folder / "chat_template.jinja").unlink(), "only the native model has one"),
-    "another tokenizer": (other_tokenizer, "transformers gives the same ids"),
 }
 
 
