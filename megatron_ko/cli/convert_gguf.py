@@ -14,7 +14,7 @@ def gguf(
     source: Annotated[
         Path, typer.Argument(metavar="DIR", help="Hugging Face folder; or a run directory or native model.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
     types: Annotated[str, typer.Option(help="Of f32, f16, bf16, q8_0, q5_k_m, q4_k_m; one file each.")] = "q8_0,q4_k_m",
     text: Annotated[
         Path | None,
@@ -37,14 +37,15 @@ def gguf(
 
 
 def _tell(output: Path, exported: "Exported", as_json: bool) -> None:
-    from megatron_ko.convert.gguf_gates import table
+    from megatron_ko.convert.gates import table
 
     if as_json:
         typer.echo(json.dumps({"output": str(output), **exported.describe()}, ensure_ascii=False))
         return
-    typer.echo(f"{output}: the same model\n")
+    done = "was made of the same weights before; nothing to do" if exported.proof.already else "the same model"
+    typer.echo(f"{output}: {done}")
     for one in exported.files:
         fallbacks = ", ".join(f"{number} tensors {kind}" for kind, number in one.fallbacks.items())
         rest = f"; rows not divisible by 256: {fallbacks}" if fallbacks else ""
         typer.echo(f"  {one.name}  {one.size / 1e6:,.1f} MB, {one.bits:.2f} bits a weight{rest}")
-    typer.echo(f"\n{table(exported.gates)}")
+    typer.echo(table(exported.proof.gates))

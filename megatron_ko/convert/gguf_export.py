@@ -1,17 +1,16 @@
 """A Hugging Face folder to GGUF files and a Modelfile, each proven in llama.cpp before it gets its name."""
 
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-import orjson
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
+from megatron_ko.convert.gates import Gate, Proof, demand
 from megatron_ko.convert.gguf import (
     FLOAT_TYPES,
     bits_per_weight,
@@ -20,16 +19,8 @@ from megatron_ko.convert.gguf import (
     plan_tensors,
     write_gguf,
 )
-from megatron_ko.convert.gguf_gates import (
-    Gate,
-    compare_generation,
-    compare_logits,
-    compare_tensors,
-    compare_values,
-    failed,
-    table,
-)
-from megatron_ko.convert.gguf_reference import LENGTHS, Reference, compute_reference
+from megatron_ko.convert.gguf_gates import compare_generation, compare_logits, compare_tensors, compare_values
+from megatron_ko.convert.gguf_reference import Reference, compute_reference
 from megatron_ko.convert.gguf_tokens import compare_tokenizers
 from megatron_ko.convert.gguf_values import differing_constants, differing_weights
 from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_vocabulary
@@ -39,13 +30,15 @@ from megatron_ko.convert.llama_cpp import QUANTISED, LlamaModel, quantise, requi
 from megatron_ko.convert.mapping import check_complete, other_shapes
 from megatron_ko.convert.ollama import modelfile
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import staged_folder
+from megatron_ko.convert.staging import made_before, staged_folder, write_lineage
+from megatron_ko.convert.texts import LENGTHS
 from megatron_ko.errors import ConvertError
-from megatron_ko.models import checkpoint_files as files
-from megatron_ko.models.pretrained import LINEAGE, find_pretrained
+from megatron_ko.models import lineage
+from megatron_ko.models.pretrained import find_pretrained
 
 # What a quantiser makes of a tensor of this kind; anything else in such a file is a fall-back.
 _WANTED = {"q8_0": {"Q8_0"}, "q5_k_m": {"Q5_K", "Q6_K"}, "q4_k_m": {"Q4_K", "Q5_K", "Q6_K"}}
+MADE_BY = "convert gguf"
 KINDS = (*FLOAT_TYPES, *QUANTISED)
 
 
@@ -73,12 +66,11 @@ class Exported:
     """What was written, and how it was proven."""
 
     files: list[Written]
-    gates: list[Gate]
+    proof: Proof
 
     def describe(self) -> dict[str, Any]:
-        """For lineage.json and --json."""
-        written = [{**vars(one)} for one in self.files]
-        return {"files": written, "gates": [gate.describe() for gate in self.gates]}
+        """For machines."""
+        return {"files": [asdict(one) for one in self.files], **self.proof.describe()}
 
 
 def export_gguf(
@@ -88,7 +80,7 @@ def export_gguf(
 
     Args:
         source: a Hugging Face folder; or a run or native model, which goes through ``export_hf``.
-        output: must not exist.
+        output: must not exist, or be what this conversion made before.
         kinds: of ``KINDS``.
         text: held-out text that quantised files are judged on; None: a few passages of ours.
         accept_ties: Unigram only: other pieces of exactly the same probability are no difference.
@@ -99,43 +91,47 @@ def export_gguf(
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ConvertError("unknown type of file", got=", ".join(unknown), expected=f"one of {', '.join(KINDS)}")
     require()
-    with staged_folder(output) as folder:
-        hugging_face = _hugging_face(source, folder / "hf")
+    kinds = [kind for kind in KINDS if kind in kinds]
+    options = {"types": ", ".join(kinds)}
+    native = None if (source / "config.json").is_file() else find_pretrained(source)
+    parent = native.ancestor() if native else lineage.ancestor(source, _fresh(source))
+    if (before := made_before(output, MADE_BY, [parent], options)) is not None:
+        return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before)
+    with staged_folder(output) as folder, TemporaryDirectory(dir=output.parent, prefix=".tmp-hf-") as beside:
+        hugging_face = source
+        if native is not None:
+            hugging_face = Path(beside) / "hf"
+            export_hf(native, hugging_face)
         model, vocabulary = _understood(hugging_face)
-        exported = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
-        gates = _prove(folder, hugging_face, model, vocabulary, exported, text, accept_ties)
-        if wrong := failed(gates):
-            raise ConvertError(
-                f"llama.cpp does not make of the files what transformers makes of {source}",
-                got=f"{len(wrong)} of {len(gates)} gates failed\n{table(wrong)}",
-                expected="every gate passed; nothing was written",
-                remedy=_remedy(wrong),
-            )
-        smallest = min(exported, key=lambda one: one.size)
+        written = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
+        gates = _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
+        demand(gates)
+        smallest = min(written, key=lambda one: one.size)
         content = modelfile(smallest.name, hugging_face, vocabulary, model.max_position_embeddings)
         (folder / "Modelfile").write_text(content, encoding="utf-8")
-        result = Exported(exported, gates)
-        _write_lineage(folder, source, hugging_face, result)
-        if hugging_face != source:
-            shutil.rmtree(hugging_face)
-    return result
+        proof = Proof(None, tuple(gates))
+        record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
+        lineage.write(folder, {**record, "files": [asdict(one) for one in written]})
+    return Exported(written, proof)
 
 
-def _remedy(wrong: Sequence[Gate]) -> str | None:
-    """Where there is a choice: ties of a Unigram model are the only difference that one may want to live with."""
-    if not all(gate.only_ties for gate in wrong):
-        return None
-    return (
-        "llama.cpp takes the longest piece first, where SentencePiece takes the longest last; --accept-ties if that is "
-        "good enough, or train the next model on byte-bpe"
-    )
+def _fresh(source: Path) -> str:
+    """Hash of the weights of a folder, which must be those that its lineage names.
 
-
-def _hugging_face(source: Path, temporary: Path) -> Path:
-    if (source / "config.json").is_file():
-        return source
-    export_hf(find_pretrained(source), temporary)
-    return temporary
+    Raises:
+        ConvertError: the folder is stale: its weights were exchanged after it was made, or there are none.
+    """
+    found, record = lineage.hash_of_folder(source), lineage.read(source)
+    if found is None:
+        raise ConvertError("there are no safetensors in the folder", got=source)
+    if record is not None and record.get("weights", found) != found:
+        raise ConvertError(
+            "the folder is stale: its weights are not those that its lineage names",
+            got=f"{source}: weights {found}",
+            expected=f"weights {record['weights']}, made by {record.get('made_by')}",
+            remedy="export the model again",
+        )
+    return found
 
 
 def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
@@ -225,24 +221,7 @@ def _prove_file(
     with LlamaModel(path, context=min(context, max(LENGTHS) + 255)) as model:
         return [
             compare_tensors(kind, path, expected, model),
-            compare_values(kind, differing),
+            compare_values(kind, len(expected), differing),
             *compare_logits(kind, model, reference),
             *([compare_generation(kind, model, reference)] if kind == "f32" else []),
         ]
-
-
-def _write_lineage(folder: Path, source: Path, hugging_face: Path, result: Exported) -> None:
-    described = result.describe()
-    for one in described["files"]:
-        one["xxh3_128"] = files.hash_file(folder / one["name"])
-    inherited = hugging_face / LINEAGE
-    record = {
-        "made_by": "convert gguf",
-        "parent": {
-            "path": str(source.resolve()),
-            "files": {path.name: files.hash_file(path) for path in sorted(hugging_face.glob("*.safetensors"))},
-            "lineage": orjson.loads(inherited.read_bytes()) if inherited.is_file() else None,
-        },
-        **described,
-    }
-    (folder / LINEAGE).write_bytes(orjson.dumps(record, option=orjson.OPT_INDENT_2))

@@ -1,39 +1,15 @@
 """The proof of a GGUF file: llama.cpp makes of it what transformers makes of the folder. Nothing may be skipped."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from megatron_ko.convert.gates import Gate
 from megatron_ko.convert.gguf_reference import Reference
 from megatron_ko.convert.llama_cpp import LlamaModel
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One comparison.
-
-    Attributes:
-        file: which file, or "tokenizer".
-        name: what was compared.
-        got: what was found, in one line; what differs first where something does.
-        expected: what would have passed.
-        ok: whether it passed.
-        only_ties: whether all that differs is other pieces of the same probability.
-    """
-
-    file: str
-    name: str
-    got: str
-    expected: str
-    ok: bool
-    only_ties: bool = False
-
-    def describe(self) -> dict[str, object]:
-        """For lineage.json."""
-        return {"file": self.file, "name": self.name, "got": self.got, "expected": self.expected, "ok": self.ok}
 
 
 @dataclass(frozen=True)
@@ -84,17 +60,17 @@ def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[G
             predicted += len(following)
     top1, kl = same / positions, divergence / positions
     ratio = math.exp((losses[1] - losses[0]) / predicted)
-    gates = [
-        Gate(kind, "top token", f"{top1:.2%} of {positions:,}", f"at least {limits.top1:.0%}", top1 >= limits.top1),
-        Gate(kind, "KL divergence", f"{kl:.2e}", f"below {limits.kl:.0e}", kl < limits.kl),
-        Gate(
-            kind, "perplexity", f"ratio {ratio:.5f}", f"below {limits.perplexity:g}", ratio < limits.perplexity
-        ),
-    ]  # fmt: skip
-    if limits.difference is not None:
-        passed = difference < limits.difference
-        gates.insert(0, Gate(kind, "logits", f"differ by {difference:.2e}", f"below {limits.difference:.0e}", passed))
-    return gates
+    measured = {
+        "logits": (difference, limits.difference, "differ by {:.2e}, less than {:.0e} wanted"),
+        "top token": (1 - top1, 1 - limits.top1, "{:.2%} differ, at most {:.0%} wanted"),
+        "KL divergence": (kl, limits.kl, "{:.2e}, less than {:.0e} wanted"),
+        "perplexity": (ratio, limits.perplexity, "ratio {:.5f}, less than {:g} wanted"),
+    }
+    return [
+        Gate(f"{kind}: {name}", positions, found < limit or found == 0, words.format(found, limit))
+        for name, (found, limit, words) in measured.items()
+        if limit is not None
+    ]
 
 
 def compare_generation(kind: str, model: LlamaModel, reference: Reference) -> Gate:
@@ -107,10 +83,10 @@ def compare_generation(kind: str, model: LlamaModel, reference: Reference) -> Ga
             chosen = int(logits[: len(expected)].argmax())
             if chosen != token and float(expected[token] - expected[chosen]) >= limit:
                 found = f"token {step + 1} is {chosen}, transformers' is {token}"
-                return Gate(kind, "greedy generation", found, "the same tokens", False)
+                return Gate(f"{kind}: greedy generation", number + 1, False, found)
             logits = model.logits([token], len(greedy.prompt) + step)[-1]
             number += 1
-    return Gate(kind, "greedy generation", f"{number} tokens are the same", "the same tokens", number > 0)
+    return Gate(f"{kind}: greedy generation", number, True, "the same tokens")
 
 
 def compare_tensors(kind: str, path: Path, expected: dict[str, tuple[int, ...]], model: LlamaModel) -> Gate:
@@ -135,33 +111,14 @@ def compare_tensors(kind: str, path: Path, expected: dict[str, tuple[int, ...]],
     ]
     if model.parameters != count:
         wrong.append(f"llama.cpp counts {model.parameters:,} parameters")
-    found = wrong[0] if wrong else f"{len(present)} tensors, {count:,} parameters"
-    return Gate(kind, "tensors", found, f"{len(expected)} tensors, {count:,} parameters", not wrong)
+    found = wrong[0] if wrong else f"{count:,} parameters"
+    return Gate(f"{kind}: tensors", len(expected), not wrong, found)
 
 
-def compare_values(kind: str, differing: Iterable[str]) -> Gate:
-    """Every number in the file is the folder's, rounded to the type."""
+def compare_values(kind: str, tried: int, differing: Iterable[str]) -> Gate:
+    """Every constant and, in a file of a float type, every number is the folder's, rounded to the type."""
     found = list(differing)
-    shown = f"{len(found)} differ, first {found[0]}" if found else "every weight and constant is the same"
-    return Gate(kind, "values", shown, "those of the folder", not found)
-
-
-def failed(gates: Sequence[Gate]) -> list[Gate]:
-    """Those that did not pass."""
-    return [gate for gate in gates if not gate.ok]
-
-
-def table(gates: Sequence[Gate]) -> str:
-    """Gates as lines of aligned columns."""
-    rows = [("file", "gate", "found", "expected", ""), *((g.file, g.name, g.got, g.expected, _mark(g)) for g in gates)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
-    )
-
-
-def _mark(gate: Gate) -> str:
-    return "ok" if gate.ok else "FAILED"
+    return Gate(f"{kind}: values", tried, not found, f"{len(found)} differ, first {found[0]}" if found else "")
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.convert.gguf_gates import Gate
-from megatron_ko.convert.gguf_reference import load_tokenizer, rendered
+from megatron_ko.convert.gates import Gate
+from megatron_ko.convert.gguf_reference import rendered
 from megatron_ko.convert.gguf_vocabulary import BYTE, NORMAL, Vocabulary
 from megatron_ko.convert.llama_cpp import LlamaModel
-from megatron_ko.data.tokenizer import Tokenizer
-from megatron_ko.data.tokenizer import load_tokenizer as load_native
+from megatron_ko.convert.texts import load_oracle
+from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokenizer.check import SUITES
 from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.errors import TokenizerError
 
+_TIES = ", where llama.cpp takes the longest piece first and SentencePiece last: --accept-ties if that is good enough"
 _SPACE, _MARK = "\u2581", "\ufeff"
 _CODES = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 97)]
 TEXTS: tuple[str, ...] = (
@@ -47,11 +48,11 @@ def compare_tokenizers(
         samples: texts beside the suite.
         accept_ties: Unigram only: other pieces of exactly the same probability are no difference.
     """
-    oracle = load_tokenizer(folder)
+    oracle = load_oracle(folder)
     try:
-        native = load_native(folder)
+        native = load_tokenizer(folder)
     except TokenizerError as error:
-        return [Gate("tokenizer", "our tokenizer", str(error).splitlines()[0], "a folder that loads", False)]
+        return [Gate("our tokenizer", 1, False, str(error).splitlines()[0])]
     spelt = _spelt(native, folder, vocabulary)
     texts = [*TEXTS, *samples, *_readable(spelt.values())]
     plain = oracle(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -91,13 +92,10 @@ def _ids(name: str, found: Sequence[_Found], vocabulary: Vocabulary, accept_ties
             ties += 1
         else:
             wrong.append(one)
-    parts = [f"{len(found):,} texts"]
-    parts += [f"{len(wrong):,} differ, first {_shown(wrong[0])}"] if wrong else []
-    parts += [f"{ties:,} in other pieces of the same probability"] if ties else []
+    parts = [f"{len(wrong):,} differ, first {_shown(wrong[0])}"] if wrong else []
+    parts += [f"{ties:,} in other pieces of the same probability{'' if accept_ties else _TIES}"] if ties else []
     parts += [f"{skipped:,} left out, which llama.cpp cannot spell"] if skipped else []
-    ok = bool(found) and not wrong and (accept_ties or not ties)
-    expected = "the same ids in all three"
-    return Gate("tokenizer", name, "; ".join(parts), expected, ok, only_ties=bool(ties) and not wrong)
+    return Gate(name, len(found), not wrong and (accept_ties or not ties), "; ".join(parts))
 
 
 def _unspeakable(text: str, vocabulary: Vocabulary) -> bool:
@@ -144,11 +142,11 @@ def _readable(pieces: Iterable[bytes]) -> Iterator[str]:
 def _pieces(spelt: dict[int, bytes], model: LlamaModel) -> Gate:
     """Every id spells in llama.cpp what it spells in tokenizer.json."""
     wrong = [(number, piece) for number, piece in spelt.items() if model.piece(number) != piece]
-    got = f"{len(spelt):,} ids"
+    got = ""
     if wrong:
         number, piece = wrong[0]
-        got = f"{len(wrong):,} of {got} differ, first {number}: {model.piece(number)!r}, not {piece!r}"
-    return Gate("tokenizer", "spelling", got, "every id spells the same", bool(spelt) and not wrong)
+        got = f"{len(wrong):,} differ, first {number}: {model.piece(number)!r}, not {piece!r}"
+    return Gate("spelling of every id", len(spelt), not wrong, got)
 
 
 def _texts(found: Sequence[_Found], model: LlamaModel, special: Iterable[int]) -> Gate:
@@ -156,16 +154,15 @@ def _texts(found: Sequence[_Found], model: LlamaModel, special: Iterable[int]) -
     hidden = set(special)
     tried = [one for one in found if not hidden & set(one.native)]
     wrong = [one.text for one in tried if b"".join(map(model.piece, one.native)) != one.text.encode("utf-8")]
-    got = (
-        f"{len(wrong):,} of {len(tried):,} texts differ, first {wrong[0][:24]!r}" if wrong else f"{len(tried):,} texts"
+    return Gate(
+        "text of ids", len(tried), not wrong, f"{len(wrong):,} differ, first {wrong[0][:24]!r}" if wrong else ""
     )
-    return Gate("tokenizer", "text of ids", got, "the text that was encoded", bool(tried) and not wrong)
 
 
 def _begin(oracle: Any, model: LlamaModel) -> Gate:
     """What transformers puts before a text by default, llama.cpp does."""
     theirs, found = oracle("가")["input_ids"], model.tokenise("가", complete=True)
-    return Gate("tokenizer", "added by default", f"{found}", f"{theirs}", found == theirs)
+    return Gate("added by default", 1, found == theirs, f"{found}, in transformers {theirs}")
 
 
 def _chats(oracle: Any) -> list[str]:
@@ -176,10 +173,10 @@ def _chat(oracle: Any, model: LlamaModel) -> Gate:
     """The template in the file is the folder's."""
     theirs, found = oracle.chat_template or "", model.template or ""
     length = _common(theirs, found)
-    got = "the same" if theirs else "none"
+    got = "" if theirs else "none"
     if theirs != found:
         got = f"{found[length : length + 40]!r} at character {length}, not {theirs[length : length + 40]!r}"
-    return Gate("tokenizer", "chat template", got, "the folder's, letter by letter", theirs == found)
+    return Gate("chat template", 1, theirs == found, got)
 
 
 def _ends(vocabulary: Vocabulary, model: LlamaModel) -> Gate:
@@ -189,5 +186,4 @@ def _ends(vocabulary: Vocabulary, model: LlamaModel) -> Gate:
     kinds = enumerate(vocabulary.kinds)
     early = [vocabulary.tokens[number] for number, kind in kinds if kind == NORMAL and model.ends(number)]
     got = f"does not stop at {deaf}" if deaf else f"stops at {early[:3]} too" if early else f"stops at {names}"
-    ok = bool(vocabulary.stops) and not deaf and not early
-    return Gate("tokenizer", "end of an answer", got, f"a stop at {names or 'some token'}", ok)
+    return Gate("end of an answer", len(vocabulary.stops), not deaf and not early, got)

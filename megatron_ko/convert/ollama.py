@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_ko.convert.gguf_reference import CONVERSATIONS, load_tokenizer, rendered
+from megatron_ko.convert.gguf_reference import CONVERSATIONS, rendered
 from megatron_ko.convert.gguf_vocabulary import Vocabulary
+from megatron_ko.convert.texts import load_oracle
 from megatron_ko.errors import ConvertError
 
 # ChatML as Ollama's Go template; ``chatml`` is the same in Python.
@@ -71,7 +72,7 @@ def modelfile(file: str, folder: Path, vocabulary: Vocabulary, context: int) -> 
 
 
 def _checked_chatml(folder: Path) -> str:
-    for messages, text in zip(CONVERSATIONS, rendered(load_tokenizer(folder)), strict=True):
+    for messages, text in zip(CONVERSATIONS, rendered(load_oracle(folder)), strict=True):
         if text != chatml(messages):
             raise ConvertError(
                 "Ollama's template is known for ChatML only, and the folder's chat template writes something else",

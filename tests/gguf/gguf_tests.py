@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_ko.convert.gates import Gate
 from megatron_ko.convert.gguf_export import Exported
-from megatron_ko.convert.gguf_gates import Gate
 
 Folder = Callable[..., Path]
 
 
-def gate(exported: Exported, file: str, name: str) -> Gate:
+def gate(exported: Exported, name: str) -> Gate:
     """One gate of an export."""
-    (found,) = [one for one in exported.gates if (one.file, one.name) == (file, name)]
+    (found,) = [one for one in exported.proof.gates if one.name == name]
     return found

@@ -52,7 +52,7 @@ def taught(folder: Folder, tmp_path: Path) -> Path:
     teach(source)
     (source / "generation_config.json").write_text(generation)
     exported = export_gguf(source, tmp_path / "out", ["f32", "q8_0"])
-    assert gate(exported, "tokenizer", "end of an answer").got == "stops at <|im_end|>, </s>"
+    assert gate(exported, "end of an answer").found == "stops at <|im_end|>, </s>"
     return tmp_path / "out"
 
 

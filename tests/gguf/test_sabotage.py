@@ -17,6 +17,7 @@ from megatron_ko.convert import gguf, gguf_export
 from megatron_ko.convert.gguf_export import export_gguf
 from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_vocabulary
 from megatron_ko.errors import ConvertError
+from megatron_ko.models import lineage
 
 Patch = pytest.MonkeyPatch
 
@@ -69,7 +70,7 @@ def forget_a_tensor(name: str) -> Callable[[Patch], None]:
         (wrong_constant(norm_eps=1e-3), ("layer_norm_rms_epsilon", "config.json says 1e-05", "logits")),
         (wrong_constant(rope={"theta": 6e4}), ("rope.freq_base", "config.json says 50000.0", "logits")),
         (forget_a_tensor("blk.1.ffn_up.weight"), ("blk.1.ffn_up.weight",)),
-        (forget_a_tensor("output.weight"), ("tensors", "output.weight is missing", "logits")),
+        (forget_a_tensor("output.weight"), ("f32: tensors", "output.weight is missing", "logits")),
     ],
     ids=["gate-up", "permutation", "eps", "theta", "needed-tensor", "optional-tensor"],
 )
@@ -109,7 +110,7 @@ def spoil_a_piece(vocabulary: Vocabulary) -> Vocabulary:
         (lambda v: replace(v, pre="default"), ("ids of text", "llama.cpp [")),
         (lambda v: replace(v, template=v.template.replace("assistant", "bot")), ("chat template", "bot")),
         (lambda v: replace(v, template=None), ("chat template",)),
-        (spoil_a_piece, ("spelling", "2 of")),
+        (spoil_a_piece, ("spelling of every id", "2 differ")),
         (lambda v: replace(v, kinds=tuple(1 for _ in v.kinds)), ("special tokens",)),
         (lambda v: replace(v, stops=(*v.stops, 300)), ("end of an answer", "does not stop at")),
     ],
@@ -153,6 +154,25 @@ def test_weights_of_another_model_in_a_stale_folder_are_caught(folder: Folder, t
     for path in (tmp_path / "other").glob("model*"):
         shutil.copyfile(path, source / path.name)
     refused(source, tmp_path / "out", "missing: model.layers.2.")
+
+
+def test_weights_that_were_exchanged_are_caught(folder: Folder, tmp_path: Path) -> None:
+    """Shapes fit, the lineage does not."""
+    source = folder()
+    lineage.write(source, {"made_by": "convert hf-export", "weights": lineage.hash_of_folder(source)})
+    path = next(source.glob("*.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    refused(source, tmp_path / "out", "the folder is stale", "convert hf-export")
+
+
+def test_files_of_another_model_are_left_alone(folder: Folder, tmp_path: Path) -> None:
+    source = folder()
+    first = export_gguf(source, tmp_path / "out", ["f32"])
+    again = export_gguf(source, tmp_path / "out", ["f32"])
+    assert again.proof.already and again.files == first.files
+    refused(source, tmp_path / "out", "of other weights", kinds=("f32", "f16"))
+    shutil.rmtree(source)
+    refused(folder(num_layers=2), tmp_path / "out", "of other weights")
 
 
 def test_an_output_that_exists_is_left_alone(folder: Folder, tmp_path: Path) -> None:

@@ -87,12 +87,12 @@ def test_experts_survive_quantisation(
     assert [one.fallbacks for one in exported.files] == [{}, {}, {}]
 
 
-def figures(gates: list[dict[str, Any]], file: str) -> dict[str, float]:
-    found = {one["name"]: one["got"] for one in gates if one["file"] == file}
+def figures(gates: list[dict[str, Any]], file: str) -> dict[str, Any]:
+    found = {one["name"]: one["found"] for one in gates}
     return {
-        "kl": float(found["KL divergence"]),
-        "perplexity": float(found["perplexity"].removeprefix("ratio ")),
-        "top1": float(found["top token"].split("%")[0]),
+        "kl": float(found[f"{file}: KL divergence"].split(",")[0]),
+        "perplexity": float(found[f"{file}: perplexity"].split(",")[0].removeprefix("ratio ")),
+        "other top": found[f"{file}: top token"].split(" ")[0],
     }
 
 

@@ -14,7 +14,6 @@ from megatron_ko.cli.main import app
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert import llama_cpp
 from megatron_ko.convert.gguf import ARCHITECTURES, pair_rows, plan_tensors
-from megatron_ko.convert.gguf_gates import Gate, failed, table
 from megatron_ko.convert.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, read_vocabulary
 from megatron_ko.errors import ConvertError
 
@@ -105,12 +104,3 @@ def test_without_llama_cpp_there_is_a_remedy_and_no_file(tmp_path: Path, monkeyp
     assert isinstance(result.exception, ConvertError) and result.exception.exit_code == 2
     assert "llama-cpp-python" in str(result.exception) and "megatron_ko[gguf]" in str(result.exception)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_gate_says_what_it_found() -> None:
-    gates = [
-        Gate("f32", "logits", "differ by 1e-5", "below 1e-03", True),
-        Gate("f32", "KL", "0.1", "below 0.01", False),
-    ]
-    assert failed(gates) == gates[1:]
-    assert table(gates).splitlines()[2].split() == ["f32", "KL", "0.1", "below", "0.01", "FAILED"]
