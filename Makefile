@@ -26,7 +26,8 @@ test: check      ## every quick test on two cores, with coverage
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
 test-slow: install   ## chaos and scale tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow tests/train/test_learning.py
+	$(BIN)/python -m pytest -m slow --ignore tests/train/test_learning.py -n 2 --dist worksteal
 
 test-gpu: install    ## tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs
@@ -44,6 +45,9 @@ test-py312:      ## the parity tests on Python 3.12 with the newest supported me
 bench: install   ## the benchmarks that run on a CPU; their tables go to docs/performance.md
 	$(BIN)/python benchmarks/record.py train_step.py --threads 1
 	$(BIN)/python benchmarks/record.py train_step.py --threads 2
+	$(BIN)/python benchmarks/record.py attention.py
+	$(BIN)/python benchmarks/record.py moe.py
+	$(BIN)/python benchmarks/record.py cross_entropy.py
 	$(BIN)/python benchmarks/record.py dedup.py
 	$(BIN)/python benchmarks/record.py preprocess.py
 	$(BIN)/python benchmarks/record.py export.py
