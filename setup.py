@@ -44,7 +44,7 @@ EXTRAS = {
     "gguf": ["gguf>=0.19", "llama-cpp-python>=0.3.36"],  # convert gguf: the second compiles llama.cpp
     # datatrove and python-stdnum are oracles: outside implementations that the tests compare with
     "dev": [
-        *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "ruff", "mypy", "accelerate"),
+        *("pytest", "pytest-xdist", "pytest-cov", "pytest-timeout", "hypothesis", "ruff", "mypy", "accelerate"),
         *(*CLEAN, "kiwipiepy<0.22", "fasttext-predict", "datatrove", "python-stdnum"),
         *("datasketch", "rensa"),  # peers of benchmarks/dedup.py
     ],
