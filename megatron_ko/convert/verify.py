@@ -118,9 +118,17 @@ def _tokenizer(pair: Compared) -> Iterator[Gate]:
         yield Gate(f"tokenizer: {result.name}", result.tried, result.ok, result.example)
     if not (pair.folder / "tokenizer.json").is_file():
         return
+    yield _definition(pair.tokenizer, pair.folder)
     ours, theirs = load_oracle(pair.tokenizer), load_oracle(pair.folder)
     if ours.chat_template or theirs.chat_template:
         yield _template(ours, theirs)
+
+
+def _definition(one: Path, other: Path) -> Gate:
+    """Also what no text of the suite uses, such as a rare merge."""
+    ours, theirs = (json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) for folder in (one, other))
+    differing = sorted(part for part in {*ours, *theirs} if ours.get(part) != theirs.get(part))
+    return Gate("tokenizer.json", len(ours), not differing, f"differs in {', '.join(differing)}" if differing else "")
 
 
 def _template(ours: Any, theirs: Any) -> Gate:
