@@ -116,6 +116,8 @@ def kill_until_done(options: DedupOptions, output: Path, kills: int, longest: fl
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            if output.exists():  # it had finished, and was about to say so
+                return killed + 1
         else:
             assert process.returncode == 0
             return killed
