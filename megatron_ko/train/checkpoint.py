@@ -21,10 +21,12 @@ from megatron_ko.config import RunConfig
 from megatron_ko.errors import CheckpointError
 from megatron_ko.log import get_logger
 from megatron_ko.models import checkpoint_files as files
+from megatron_ko.models.architectures import DTYPES
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.collectives import broadcast_object
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.seed import rng_state, seed_everything, set_rng_state
+from megatron_ko.plan.params import count_parameters
 from megatron_ko.train.agreement import gathered, together
 from megatron_ko.train.lineage import Identity, layout_of
 from megatron_ko.train.resume import check_resumable
@@ -82,7 +84,9 @@ class Checkpointer:
         Raises:
             CheckpointError: the disk is too full, or the folder cannot be made.
         """
-        needed = sum(gathered(_bytes_of(self._sharded_state(is_loading=False))))
+        weight = torch.finfo(DTYPES[self._config.precision.dtype]).bits // 8
+        master_and_moments = 3 * 4
+        needed = count_parameters(self._config.model).total * (weight + master_and_moments)
         first = self._groups.rank == 0
         together("room for a checkpoint", lambda: self._check_room(needed) if first else None)
 

@@ -39,6 +39,7 @@ def first_loss(run: Run, *more: str) -> float:
     return loss
 
 
+@pytest.mark.slow
 def test_a_spread_run_exports_imports_and_trains_on(new_run: NewRun, tmp_path: Path) -> None:
     trained = new_run("trained", *SPREAD)
     assert trained.train().returncode == 0

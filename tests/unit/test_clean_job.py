@@ -249,6 +249,7 @@ def big_inputs(folder: Path, korean: Callable[..., list[str]], number: int) -> l
     return paths
 
 
+@pytest.mark.slow
 def test_three_kills(tmp_path: Path, korean: Callable[..., list[str]]) -> None:
     killed_runs_end_like_an_undisturbed_one(tmp_path, big_inputs(tmp_path, korean, 16_000), kills=3, seed=1)
 
