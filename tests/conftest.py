@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 
@@ -22,6 +21,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 def _no_world_stays() -> Iterator[None]:
     """A rank that inherits a process group waits for its threads forever: tests make theirs in a forked child."""
     yield
+    import torch.distributed as dist  # not above: torch reads OMP_NUM_THREADS when it is imported
+
     world = dist.is_initialized() or any("gloo" in name for name in _threads())
     assert not world, "this test left a process group behind: use run_ranks or tests/isolated.py"
 
