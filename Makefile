@@ -50,6 +50,7 @@ bench: install   ## the benchmarks that run on a CPU; their tables go to docs/pe
 	$(BIN)/python benchmarks/record.py cross_entropy.py
 	$(BIN)/python benchmarks/record.py dedup.py
 	$(BIN)/python benchmarks/record.py preprocess.py
+	$(BIN)/python benchmarks/record.py export.py
 
 bench-gpu: install   ## throughput of one GPU against transformers; its table goes to docs/performance.md
 	$(BIN)/python benchmarks/record.py gpu/throughput.py
