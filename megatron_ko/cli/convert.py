@@ -143,6 +143,5 @@ def _tell(output: Path, proof: "Proof", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"output": str(output), **proof.describe()}))
         return
-    done = "was made of the same weights before; nothing to do" if proof.already else "the same model"
-    typer.echo(f"{output}: {done}")
+    typer.echo(f"{output}: {proof.verdict}")
     typer.echo(table(proof.gates))

@@ -42,8 +42,7 @@ def _tell(output: Path, exported: "Exported", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"output": str(output), **exported.describe()}, ensure_ascii=False))
         return
-    done = "was made of the same weights before; nothing to do" if exported.proof.already else "the same model"
-    typer.echo(f"{output}: {done}")
+    typer.echo(f"{output}: {exported.proof.verdict}")
     for one in exported.files:
         fallbacks = ", ".join(f"{number} tensors {kind}" for kind, number in one.fallbacks.items())
         rest = f"; rows not divisible by 256: {fallbacks}" if fallbacks else ""

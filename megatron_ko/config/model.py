@@ -1,7 +1,7 @@
 """What the network is: its family and its dimensions."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -56,6 +56,11 @@ class ModelConfig(Section):
     def query_groups(self) -> int:
         """Key/value heads."""
         return self.num_query_groups or self.num_attention_heads
+
+    def explicit(self) -> dict[str, Any]:
+        """The section with what follows from other values written out, as files from elsewhere have it."""
+        derived = {"head_dim": self.kv_channels, "num_query_groups": self.query_groups}
+        return {**self.model_dump(mode="json"), **derived}
 
     @property
     def kv_channels(self) -> int:

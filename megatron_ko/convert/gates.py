@@ -57,6 +57,11 @@ class Proof:
     gates: tuple[Gate, ...] = ()
     already: bool = False
 
+    @property
+    def verdict(self) -> str:
+        """For people."""
+        return "was made of the same weights before; nothing to do" if self.already else "the same model"
+
     def describe(self) -> dict[str, Any]:
         """For machines."""
         logits = self.logits.describe() if self.logits else {}

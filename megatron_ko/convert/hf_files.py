@@ -35,9 +35,7 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     """
     bos = eos = None
     if source.tokenizer is not None:
-        for name in TOKENIZER_FILES:
-            if (source.tokenizer / name).is_file():
-                shutil.copyfile(source.tokenizer / name, folder / name)
+        copy_tokenizer(source.tokenizer, folder)
         bos, eos = begin_and_end(source.tokenizer)
     for path in family_of(source.model).code:
         shutil.copyfile(path, folder / path.name)
@@ -50,6 +48,13 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     if eos is not None and eos not in (ends if isinstance(ends, list) else [ends]):
         generation["eos_token_id"] = eos
     _write(carried, generation)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer from one folder into another, those that are there."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def begin_and_end(tokenizer: Path) -> tuple[int | None, int | None]:

@@ -1,7 +1,6 @@
 """A Hugging Face folder to a native model, tensor by tensor."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
-from megatron_ko.convert.hf_files import TOKENIZER_FILES
+from megatron_ko.convert.hf_files import copy_tokenizer
 from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
@@ -92,10 +91,8 @@ def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFold
 
 
 def _copy_tokenizer(source: Path, target: Path) -> Path | None:
-    present = [name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if "tokenizer.json" not in present:
+    if not (source / "tokenizer.json").is_file():
         return None
     target.mkdir()
-    for name in present:
-        shutil.copyfile(source / name, target / name)
+    copy_tokenizer(source, target)
     return target

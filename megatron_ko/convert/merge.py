@@ -93,11 +93,8 @@ def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader])
 
 
 def _explicit(source: Pretrained) -> dict[str, Any]:
-    """The network by its values, those that follow from others written out, without what only training uses."""
-    model = source.model
-    derived = {"head_dim": model.kv_channels, "num_query_groups": model.query_groups}
-    fields = {**model.model_dump(mode="json"), **derived}
-    return {name: value for name, value in fields.items() if name not in _TRAINING}
+    """The network by its values, without what only training uses."""
+    return {name: value for name, value in source.model.explicit().items() if name not in _TRAINING}
 
 
 def _tokenizer(source: Pretrained) -> dict[str, Any]:

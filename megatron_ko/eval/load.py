@@ -1,6 +1,5 @@
 """A trained model in one process: a native model, or the newest valid checkpoint of a run at whatever layout."""
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +65,7 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     groups = single_world()
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
-    with warnings.catch_warnings():
-        # megatron-core's reader calls what PyTorch has deprecated; nothing that a user could change.
-        warnings.simplefilter("ignore", FutureWarning)
-        load_weights(chunks, directory / "model")
+    load_weights(chunks, directory / "model")
     return Loaded(chunks[0].eval(), tokenizer, config, manifest.step, get_platform().device)
 
 

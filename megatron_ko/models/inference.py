@@ -1,6 +1,5 @@
 """A native model on one rank, without a recipe of training around it: for generation and for proofs."""
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -46,8 +45,5 @@ def load_for_inference(config: RunConfig, weights: Path) -> torch.nn.Module:
     groups = single_world()
     seed_everything(config.run.seed, groups)
     chunks = [chunk.to(get_platform().device) for chunk in build_structure(config, groups)]
-    with warnings.catch_warnings():
-        # megatron-core's reader calls what PyTorch has deprecated; nothing that a user could change.
-        warnings.simplefilter("ignore", FutureWarning)
-        load_weights(chunks, weights)
+    load_weights(chunks, weights)
     return chunks[0].eval()

@@ -1,5 +1,6 @@
 """Weights as distributed tensors: what a checkpoint writes, and what any layout can read."""
 
+import warnings
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,12 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
         CheckpointError: the folder is not a checkpoint, or one of another model.
     """
     try:
-        stored = FileSystemReader(path).read_metadata().state_dict_metadata
-        wanted = {name: _without_absent_states(part, stored) for name, part in sharded_weights(chunks).items()}
-        loaded = dist_checkpointing.load(wanted, str(path))
+        with warnings.catch_warnings():
+            # megatron-core's reader calls what PyTorch has deprecated; nothing that a user could change.
+            warnings.simplefilter("ignore", FutureWarning)
+            stored = FileSystemReader(path).read_metadata().state_dict_metadata
+            wanted = {name: _without_absent_states(part, stored) for name, part in sharded_weights(chunks).items()}
+            loaded = dist_checkpointing.load(wanted, str(path))
     except (CheckpointingException, CheckpointException, FileNotFoundError) as error:
         # PyTorch's collects what went wrong on each rank; one of them is enough to see it.
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error

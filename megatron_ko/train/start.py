@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from megatron_ko.config import ModelConfig, RunConfig
+from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import ConfigError
 from megatron_ko.log import get_logger
@@ -34,7 +33,7 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
 
 
 def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
-    theirs, ours = ({"model": _explicit(model)} for model in (found.model, config.model))
+    theirs, ours = ({"model": model.explicit()} for model in (found.model, config.model))
     changed = {path: values for path, values in differences(theirs, ours).items() if is_bound(path)}
     if found.model.rope.scaling is None and config.model.rope.scaling is not None:
         # A longer context begins with the weights of the shorter one.
@@ -48,12 +47,6 @@ def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
             expected="the model section that it was made with",
             remedy=" ".join(f"{path}={json.dumps(old)}" for path, (old, _) in changed.items()),
         )
-
-
-def _explicit(model: ModelConfig) -> dict[str, Any]:
-    """The section with what follows from other values written out, as files from elsewhere have it."""
-    derived = {"head_dim": model.kv_channels, "num_query_groups": model.query_groups}
-    return {**model.model_dump(mode="json"), **derived}
 
 
 def _check_tokenizer(found: Pretrained, tokenizer: Tokenizer, folder: Path) -> None:

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from gguf_tests import Folder, gate
+from gguf_tests import Folder, gate, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ko.convert.gguf_export import export_gguf
@@ -32,16 +31,7 @@ def teach(path: Path) -> None:
     ]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", return_token_type_ids=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        loss = network(**batch, labels=labels).loss
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.05
-    for shard in path.glob("model*"):
-        shard.unlink()
-    network.save_pretrained(path)
+    assert train(network, [{**batch, "labels": labels}] * 80, path) < 0.05
 
 
 @pytest.fixture

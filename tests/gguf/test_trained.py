@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from gguf_tests import Folder
+from gguf_tests import Folder, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ko.convert.gguf_export import export_gguf
@@ -63,17 +62,8 @@ def teach(path: Path, texts: list[str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     network = AutoModelForCausalLM.from_pretrained(path).train()
     stream = tokenizer("\n".join(texts), add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for step in range(60):
-        batch = stream[step * 512 : step * 512 + 512].reshape(8, 64)
-        optimizer.zero_grad()
-        loss = network(input_ids=batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-    assert loss < 4
-    for shard in path.glob("model*"):
-        shard.unlink()
-    network.save_pretrained(path)
+    batches = (part.reshape(8, 64) for part in stream[: 60 * 512].split(512))
+    assert train(network, ({"input_ids": batch, "labels": batch} for batch in batches), path) < 4
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

@@ -1,9 +1,7 @@
 """Training runs with a low-precision recipe: continued to the last bit, or refused before they begin."""
 
-import signal
-
 import pytest
-from train_runs import NewRun
+from train_runs import NewRun, assert_a_stop_changes_nothing
 
 EMULATED = ("precision.recipe=mxfp8", "precision.mxfp8.emulate=true")
 
@@ -20,11 +18,7 @@ def test_an_emulated_run_continues_bit_for_bit(new_run: NewRun) -> None:
         "eval.interval=5",
     )
     control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)
-    assert control.train().returncode == 0
-    assert stopped.train_until(4, signal.SIGUSR1).returncode == 75
-    assert stopped.train().returncode == 0
-    assert stopped.losses() == control.losses() and stopped.valid() == control.valid()
-    assert stopped.column("grad_norm") == control.column("grad_norm")
+    assert_a_stop_changes_nothing(control, stopped)
     # It is another training than without the recipe, and not far from it.
     plain = new_run("plain", "precision.dtype=bf16", *overrides[5:])
     assert plain.train().returncode == 0

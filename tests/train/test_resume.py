@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from train_runs import NewRun
+from train_runs import NewRun, assert_a_stop_changes_nothing
 
 from megatron_ko.models.checkpoint_files import Manifest, name_of, read_manifest
 from megatron_ko.train.lineage import versions
@@ -62,11 +62,7 @@ def test_sigterm_saves_within_a_step_and_the_next_start_continues(new_run: NewRu
 def test_every_layout_continues_bit_for_bit(new_run: NewRun, layout: tuple[str, ...]) -> None:
     overrides = (*layout, "model.hidden_dropout=0.1", "training.steps=14", "eval.interval=5")
     control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)
-    assert control.train().returncode == 0
-    assert stopped.train_until(4, signal.SIGUSR1).returncode == 75
-    assert stopped.train().returncode == 0
-    assert stopped.losses() == control.losses() and stopped.valid() == control.valid()
-    assert stopped.column("grad_norm") == control.column("grad_norm")
+    assert_a_stop_changes_nothing(control, stopped)
 
 
 def test_a_finished_run_is_left_alone(new_run: NewRun) -> None:
