@@ -1,5 +1,6 @@
 """Fixtures for all tests: a small Korean corpus, tokenizers trained on it, and the real corpora where they are."""
 
+import logging
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -31,6 +32,17 @@ def _threads() -> Iterator[str]:
     for path in Path("/proc/self/task").glob("*/comm"):
         with suppress(OSError):  # it has ended meanwhile
             yield path.read_text()
+
+
+@pytest.fixture(autouse=True)
+def _messages_as_before() -> Iterator[None]:
+    """A test that configures our logger leaves it as it was: it writes to a stream that has ended with the test, and
+    pytest catches the messages of a logger twice that starts to propagate while it listens there."""
+    logger = logging.getLogger("megatron_ko")
+    handlers, propagate, level = [*logger.handlers], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 _SYLLABLES = (

@@ -1,6 +1,5 @@
 """A step that is skipped leaves experts as they were: biases, loss scales, and what warns of starving ones."""
 
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,8 +116,7 @@ def test_numbers_of_a_step() -> None:
     assert (record_interval(100), record_interval(57_000)) == (1, 285)
 
 
-def test_a_starving_expert_is_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("megatron_ko"), "propagate", True)
+def test_a_starving_expert_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     watch = StarvationWatch(0.1)
 
     def see(steps: int, *routing: LayerRouting) -> list[str]:
