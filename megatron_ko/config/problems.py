@@ -104,6 +104,19 @@ def _advice(item: dict[str, Any], field: FieldInfo | None) -> str:
     return f"{advice}, or leave it out" + (f" for the default {json.dumps(field.default)}" if simple else "")
 
 
+def field_at(schema: type[BaseModel], path: str) -> FieldInfo:
+    """The field at a dotted path below ``schema``.
+
+    Raises:
+        KeyError: there is none.
+    """
+    *above, name = path.split(".")
+    field = _field(_locate(schema, above), name)
+    if field is None:
+        raise KeyError(path)
+    return field
+
+
 def _field(place: "_Location", name: str) -> FieldInfo | None:
     return next((s.model_fields[name] for s in place.sections if name in s.model_fields), None)
 

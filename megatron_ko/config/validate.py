@@ -8,6 +8,7 @@ from megatron_ko.config.checks.model import check_model
 from megatron_ko.config.checks.moe import check_expert_ranks, check_moe
 from megatron_ko.config.checks.overlap import check_overlap
 from megatron_ko.config.checks.precision import check_precision
+from megatron_ko.config.checks.unread import check_unread
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
 
@@ -15,6 +16,7 @@ from megatron_ko.config.run import RunConfig
 def check(config: RunConfig) -> list[Problem]:
     """Every problem that can be seen without knowing the number of ranks."""
     checks = (
+        check_unread,
         check_model,
         check_moe,
         check_attention,

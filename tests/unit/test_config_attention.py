@@ -60,7 +60,6 @@ def test_what_can_work_is_let_through(sections: dict[str, Any]) -> None:
     ("sections", "path", "words"),
     [
         ({"parallel": {"context": 5}}, "parallel.context", "one of [1, 2, 3, 4, 6, 8], or data.sequence_length=50"),
-        ({"parallel": {"context_exchange": "p2p"}}, "parallel.context_exchange", "unused"),
         (
             {"parallel": {"context": 2, "context_exchange": "a2a"}, "precision": {"backend": "portable"}},
             "parallel.context_exchange",

@@ -108,8 +108,6 @@ def test_a_model_file_alone_is_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["parallel.first_stage_layers=1"], "null without pipeline stages"),
-        (["parallel.loss_as_layer=true"], "false without pipeline stages"),
         (["parallel.pipeline=4", "parallel.virtual_pipeline=2"], "parallel.pipeline one of [2]"),
         (["parallel.pipeline=2", "parallel.first_stage_layers=4"], "parallel.pipeline=1"),
         (["parallel.pipeline=3", "parallel.first_stage_layers=1"], "parallel.pipeline one of [2, 4]"),

@@ -122,15 +122,12 @@ def test_fp8_needs_multiples_of_16(run_file: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "path", "told"),
     [
-        (("precision.fp8_format=hybrid",), "precision.fp8_format", "precision.recipe is none"),
         (("precision.recipe=nvfp4", "precision.fp8_format=e4m3"), "precision.fp8_format", "a recipe with 8 bits"),
-        (("precision.fp8_weights=true",), "precision.fp8_weights", "a recipe with 8 bits"),
         ((*EMULATED, "precision.fp8_weights=true"), "precision.fp8_weights", "not emulated"),
-        (("precision.mxfp8.emulate=true",), "precision.mxfp8.emulate", "read with recipe mxfp8"),
         (
             ("precision.recipe=mxfp8", "precision.mxfp8.scale_rounding=up"),
             "precision.mxfp8.scale_rounding",
-            "emulated mxfp8",
+            "precision.mxfp8.emulate=true",
         ),
         ((*EMULATED, "precision.backend=transformer_engine"), "precision.mxfp8.emulate", "precision.backend=auto"),
         (("precision.recipe=mxfp8", "precision.backend=portable"), "precision.recipe", "mxfp8.emulate=true"),

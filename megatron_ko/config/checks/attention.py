@@ -34,15 +34,7 @@ def _round_up(length: int, context: int) -> int:
 def _check_exchange(config: RunConfig) -> Iterator[Problem]:
     parallel, model = config.parallel, config.model
     exchange, path = parallel.context_exchange, "parallel.context_exchange"
-    if exchange == "all_gather":
-        return
-    if parallel.context == 1:
-        yield Problem(
-            path=path,
-            got=exchange,
-            expected="all_gather, the default: with parallel.context=1 it is unused",
-            remedy="remove it, or parallel.context above 1",
-        )
+    if exchange == "all_gather" or parallel.context == 1:
         return
     if config.precision.layer_backend == "portable":
         yield Problem(path=path, got=exchange, expected="all_gather with portable layers", remedy=f"{path}=all_gather")

@@ -63,17 +63,7 @@ def stage_layers(parallel: ParallelConfig, num_layers: int) -> list[int] | None:
 def _check_stages(parallel: ParallelConfig, num_layers: int) -> Iterator[Problem]:
     by_number = {"first_stage_layers": parallel.first_stage_layers, "last_stage_layers": parallel.last_stage_layers}
     by_weight = {"embedding_as_layer": parallel.embedding_as_layer, "loss_as_layer": parallel.loss_as_layer}
-    chunks = {"virtual_pipeline": parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None}
     if parallel.pipeline == 1:
-        for name, value in (chunks | by_number | by_weight).items():
-            if value:
-                default = "1" if name in chunks else "false" if name in by_weight else "null"
-                yield Problem(
-                    path=f"parallel.{name}",
-                    got=value,
-                    expected=f"{default} without pipeline stages",
-                    remedy="remove it, or parallel.pipeline above 1",
-                )
         return
     if any(by_number.values()) and any(by_weight.values()):
         yield Problem(
@@ -106,13 +96,6 @@ def _fitting_stages(parallel: ParallelConfig, num_layers: int) -> str:
 
 
 def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[Problem]:
-    if parallel.sequence_parallel and parallel.tensor == 1:
-        yield Problem(
-            path="parallel.sequence_parallel",
-            got=True,
-            expected="false when parallel.tensor is 1: it has no effect",
-            remedy="parallel.sequence_parallel=false",
-        )
     ranks = parallel.tensor * parallel.context
     if parallel.sequence_parallel and sequence_length % ranks:
         yield Problem(

@@ -7,13 +7,21 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_lengths(config: RunConfig) -> Iterator[Problem]:
-    """Sequences within the context of the network."""
+    """Sequences within the context of the network, and whole micro-batches."""
     if config.data.sequence_length > config.model.max_position_embeddings:
         yield Problem(
             path="data.sequence_length",
             got=config.data.sequence_length,
             expected=f"at most model.max_position_embeddings {config.model.max_position_embeddings}",
             remedy=f"data.sequence_length={config.model.max_position_embeddings}",
+        )
+    batch, micro_batch = config.training.global_batch_size, config.training.micro_batch_size
+    if batch % micro_batch:
+        yield Problem(
+            path="training.global_batch_size",
+            got=batch,
+            expected=f"a multiple of micro_batch_size {micro_batch}, on any number of ranks",
+            remedy=f"training.global_batch_size={-(-batch // micro_batch) * micro_batch}, or another micro_batch_size",
         )
 
 
@@ -26,13 +34,6 @@ def check_optim(config: RunConfig) -> Iterator[Problem]:
             got=optim.warmup_steps,
             expected=f"fewer than training.steps {steps}",
             remedy=f"optim.warmup_steps={steps // 10}, or more training.steps",
-        )
-    if optim.decay_steps is not None and optim.schedule != "wsd":
-        yield Problem(
-            path="optim.decay_steps",
-            got=optim.decay_steps,
-            expected=f"nothing: schedule {optim.schedule} does not read it",
-            remedy="optim.schedule=wsd, or remove it",
         )
     if optim.decay_steps is not None and optim.decay_steps + optim.warmup_steps > steps:
         yield Problem(

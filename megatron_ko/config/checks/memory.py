@@ -14,20 +14,6 @@ def check_memory(config: RunConfig) -> Iterator[Problem]:
 
 def _check_recompute(config: RunConfig) -> Iterator[Problem]:
     training, moe = config.training, config.model.moe
-    if training.recompute != "selective" and training.recompute_modules != ("core_attn",):
-        yield Problem(
-            path="training.recompute_modules",
-            got=training.recompute_modules,
-            expected=f"nothing: recompute {training.recompute} does not read it",
-            remedy="training.recompute=selective, or remove it",
-        )
-    if training.recompute != "full" and training.recompute_layers is not None:
-        yield Problem(
-            path="training.recompute_layers",
-            got=training.recompute_layers,
-            expected=f"nothing: recompute {training.recompute} does not read it",
-            remedy="training.recompute=full, or remove it",
-        )
     if training.recompute == "selective" and not training.recompute_modules:
         yield Problem(
             path="training.recompute_modules",

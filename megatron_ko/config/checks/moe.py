@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from megatron_ko.config.checks.divisors import divisors
 from megatron_ko.config.moe import MoeConfig
-from megatron_ko.config.parallel import ParallelConfig
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
 
@@ -13,7 +12,6 @@ def check_moe(config: RunConfig) -> Iterator[Problem]:
     """Experts and the ranks that share them; the router is checked with the network (``check_router``)."""
     moe, parallel = config.model.moe, config.parallel
     if moe is None:
-        yield from _check_dense(parallel)
         return
     if moe.num_experts % parallel.expert:
         yield Problem(
@@ -38,20 +36,7 @@ def check_moe(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _check_dense(parallel: ParallelConfig) -> Iterator[Problem]:
-    spread = {"expert": (parallel.expert, 1), "expert_tensor": (parallel.expert_tensor, None)}
-    for name, (value, default) in {**spread, "dispatcher": (parallel.dispatcher, "alltoall")}.items():
-        if value != default:
-            yield Problem(
-                path=f"parallel.{name}",
-                got=value,
-                expected="nothing: the model has no experts (model.moe)",
-                remedy="remove it, or choose a family with experts",
-            )
-
-
 def check_router(moe: MoeConfig) -> Iterator[Problem]:
-    """Options of the router against each other."""
     """Does the router choose among the experts in a way that it can learn?"""
     if moe.top_k > moe.num_experts:
         yield Problem(

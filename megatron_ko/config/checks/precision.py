@@ -18,7 +18,6 @@ _MULTIPLES = {
 
 def check_precision(config: RunConfig) -> Iterator[Problem]:
     """Number formats: do they fit the dimensions, the layers and each other?"""
-    yield from _check_unread(config)
     yield from _check_loss_scale(config.precision)
     if config.precision.recipe == "none":
         return
@@ -30,26 +29,6 @@ def check_precision(config: RunConfig) -> Iterator[Problem]:
     yield from _check_tokens(config)
 
 
-def _check_unread(config: RunConfig) -> Iterator[Problem]:
-    """Options that the recipe does not read. High layers are no such ones: without a recipe all layers are."""
-    precision = config.precision
-    recipe = precision.recipe
-    fp8 = recipe not in ("none", "nvfp4")
-    for name, is_set, is_read, readers in (
-        ("fp8_format", precision.fp8_format is not None, fp8, "a recipe with 8 bits"),
-        ("fp8_weights", precision.fp8_weights, fp8 and not precision.emulated, "a recipe with 8 bits, not emulated"),
-        ("mxfp8.emulate", precision.mxfp8.emulate, recipe == "mxfp8", "recipe mxfp8"),
-        ("mxfp8.scale_rounding", precision.mxfp8.scale_rounding == "up", precision.emulated, "emulated mxfp8"),
-    ):
-        if is_set and not is_read:
-            yield Problem(
-                path=f"precision.{name}",
-                got=_value(config, name),
-                expected=f"nothing: it is read with {readers}, and precision.recipe is {recipe}",
-                remedy="remove it, or set precision.recipe",
-            )
-
-
 def _check_loss_scale(precision: PrecisionConfig) -> Iterator[Problem]:
     if precision.dtype == "fp16" and precision.min_loss_scale > precision.initial_loss_scale:
         yield Problem(
@@ -58,13 +37,6 @@ def _check_loss_scale(precision: PrecisionConfig) -> Iterator[Problem]:
             expected=f"at most initial_loss_scale {precision.initial_loss_scale:g}",
             remedy=f"precision.min_loss_scale={precision.initial_loss_scale:g}",
         )
-
-
-def _value(config: RunConfig, name: str) -> object:
-    value: object = config.precision
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _check_backend(config: RunConfig) -> Iterator[Problem]:

@@ -1,0 +1,100 @@
+"""Options that are set and that nothing would read, in one table: who sets one expects it to do something."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from megatron_ko.config.problems import Problem, field_at
+from megatron_ko.config.run import RunConfig
+
+
+class Reader(NamedTuple):
+    """What reads some options, in words and as a condition."""
+
+    words: str
+    is_there: Callable[[RunConfig], bool]
+    options: tuple[str, ...]
+
+
+# Not here is what one switches off for a try, with the rest left as it was: validation (eval.samples=0), the balancing
+# loss (model.moe.aux_loss=none), the layers that stay out of a recipe.
+READERS = (
+    Reader("parallel.tensor above 1", lambda c: c.parallel.tensor > 1, ("parallel.sequence_parallel",)),
+    Reader("parallel.context above 1", lambda c: c.parallel.context > 1, ("parallel.context_exchange",)),
+    Reader(
+        "parallel.pipeline above 1",
+        lambda c: c.parallel.pipeline > 1,
+        (
+            "parallel.virtual_pipeline",
+            "parallel.first_stage_layers",
+            "parallel.last_stage_layers",
+            "parallel.embedding_as_layer",
+            "parallel.loss_as_layer",
+        ),
+    ),
+    Reader(
+        "a family with experts (model.moe)",
+        lambda c: c.model.moe is not None,
+        ("parallel.expert", "parallel.expert_tensor", "parallel.dispatcher"),
+    ),
+    Reader(
+        "model.moe.expert_bias=true",
+        lambda c: c.model.moe is None or c.model.moe.expert_bias,
+        ("model.moe.expert_bias_update_rate",),
+    ),
+    Reader(
+        "a recipe with 8 bits (precision.recipe)",
+        lambda c: c.precision.recipe not in ("none", "nvfp4"),
+        ("precision.fp8_format",),
+    ),
+    Reader(
+        "a recipe with 8 bits, not emulated (precision.recipe)",
+        lambda c: c.precision.recipe not in ("none", "nvfp4") and not c.precision.emulated,
+        ("precision.fp8_weights",),
+    ),
+    Reader("precision.recipe=mxfp8", lambda c: c.precision.recipe == "mxfp8", ("precision.mxfp8.emulate",)),
+    Reader("precision.mxfp8.emulate=true", lambda c: c.precision.emulated, ("precision.mxfp8.scale_rounding",)),
+    Reader(
+        "precision.dtype=fp16",
+        lambda c: c.precision.dtype == "fp16",
+        (
+            "precision.initial_loss_scale",
+            "precision.min_loss_scale",
+            "precision.loss_scale_window",
+            "precision.loss_scale_hysteresis",
+        ),
+    ),
+    Reader("optim.schedule=wsd", lambda c: c.optim.schedule == "wsd", ("optim.decay_steps",)),
+    Reader("optim.schedule other than constant", lambda c: c.optim.schedule != "constant", ("optim.min_lr_ratio",)),
+    Reader(
+        "training.recompute=selective", lambda c: c.training.recompute == "selective", ("training.recompute_modules",)
+    ),
+    Reader("training.recompute=full", lambda c: c.training.recompute == "full", ("training.recompute_layers",)),
+)
+
+
+def check_unread(config: RunConfig) -> Iterator[Problem]:
+    """Options that differ from their default although their reader is not there."""
+    for reader in READERS:
+        if reader.is_there(config):
+            continue
+        for option in reader.options:
+            value, default = _value(config, option), field_at(RunConfig, option).get_default(call_default_factory=True)
+            if value is not None and value != default:
+                yield Problem(
+                    path=option,
+                    got=value,
+                    expected=f"{_in_yaml(default)}, the default: it is read only with {reader.words}",
+                    remedy=f"remove it, or {reader.words}",
+                )
+
+
+def _value(config: RunConfig, option: str) -> object:
+    """The value at a dotted path; None below a section that is not there."""
+    value: object = config
+    for name in option.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _in_yaml(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
