@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from megatron_ko.config import load_model_config
-from megatron_ko.config.checks.layout import tensor_sizes
+from megatron_ko.config.checks.layout import check_tensor_size, tensor_sizes
+from megatron_ko.config.problems import raise_problems
 from megatron_ko.plan.flops import CONVENTION, flops_per_token
 from megatron_ko.plan.params import ParameterCount, count_parameters, padding_parameters
 
@@ -33,6 +34,7 @@ def params(
     Example: megatron-ko plan params configs/models/ko-1b.yaml --json
     """
     model = load_model_config(file)
+    raise_problems(list(check_tensor_size(model, tensor)), str(file))
     count = count_parameters(model)
     if as_json:
         numbers = {"total": count.total, "active": count.active, "groups": count.groups}

@@ -179,3 +179,8 @@ def test_the_table_tells_totals_and_padding() -> None:
 def test_missing_file_is_a_user_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["params", str(tmp_path / "nothing.yaml")])
     assert isinstance(result.exception, ConfigError)
+
+
+def test_ranks_that_cannot_share_the_network_are_refused() -> None:
+    result = CliRunner().invoke(app, ["params", str(CONFIGS / "models/ko-1b.yaml"), "--tensor", "3"])
+    assert isinstance(result.exception, ConfigError) and "one of [1, 2, 4, 8, 16]" in str(result.exception)

@@ -12,14 +12,7 @@ from megatron_ko.config.run import RunConfig
 def check_layout(config: RunConfig) -> Iterator[Problem]:
     """Sizes of the axes against the dimensions of the network."""
     parallel, model = config.parallel, config.model
-    if parallel.tensor not in tensor_sizes(model):
-        yield Problem(
-            path="parallel.tensor",
-            got=parallel.tensor,
-            expected=f"a size that divides {model.num_attention_heads} query heads and the feed-forward layer, and "
-            f"divides or is a multiple of {model.query_groups} key/value heads",
-            remedy=f"one of {tensor_sizes(model)}",
-        )
+    yield from check_tensor_size(model, parallel.tensor)
     if model.moe and model.ffn_hidden_size % parallel.expert_tensor_size:
         yield Problem(
             path="parallel.expert_tensor",
@@ -29,6 +22,18 @@ def check_layout(config: RunConfig) -> Iterator[Problem]:
         )
     yield from _check_stages(parallel, model.num_layers)
     yield from _check_switches(parallel, config.data.sequence_length)
+
+
+def check_tensor_size(model: ModelConfig, tensor: int) -> Iterator[Problem]:
+    """Can ``tensor`` ranks share the heads and the feed-forward layer?"""
+    if tensor not in tensor_sizes(model):
+        yield Problem(
+            path="parallel.tensor",
+            got=tensor,
+            expected=f"a size that divides {model.num_attention_heads} query heads and the feed-forward layer, and "
+            f"divides or is a multiple of {model.query_groups} key/value heads",
+            remedy=f"one of {tensor_sizes(model)}",
+        )
 
 
 def tensor_sizes(model: ModelConfig) -> list[int]:
