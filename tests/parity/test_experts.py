@@ -72,7 +72,7 @@ CASES: dict[int, dict[str, tuple[tuple[str, ...], dict[str, Any]]]] = {
     },
     8: {
         "pp2-tp2-ep2": (("keural",), PP2 | EP2 | TP2 | ETP1),
-        "pp2-etp2-ep2-allgather": (("qwen3_moe",), PP2 | EP2 | TP2 | GATHERED),
+        "pp2-etp2-ep2-allgather": (("qwen3_moe", "keural"), PP2 | EP2 | TP2 | GATHERED),
     },
 }
 NAMED = [
