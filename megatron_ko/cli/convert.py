@@ -103,8 +103,8 @@ def merge(
 
     folders, shares = list(words), list(weights or [])
     if shares:  # what follows the first share came as arguments
-        number = next((n for n, word in enumerate(folders) if _is_number(word)), len(folders))
-        folders, shares = folders[:number], [*shares, *map(float, folders[number:])]
+        shares += [float(word) for word in folders if _is_number(word)]
+        folders = [word for word in folders if not _is_number(word)]
     if len(folders) < 2:
         raise typer.BadParameter("name two models or more, and the folder to write", param_hint="DIR... OUTPUT")
     output = Path(folders[-1])

@@ -1,10 +1,11 @@
 """What a conversion has to prove, and the table of what was proven; a gate that did not run has failed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from megatron_ko.errors import ConvertError
+from megatron_ko.errors import ConvertError, KoError
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,9 @@ class Proof:
     @property
     def verdict(self) -> str:
         """For people."""
-        return "was made of the same weights before; nothing to do" if self.already else "the same model"
+        if self.already:
+            return "was made of the same weights before; nothing to do"
+        return "the same model" if self.logits else "written and proven"
 
     def describe(self) -> dict[str, Any]:
         """For machines."""
@@ -76,6 +79,26 @@ def table(gates: Iterable[Gate]) -> str:
         f"  {name:<{widths[0]}}  {tried:>{widths[1]}}  {verdict:<{widths[2]}}  {found}".rstrip()
         for name, tried, verdict, found in rows
     )
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Refuse the conversion when something that a gate needs cannot be loaded or run, for whatever reason.
+
+    Raises:
+        ConvertError: with what it said.
+    """
+    try:
+        yield
+    except (KoError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConvertError(
+            f"the conversion is not proven: {what} could not run",
+            got=f"{type(error).__name__}: {str(error)[:1000]}",
+            expected="every gate ok",
+            remedy="nothing was written; the configuration or the weights are not what they say",
+        ) from error
 
 
 def demand(gates: Iterable[Gate]) -> None:

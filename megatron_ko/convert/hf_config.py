@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from megatron_ko.config import ModelConfig, RopeConfig
+from megatron_ko.config import ModelConfig, RopeConfig, raise_problems
+from megatron_ko.config.checks.model import check_network
 from megatron_ko.config.load import build
 from megatron_ko.convert.families import FAMILIES, family_of
 from megatron_ko.errors import ConvertError
@@ -13,7 +14,6 @@ Fields = dict[str, Any]
 _NEUTRAL = frozenset(
     [
         "architectures",
-        "attention_dropout",
         "auto_map",
         "bos_token_id",
         "dtype",
@@ -60,6 +60,7 @@ _COMMON = frozenset(
         "head_dim",
         "max_position_embeddings",
         "rms_norm_eps",
+        "attention_dropout",
         "tie_word_embeddings",
         "hidden_act",
         "rope_theta",
@@ -99,7 +100,7 @@ def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | 
         "tie_word_embeddings": model.tie_embeddings,
         "rope_theta": model.rope.theta,
         **_rope_to_hf(model),
-        "attention_dropout": 0.0,
+        "attention_dropout": model.attention_dropout,
         "use_cache": True,
         "bos_token_id": bos,
         "eos_token_id": eos,
@@ -129,8 +130,21 @@ def from_hf_config(fields: Fields, where: str) -> ModelConfig:
                 got=f"{key}: {fields[key]!r}",
                 expected=f"{key}: {allowed[0]!r}",
             )
+    try:
+        tree = _model_of(fields, name, where)
+    except KeyError as error:
+        raise ConvertError(f"{where} lacks a field", got=f"no {error}", expected="the network in full") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ConvertError(f"{where} has a field of a wrong type", got=str(error)) from None
+    model = build(ModelConfig, tree, origin=where)
+    raise_problems(list(check_network(model)), where)
+    return model
+
+
+def _model_of(fields: Fields, name: str, where: str) -> Fields:
     heads = fields["num_attention_heads"]
-    model = {
+    rope = _rope_from_hf(fields, where)
+    return {
         "family": name,
         "num_layers": fields["num_hidden_layers"],
         "hidden_size": fields["hidden_size"],
@@ -139,14 +153,21 @@ def from_hf_config(fields: Fields, where: str) -> ModelConfig:
         "num_query_groups": fields.get("num_key_value_heads") or heads,
         "head_dim": fields.get("head_dim") or fields["hidden_size"] // heads,
         "vocab_size": fields["vocab_size"],
-        "max_position_embeddings": fields["max_position_embeddings"],
-        "rope": _rope_from_hf(fields, where),
+        "max_position_embeddings": _longest(fields["max_position_embeddings"], rope),
+        "rope": rope,
         "norm_eps": fields.get("rms_norm_eps", 1e-6),
         "tie_embeddings": fields.get("tie_word_embeddings", False),
+        "attention_dropout": fields.get("attention_dropout") or 0.0,
         "init_std": fields.get("initializer_range", 0.02),
-        **family.from_hf(fields),
+        **FAMILIES[name].from_hf(fields),
     }
-    return build(ModelConfig, model, origin=where)
+
+
+def _longest(context: int, rope: Fields) -> int:
+    """The stretched context: some folders name the original one, and with dynamic scaling transformers wants that."""
+    scaling = rope.get("scaling") or {}
+    original = scaling.get("original_max_position_embeddings") or 0
+    return round(original * scaling["factor"]) if 0 < context <= original else context
 
 
 def _refuse_unknown(fields: Fields, honoured: frozenset[str], where: str) -> None:
@@ -172,26 +193,33 @@ def _rope_to_hf(model: ModelConfig) -> Fields:
     given = scaling.model_dump(exclude_none=True)
     described: Fields = {"rope_type": given.pop("type"), **given}
     if scaling.type == "dynamic":  # theirs begins where the context of the model ends
-        return {"rope_scaling": described, "max_position_embeddings": scaling.original_max_position_embeddings}
+        return {"rope_scaling": described, "max_position_embeddings": described.pop("original_max_position_embeddings")}
     return {"rope_scaling": described}
 
 
 def _rope_from_hf(fields: Fields, where: str) -> Fields:
     """Theta and scaling, from transformers 4's two fields or transformers 5's one."""
-    described = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
+    old, new = dict(fields.get("rope_scaling") or {}), dict(fields.get("rope_parameters") or {})
+    if old and new and old != new:
+        raise ConvertError(
+            f"{where} describes rotary positions twice", got=f"rope_scaling {old}, rope_parameters {new}",
+            expected="one of the two", remedy="remove the one that is wrong",
+        )  # fmt: skip
+    described = {key: value for key, value in (new or old).items() if value is not None}
     theta = described.pop("rope_theta", None) or fields.get("rope_theta", 10000.0)
-    kind = described.pop("rope_type", None) or described.pop("type", None) or "default"
-    described.pop("type", None)
-    if kind == "default":
-        return {"theta": float(theta)}
-    if kind == "dynamic":
-        described.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
-    known = {"linear": "linear", "dynamic": "dynamic", "yarn": "yarn", "llama3": "llama3"}
-    if kind not in known:
+    old_name = described.pop("type", None)
+    kind = described.pop("rope_type", None) or old_name or "default"
+    if kind not in ("default", "linear", "dynamic", "yarn", "llama3") or (kind == "default" and described):
         raise ConvertError(
             f"{where} stretches rotary positions in a way that is not supported",
-            got=f"rope_type {kind!r}",
-            expected=f"one of default, {', '.join(known)}",
+            got=f"rope_type {kind!r}" + (f" with {described}" if described else ""),
+            expected="default without more, linear, dynamic, yarn or llama3",
         )
+    if kind == "default":
+        return {"theta": float(theta)}
+    if kind == "dynamic":  # transformers looks at no other field
+        described["original_max_position_embeddings"] = fields["max_position_embeddings"]
+    elif kind != "linear":
+        described.setdefault("original_max_position_embeddings", fields["max_position_embeddings"])
     rope = {"theta": float(theta), "scaling": {"type": kind, **described}}
     return build(RopeConfig, rope, origin=where).model_dump(mode="json")

@@ -1,6 +1,7 @@
 """A native model to a Hugging Face folder that transformers loads, tensor by tensor."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import VOCABULARY, Block, blocks, check_complete, native_shapes, other_shapes
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import bytes_of, write_shards
-from megatron_ko.convert.staging import made_before, staged_folder, write_lineage
+from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage
 from megatron_ko.convert.verify import Compared, prove
 from megatron_ko.errors import ConvertError
 from megatron_ko.models.pretrained import Pretrained
@@ -37,20 +38,25 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
         ConvertError: the checkpoint does not hold what its configuration says, the class in transformers cannot compute
             the network, or a gate failed.
     """
+    demand_tokenizer(source)
     model = source.model
     reader = NativeReader(source.weights)
-    target = type_of(dtype) if dtype else reader.dtype("decoder.final_layernorm.weight")
-    parents, options = [source.ancestor()], {"dtype": str(target).removeprefix("torch.")}
+    numbers: Counter[torch.dtype] = Counter()
+    for key, shape in reader.shapes.items():
+        numbers[reader.dtype(key)] += torch.Size(shape).numel()
+    main = type_of(dtype) if dtype else numbers.most_common(1)[0][0]
+    parents, options = [source.ancestor()], {"dtype": str(main).removeprefix("torch.")}
     if (before := made_before(output, MADE_BY, parents, options)) is not None:
         return before
     rules = around(FAMILIES[model.family].layers, model)
     check_complete(native_shapes(rules, model), _stored_shapes(reader, model), str(source.weights))
     shapes = other_shapes(rules, model)
     ordered = sorted(blocks(rules, model), key=_layer)
-    sizes = {name: bytes_of(shapes[name], target) for block in ordered for name in block.others}
+    types = {block.native: main if dtype else reader.dtype(block.native) for block in ordered}
+    sizes = {name: bytes_of(shapes[name], types[block.native]) for block in ordered for name in block.others}
     with staged_folder(output) as folder:
         write_config(folder, source, options["dtype"])
-        write_shards(folder, _tensors(ordered, reader, target), sizes, shard_bytes)
+        write_shards(folder, _tensors(ordered, reader, types), sizes, shard_bytes)
         proof = prove(Compared(model, source.weights, source.tokenizer, folder, written_here=True))
         record = write_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         (folder / "README.md").write_text(model_card(output.name, source, record), encoding="utf-8")
@@ -84,8 +90,10 @@ def _layer(block: Block) -> int:
     return -1 if block.native.startswith("embedding.") else 1 << 30
 
 
-def _tensors(ordered: list[Block], reader: NativeReader, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    ordered: list[Block], reader: NativeReader, types: Mapping[str, torch.dtype]
+) -> Iterator[tuple[str, Tensor]]:
     for block in ordered:
         parts = block.kind.split(reader.read(block.native, block.index))
         for name, part in zip(block.others, parts, strict=True):
-            yield name, part.to(dtype)
+            yield name, part.to(types[block.native])

@@ -8,9 +8,12 @@ from typing import Any
 from megatron_ko.convert.families import family_of
 from megatron_ko.convert.hf_config import to_hf_config
 from megatron_ko.convert.texts import load_oracle
+from megatron_ko.errors import ConvertError
 from megatron_ko.models.pretrained import Pretrained
 
 GENERATION = "generation_config.json"
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+MORE_TEMPLATES = "additional_chat_templates"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -40,14 +43,35 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     for path in family_of(source.model).code:
         shutil.copyfile(path, folder / path.name)
     _write(folder / "config.json", to_hf_config(source.model, dtype=dtype, bos=bos, eos=eos))
-    carried = folder / GENERATION
-    generation: dict[str, Any] = json.loads(carried.read_text(encoding="utf-8")) if carried.is_file() else {}
+    generation = read_generation(folder)
     ends = generation.get("eos_token_id")
     if bos is not None:
         generation.setdefault("bos_token_id", bos)
-    if eos is not None and eos not in (ends if isinstance(ends, list) else [ends]):
-        generation["eos_token_id"] = eos
-    _write(carried, generation)
+    if eos is not None and eos not in (known := ends if isinstance(ends, list) else [ends]):
+        more = [end for end in known if end is not None]  # none of the ends that it names is lost
+        generation["eos_token_id"] = [eos, *more] if more else eos
+    _write(folder / GENERATION, generation)
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """What generation_config.json says; nothing where there is none.
+
+    Raises:
+        ConvertError: it is damaged.
+    """
+    path = folder / GENERATION
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ConvertError(f"{GENERATION} is damaged", got=f"{path}: {error}", expected="a JSON object") from None
+
+
+def carry_generation(fields: dict[str, Any], target: Path) -> None:
+    """Keep beside a tokenizer what config.json alone says of where generation begins and ends."""
+    found = read_generation(target)
+    said = {name: fields[name] for name in SPECIAL if fields.get(name) is not None and found.get(name) is None}
+    if said:
+        _write(target / GENERATION, {**found, **said})
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -55,6 +79,8 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    if (source / MORE_TEMPLATES).is_dir():
+        shutil.copytree(source / MORE_TEMPLATES, target / MORE_TEMPLATES)
 
 
 def begin_and_end(tokenizer: Path) -> tuple[int | None, int | None]:

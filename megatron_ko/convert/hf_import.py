@@ -1,6 +1,7 @@
 """A Hugging Face folder to a native model, tensor by tensor."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,17 +12,20 @@ from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
-from megatron_ko.convert.hf_files import copy_tokenizer
+from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation
 from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
 from megatron_ko.convert.verify import Compared, prove
+from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.models import lineage
 from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS
 
 MADE_BY = "convert hf-import"
+ADAPTER, TOKENIZER_JSON = "adapter_config.json", "tokenizer.json"
+OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
 
 
 def import_hf(source: Path, output: Path) -> Proof:
@@ -34,6 +38,7 @@ def import_hf(source: Path, output: Path) -> Proof:
     Raises:
         ConvertError: tensors or configuration are not those of a supported family, or a gate failed.
     """
+    _check_source(source)
     fields = _read_config(source)
     model = from_hf_config(fields, str(source / "config.json"))
     rules = around(FAMILIES[model.family].layers, model)
@@ -47,7 +52,7 @@ def import_hf(source: Path, output: Path) -> Proof:
             (folder / WEIGHTS).mkdir()
             write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
             (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
-            tokenizer = _copy_tokenizer(source, folder / TOKENIZER)
+            tokenizer = _copy_tokenizer(source, folder / TOKENIZER, fields)
             proof = prove(Compared(model, folder / WEIGHTS, tokenizer, source, written_here=False))
             write_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
             write_manifest(folder)
@@ -57,8 +62,8 @@ def import_hf(source: Path, output: Path) -> Proof:
 def _read_config(source: Path) -> dict[str, object]:
     path = source / "config.json"
     try:
-        fields: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        fields: dict[str, object] = {**json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
         raise ConvertError(
             "config.json cannot be read", got=f"{path}: {error}", expected="a Hugging Face folder"
         ) from None
@@ -68,7 +73,7 @@ def _read_config(source: Path) -> dict[str, object]:
 def _without_tied_copy(tensors: SafetensorsFolder, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes to account for. Some folders keep the shared output layer a second time; it must then be the same."""
     shapes = tensors.shapes
-    if model.tie_embeddings and "lm_head.weight" in shapes:
+    if model.tie_embeddings and {"lm_head.weight", "model.embed_tokens.weight"} <= shapes.keys():
         if not torch.equal(tensors.read("lm_head.weight"), tensors.read("model.embed_tokens.weight")):
             raise ConvertError(
                 "config.json ties the output layer to the embedding, but the weights differ",
@@ -80,19 +85,48 @@ def _without_tied_copy(tensors: SafetensorsFolder, model: ModelConfig) -> dict[s
 
 
 def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFolder) -> list[Part]:
-    def read(name: str) -> Tensor:
-        return tensors.read(name)
+    """A tensor of ours has the widest type of those that it is made of."""
+    found = list(blocks(rules, model))
+    dtypes: dict[str, torch.dtype] = {}
+    for block in found:
+        for dtype in map(tensors.dtype, block.others):
+            dtypes[block.native] = torch.promote_types(dtypes.get(block.native, dtype), dtype)
 
-    dtype = read("model.norm.weight").dtype
+    def reading(dtype: torch.dtype) -> Callable[[str], Tensor]:
+        return lambda name: tensors.read(name).to(dtype)
+
     return [
-        Part(block.native, block.index, block.kind.shape, dtype, join_lazily(block, read))
-        for block in blocks(rules, model)
+        Part(block.native, block.index, block.kind.shape, dtype, join_lazily(block, reading(dtype)))
+        for block in found
+        if (dtype := dtypes[block.native])
     ]
 
 
-def _copy_tokenizer(source: Path, target: Path) -> Path | None:
-    if not (source / "tokenizer.json").is_file():
+def _copy_tokenizer(source: Path, target: Path, fields: dict[str, object]) -> Path | None:
+    if not (source / TOKENIZER_JSON).is_file():
         return None
     target.mkdir()
     copy_tokenizer(source, target)
+    carry_generation(fields, target)
     return target
+
+
+def _check_source(source: Path) -> None:
+    """Refuse what would be lost or taken for something else, before anything is written."""
+    if (source / ADAPTER).is_file():
+        raise ConvertError(
+            "the folder holds an adapter, which is no model of its own",
+            got=source / ADAPTER,
+            expected="a Hugging Face folder of a whole model",
+            remedy="merge it into its base with peft (merge_and_unload, save_pretrained), or move it away",
+        )
+    read_generation(source)
+    if (source / TOKENIZER_JSON).is_file():
+        load_tokenizer(source)
+    elif others := [name for name in OTHER_TOKENIZERS if (source / name).is_file()]:
+        raise ConvertError(
+            f"the tokenizer of the folder has no {TOKENIZER_JSON}",
+            got=f"{source} with {', '.join(others)}",
+            expected=TOKENIZER_JSON,
+            remedy="AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one; or move the tokenizer away",
+        )

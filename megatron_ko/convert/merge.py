@@ -18,7 +18,7 @@ from megatron_ko.convert.engines import native_engine, native_logits
 from megatron_ko.convert.gates import Gate, Proof, demand
 from megatron_ko.convert.mapping import VOCABULARY, Shape
 from megatron_ko.convert.native import NativeReader, Part, write_native
-from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage, write_manifest
 from megatron_ko.convert.texts import random_samples
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
@@ -27,7 +27,10 @@ from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretra
 MADE_BY = "convert merge"
 _LAYERS, _EXPERTS = "decoder.layers.", ".mlp.experts.experts."
 # Fields of the model section that decide what is trained, not what is computed.
-_TRAINING = ("init_std", "hidden_dropout", "attention_dropout", "vocab_multiple")
+_TRAINING = (
+    "init_std", "hidden_dropout", "attention_dropout", "vocab_multiple", "moe.aux_loss", "moe.aux_loss_coeff",
+    "moe.z_loss_coeff", "moe.expert_bias_update_rate", "moe.starved_load",
+)  # fmt: skip
 
 
 def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] | None = None) -> Proof:
@@ -44,6 +47,8 @@ def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] 
         ConvertError: the models differ in more than their weights, or the weights do not add up to 1.
     """
     shares = _shares(len(sources), weights)
+    for source in sources:
+        demand_tokenizer(source)
     first = sources[0]
     readers = [NativeReader(source.weights) for source in sources]
     _check_alike(sources, readers)
@@ -68,11 +73,11 @@ def _shares(number: int, weights: Sequence[float] | None) -> tuple[float, ...]:
     if number < 2:
         raise ConvertError("one model has nothing to be merged with", got=f"{number} folder", expected="two or more")
     shares = tuple(weights) if weights else (1 / number,) * number
-    if len(shares) != number or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != number or not all(share >= 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
         raise ConvertError(
             "the weights do not fit the models",
-            got=f"{len(shares)} weights that add up to {sum(shares):g}",
-            expected=f"{number} weights that add up to 1",
+            got=f"{', '.join(f'{share:g}' for share in shares)}, which add up to {sum(shares):g}",
+            expected=f"{number} weights of 0 or more that add up to 1",
         )
     return shares
 
@@ -94,7 +99,9 @@ def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader])
 
 def _explicit(source: Pretrained) -> dict[str, Any]:
     """The network by its values, without what only training uses."""
-    return {name: value for name, value in source.model.explicit().items() if name not in _TRAINING}
+    values = source.model.explicit()
+    moe = {f"moe.{name}": value for name, value in (values.pop("moe") or {}).items()}
+    return {name: value for name, value in {**values, **moe}.items() if name not in _TRAINING}
 
 
 def _tokenizer(source: Pretrained) -> dict[str, Any]:

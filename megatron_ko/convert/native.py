@@ -160,7 +160,15 @@ def write_native(directory: Path, parts: Iterable[Part], shapes: dict[str, tuple
     writer.reset()
     writer.set_up_storage_writer(True)
     (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(SavePlan(items))])
-    results = writer.write_data(plan, planner).wait()
+    try:
+        results = writer.write_data(plan, planner).wait()
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        # PyTorch's archive was cut off, and it does not say by what.
+        raise CheckpointError(
+            "weights cannot be written", got=f"{directory}: {error}", remedy="free space, or write elsewhere"
+        ) from None
     writer.finish(metadata, [results])
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")

@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_ko.errors import ConvertError
 
 INDEX = "model.safetensors.index.json"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 class SafetensorsFolder:
@@ -50,6 +51,19 @@ class SafetensorsFolder:
         """Shape of every tensor."""
         return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._files.items()}
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor.
+
+        Raises:
+            ConvertError: it is none that weights are trained in, as of a quantised model.
+        """
+        stored = self._files[name].get_slice(name).get_dtype()
+        if stored not in _DTYPES:
+            raise ConvertError(
+                "weights of a type that is not supported", got=f"{stored} in {name}", expected=[*_DTYPES]
+            )
+        return _DTYPES[stored]
+
     def read(self, name: str) -> Tensor:
         """One tensor."""
         tensor: Tensor = self._files[name].get_tensor(name)
@@ -57,15 +71,22 @@ class SafetensorsFolder:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / "model.safetensors"
+    if index.is_file() and single.is_file():
+        raise ConvertError(
+            "the folder holds two sets of weights", got=f"{single} and {index}", expected="one of them",
+            remedy="move away the one that is old",
+        )  # fmt: skip
     if index.is_file():
-        content = json.loads(index.read_text(encoding="utf-8"))
-        names = sorted(set(content["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConvertError("the index of the weights is damaged", got=f"{index}: {error!r}") from None
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise ConvertError("a weight file is missing", got=f"{folder / missing[0]}", expected=f"all of {names}")
         return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
+    if single.is_file():
+        return [single]
     pickled = [path.name for path in folder.glob("*.bin")]
     raise ConvertError(
         "there are no safetensors in the folder",
@@ -94,7 +115,12 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dic
             name, tensor = next(stream)
             assert name == expected, f"{name} comes where {expected} was announced"
             content[name] = tensor.contiguous()
-        save_file(content, path, metadata={"format": "pt"})
+        try:
+            save_file(content, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system, with its number only in the text
+            raise ConvertError(
+                "a weight file cannot be written", got=f"{path}: {error}", remedy="free space, or write elsewhere"
+            ) from None
         places.update(dict.fromkeys(names, path.name))
         paths.append(path)
     if len(groups) > 1:

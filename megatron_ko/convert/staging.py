@@ -1,5 +1,7 @@
 """A folder that gets its name only when everything in it was made and proven; and one that has it already."""
 
+import errno
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models import lineage
+from megatron_ko.models.pretrained import Pretrained
 from megatron_ko.plan.params import count_parameters
 
 
@@ -26,16 +29,45 @@ def staged_folder(final: Path) -> Iterator[Path]:
     Raises:
         ConvertError: ``final`` exists.
     """
-    if final.exists():
+    if os.path.lexists(final):  # a link to nowhere is in the way, too
         raise ConvertError("the output exists", got=final, remedy="choose another folder, or move it away")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
         yield temporary
-        temporary.rename(final)
+        _publish(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    try:
+        temporary.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        remedy = "another conversion was faster: choose another folder, or keep that one"
+        raise ConvertError("the output exists by now", got=final, remedy=remedy) from None
+    files.sync_directory(final.parent)
+
+
+def demand_tokenizer(source: Pretrained) -> None:
+    """Refuse a run whose tokenizer is gone or has become another one: nothing of it could be compared.
+
+    Raises:
+        ConvertError: with both fingerprints.
+    """
+    if not source.fingerprint:
+        return
+    found = load_tokenizer(source.tokenizer).fingerprint if source.tokenizer else "none: data.tokenizer is no folder"
+    if found != source.fingerprint:
+        raise ConvertError(
+            "the tokenizer of the run is not the one that it was trained with",
+            got=f"{source.tokenizer or source.origin}: {found}",
+            expected=source.fingerprint,
+            remedy="put the folder back where data.tokenizer of the run says",
+        )
 
 
 def write_manifest(folder: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig
+from megatron_ko.config.rope import DynamicScaling
 from megatron_ko.data.tokenizer import Tokenizer
 
 LENGTHS = (1, 7, 64, 257)
@@ -32,10 +33,11 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 
 
 def random_samples(model: ModelConfig) -> dict[str, list[Tensor]]:
-    """Random ids [b, s] of several lengths, one of them beyond the widest window, with the first and the last id."""
+    """Random ids [b, s] of several lengths, one of them beyond what changes with it, with the first and the last id."""
     draw = torch.Generator().manual_seed(0)
     longest = model.max_position_embeddings
-    wide = max((window for window in model.windows or () if window is not None and window < longest), default=0)
+    edges = [*(model.windows or ()), fixed_length(model)]  # of the windows, and of the context that is not stretched
+    wide = max((edge for edge in edges if edge is not None and edge < longest), default=0)
     lengths = {*LENGTHS, min(wide + 16, LONGEST)} if wide else set(LENGTHS)
     samples = []
     for length in sorted({min(length, longest) for length in lengths}):
@@ -43,6 +45,14 @@ def random_samples(model: ModelConfig) -> dict[str, list[Tensor]]:
         tokens[0, -1], tokens[-1, 0] = 0, model.vocab_size - 1
         samples.append(tokens)
     return {"random ids": samples}
+
+
+def fixed_length(model: ModelConfig) -> int:
+    """Tokens whose rotary positions do not depend on how many they are."""
+    scaling = model.rope.scaling
+    if isinstance(scaling, DynamicScaling):
+        return scaling.original_max_position_embeddings
+    return model.max_position_embeddings
 
 
 def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, list[Tensor]]:
@@ -71,7 +81,7 @@ def load_oracle(folder: Path) -> Any:
     """transformers' tokenizer of a folder."""
     from transformers import AutoTokenizer
 
-    oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     oracle.model_max_length = 1 << 40  # else it warns of every long text
     return oracle
 

@@ -14,7 +14,7 @@ from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
 from megatron_ko.config.checks.moe import check_router
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.native import NativeReader, Part, write_native
-from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage, write_manifest
 from megatron_ko.convert.verify import compare_native
 from megatron_ko.errors import ConvertError
 from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
@@ -43,6 +43,7 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         ConvertError: the model has experts already, or the weights of its experts would not add up to 1.
         CheckpointError: the model cannot be read.
     """
+    demand_tokenizer(source)
     model = upcycled(source.model, moe)
     parents, options = [source.ancestor()], {**moe.model_dump(mode="json"), "seed": seed}
     if (before := made_before(output, MADE_BY, parents, options)) is not None:

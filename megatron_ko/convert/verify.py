@@ -13,7 +13,7 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import native_engine, native_logits, peer_engine, peer_greedy, peer_logits
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
-from megatron_ko.convert.gates import Gate, LogitGate, Proof, demand
+from megatron_ko.convert.gates import Gate, LogitGate, Proof, demand, running
 from megatron_ko.convert.mapping import blocks
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
@@ -21,6 +21,7 @@ from megatron_ko.convert.texts import (
     CHATS,
     chat_samples,
     conversation_ids,
+    fixed_length,
     load_oracle,
     random_samples,
     text_samples,
@@ -63,10 +64,11 @@ def prove(pair: Compared) -> Proof:
     demand(gates)  # what does not hold the right tensors cannot be computed
     samples = random_samples(pair.model)
     if pair.tokenizer is not None:
-        gates += _tokenizer(pair)
+        with running("the tokenizer in transformers"):
+            gates += _tokenizer(pair)
+            samples |= text_samples(pair.model, load_tokenizer(pair.tokenizer))
+            samples |= chat_samples(pair.model, load_oracle(pair.tokenizer))
         demand(gates)
-        samples |= text_samples(pair.model, load_tokenizer(pair.tokenizer))
-        samples |= chat_samples(pair.model, load_oracle(pair.tokenizer))
     logits, computed = _computed(pair, samples)
     demand([*gates, *computed])
     return Proof(logits, (*gates, *computed))
@@ -76,7 +78,7 @@ def _tensors(pair: Compared) -> Iterator[Gate]:
     """Every tensor of the folder is the one that the table makes of ours, bit for bit, and all have their shapes."""
     rules = around(FAMILIES[pair.model.family].layers, pair.model)
     native = NativeReader(pair.weights)
-    tried, differing, numbers = 0, [], 0
+    tried, numbers, differing, damaged = 0, 0, [], []
     with SafetensorsFolder(pair.folder) as tensors:
         present = tensors.shapes
         if pair.model.tie_embeddings:  # some folders keep the shared output layer a second time
@@ -91,10 +93,18 @@ def _tensors(pair: Compared) -> Iterator[Gate]:
                 numbers += stored.numel()
                 if stored.shape != part.shape or not torch.equal(stored, part.to(stored.dtype)):
                     differing.append(name)
+                if not stored.isfinite().all():
+                    damaged.append(name)
     differing += [f"{name} is not expected" for name in present]
-    shown = ", ".join(differing[:5]) + (", ..." if len(differing) > 5 else "")
-    yield Gate("tensors", tried, not differing, f"{len(differing)} differ: {shown}" if differing else "bit for bit")
+    yield Gate(
+        "tensors", tried, not differing, f"{len(differing)} differ: {_few(differing)}" if differing else "bit for bit"
+    )
+    yield Gate("finite numbers", numbers, not damaged, _few(damaged))
     yield _same_number("parameters", numbers, count_parameters(pair.model).total)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _same_number(name: str, found: int, expected: int) -> Gate:
@@ -158,14 +168,16 @@ def _computed(pair: Compared, samples: Samples) -> tuple[LogitGate, list[Gate]]:
     """Keys, logits and greedy generation. Only one of the two models is in memory at a time."""
     chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
     prompts = [rows[-1][:1, : _prompt_length(pair.model)] for rows in chosen]
-    theirs = _theirs(pair, samples, prompts)
+    with running("transformers"):
+        theirs = _theirs(pair, samples, prompts)
     demand(theirs.gates)
-    native = native_engine(pair.model, pair.weights, theirs.dtype)
-    parts = {
-        name: _distance([native_logits(native, pair.model, tokens) for tokens in rows], theirs.logits.pop(name))
-        for name, rows in samples.items()
-    }
-    greedy = _greedy_gate(prompts, theirs.written, lambda tokens: native_logits(native, pair.model, tokens))
+    with running("the native model"):
+        native = native_engine(pair.model, pair.weights, theirs.dtype)
+        parts = {
+            name: _distance([native_logits(native, pair.model, tokens) for tokens in rows], theirs.logits.pop(name))
+            for name, rows in samples.items()
+        }
+        greedy = _greedy_gate(prompts, theirs.written, lambda tokens: native_logits(native, pair.model, tokens))
     gates = [_logit_gate(f"logits: {name}", part) for name, part in parts.items()]
     return _together(list(parts.values())), [*theirs.gates, *gates, greedy]
 
@@ -179,13 +191,13 @@ def _theirs(pair: Compared, samples: Samples, prompts: list[Tensor]) -> _Theirs:
     if wrong:
         return _Theirs(gates, peer.dtype, {}, [])
     logits = {name: [peer_logits(peer, tokens) for tokens in rows] for name, rows in samples.items()}
-    longest = pair.model.max_position_embeddings
+    longest = fixed_length(pair.model)  # transformers keeps keys as they were rotated, also when the base has changed
     written = [peer_greedy(peer, prompt, min(GREEDY, longest - prompt.shape[1])) for prompt in prompts]
     return _Theirs(gates, peer.dtype, logits, written)
 
 
 def _prompt_length(model: ModelConfig) -> int:
-    return max(1, min(16, model.max_position_embeddings // 2))
+    return max(1, min(16, fixed_length(model) // 2))
 
 
 def _greedy_gate(prompts: Sequence[Tensor], written: Sequence[Tensor], logits: Callable[[Tensor], Tensor]) -> Gate:

@@ -27,6 +27,7 @@ class Pretrained:
         step: training step, 0 for a model that was not trained here.
         tokens: tokens that it was trained on here.
         weights_hash: of the files of the weights.
+        fingerprint: of the tokenizer that a run was trained with.
     """
 
     model: ModelConfig
@@ -36,6 +37,7 @@ class Pretrained:
     step: int = 0
     tokens: int = 0
     weights_hash: str = ""
+    fingerprint: str = ""
 
     def ancestor(self) -> lineage.Record:
         """Itself as a parent of what is made of it."""
@@ -53,6 +55,8 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
         CheckpointError: there is neither, or it is damaged.
     """
     if (folder / MODEL_FILE).is_file():
+        if step is not None:
+            raise CheckpointError(f"there is no checkpoint of step {step}", got=f"{folder}, which is no run")
         return _native_folder(folder)
     if (folder / "checkpoints").is_dir():
         directory, manifest = files.newest_valid(folder / "checkpoints", step)
@@ -66,6 +70,7 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
             manifest.step,
             manifest.tokens,
             _hash(manifest.files, "model"),
+            manifest.tokenizer,
         )
     raise CheckpointError(
         "there is no native model in this folder",

@@ -2,8 +2,10 @@
 
 import json
 import re
+import resource
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from megatron_ko.convert import hf_export
 from megatron_ko.convert.hf_export import export_hf
+from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.verify import Compared, prove
-from megatron_ko.errors import ConvertError
+from megatron_ko.errors import CheckpointError, ConvertError
 from megatron_ko.models.pretrained import Pretrained, find_pretrained
 
 CHATML = (
@@ -53,7 +56,14 @@ def names_of(folder: Path) -> list[str]:
 
 
 def test_what_is_compared(plain: Path, chat: Path) -> None:
-    always = {"tensors", "parameters", "vocabulary rows", "keys in transformers", "parameters in transformers"}
+    always = {
+        "tensors",
+        "finite numbers",
+        "parameters",
+        "vocabulary rows",
+        "keys in transformers",
+        "parameters in transformers",
+    }
     assert set(names_of(plain / "hf")) == always | {"logits: random ids", "greedy generation"}
     texts = {f"logits: {kind}" for kind in ("random ids", "korean text", "english text", "chat template")}
     tokenizer = {"tokenizer: transformers gives the same ids", "tokenizer: transformers decodes the same text"}
@@ -208,3 +218,32 @@ def test_a_failed_gate_leaves_nothing_and_prints_its_table(
     assert not list(tmp_path.iterdir()) and caught.value.exit_code == 2
     lines = {line.split("  ")[1]: line for line in str(caught.value).splitlines() if line.count("  ") > 2}
     assert "ok" in lines["tensors"] and "DIFFERS" in lines["logits: random ids"]
+
+
+def test_a_run_needs_the_tokenizer_of_its_training(chat: Path, tmp_path: Path) -> None:
+    native = find_pretrained(chat / "native")
+    for run in (replace(native, fingerprint="another"), replace(native, fingerprint="gone", tokenizer=None)):
+        with pytest.raises(ConvertError, match="not the one that it was trained with"):
+            export_hf(run, tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
+def limited(function: Callable[..., Any], *args: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # stands for a disk that is full
+    function(*args)
+
+
+def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="a weight file cannot be written"):
+        isolated(limited, export_hf, find_pretrained(plain / "native"), tmp_path / "hf")
+    with pytest.raises(CheckpointError, match="weights cannot be written"):
+        isolated(limited, import_hf, plain / "hf", tmp_path / "native")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConvertError, match="the output exists"):
+        export_hf(find_pretrained(plain / "native"), tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_native_model_has_no_steps(plain: Path) -> None:
+    with pytest.raises(CheckpointError, match="no checkpoint of step 7"):
+        find_pretrained(plain / "native", 7)

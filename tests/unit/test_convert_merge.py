@@ -64,7 +64,11 @@ def test_only_models_that_are_alike(tmp_path: Path, tokenizer_folder: Callable[[
         other = native_model(tmp_path / str(number), {"vocab_size": 640, **fields}, tokenizer=tokenizer)
         with pytest.raises(ConvertError, match=f"(?s)different {named}"):
             merge([one, other], tmp_path / "soup")
-    for sources, weights in (([one], None), ([one, one], (0.5, 0.4)), ([one, one], (1.0,))):
+    nan = float("nan")
+    for sources, weights in (
+        ([one], None), ([one, one], (0.5, 0.4)), ([one, one], (1.0,)), ([one, one], (nan, 0.5)),
+        ([one, one], (1.5, -0.5)),
+    ):  # fmt: skip
         with pytest.raises(ConvertError):
             merge(sources, tmp_path / "soup", weights)
     assert not (tmp_path / "soup").exists()
@@ -80,4 +84,5 @@ def test_the_verb(tmp_path: Path) -> None:
     folders = [str(tmp_path / "0"), str(tmp_path / "1"), str(tmp_path / "soup")]
     assert isolated(invoke, ["merge", *folders, "--weights", "0.25", "0.75"]) == 0
     assert (read(tmp_path / "soup") or {})["options"] == {"weights": [0.25, 0.75]}
+    assert invoke(["merge", "--weights", "0.25", "0.75", *folders]) == 0  # the same, said first
     assert invoke(["merge", folders[0]]) == 2

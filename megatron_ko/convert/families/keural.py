@@ -42,6 +42,10 @@ def _to_hf(model: ModelConfig) -> Fields:
 def _from_hf(fields: Fields) -> Fields:
     layers, width = fields["num_hidden_layers"], fields["sliding_window"]
     kinds = fields.get("layer_types") or [(_SLIDING, _FULL)[number % 2] for number in range(layers)]
+    if unknown := {*kinds} - {_FULL, _SLIDING}:
+        raise ConvertError(
+            "layers of an unknown kind", got=f"layer_types {sorted(unknown)}", expected=f"{_FULL}, {_SLIDING}"
+        )
     return {
         **experts_from_hf(fields),
         "windows": [None if kind == _FULL else width - 1 for kind in kinds],

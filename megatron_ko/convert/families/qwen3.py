@@ -5,7 +5,8 @@ from megatron_ko.convert.families.base import Family, Fields
 from megatron_ko.convert.families.common import DENSE, experts, plain_experts
 from megatron_ko.errors import ConvertError
 
-_FULL_ATTENTION = {"attention_bias": (False,), "use_sliding_window": (False, None), "sliding_window": (None,)}
+# A width of windows that are not used is no window.
+_FULL_ATTENTION = {"attention_bias": (False,), "use_sliding_window": (False, None)}
 
 
 def _attention_to_hf(model: ModelConfig) -> Fields:
@@ -48,6 +49,7 @@ QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     layers=DENSE,
     to_hf=_attention_to_hf,
+    honoured=frozenset(("sliding_window",)),
     required=_FULL_ATTENTION,
 )
 QWEN3_MOE = Family(
@@ -58,6 +60,7 @@ QWEN3_MOE = Family(
     from_hf=_experts_from_hf,
     honoured=frozenset(
         (
+            "sliding_window",
             "num_experts",
             "num_local_experts",
             "num_experts_per_tok",

@@ -194,7 +194,7 @@ def _transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> l
     try:
         from transformers import AutoTokenizer
 
-        oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever stops transformers from loading it stops its users too
         return [CheckResult(name, 1, 1, f"not run: {type(error).__name__}: {error}"[:300])]
     oracle.model_max_length = 1 << 40  # else it warns of every long text
