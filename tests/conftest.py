@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 
@@ -16,6 +17,12 @@ ROOT = Path(__file__).parents[1]
 # Tests compute in this process and also fork ranks from it. A fork does not take a pool of OpenMP threads along, and
 # a rank that then computes with several threads waits for them forever: so no pool is ever started here.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+# Examples of properties are the same in every run, and may take long on a busy machine; new ones are drawn with
+# pytest --hypothesis-profile=default.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

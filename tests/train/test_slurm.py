@@ -55,7 +55,7 @@ def submit(run: Run, cluster: dict[str, str]) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_a_job_that_runs_out_of_time_is_queued_again_and_continues(new_run: NewRun, cluster: dict[str, str]) -> None:
-    settings = ("parallel.pipeline=2", "training.steps=12", "checkpoint.interval=100", "eval.interval=0")
+    settings = ("parallel.pipeline=2", "training.steps=30", "checkpoint.interval=100", "eval.interval=0")
     control, run = new_run("control", *settings), new_run("run", *settings)
     assert control.train().returncode == 0
     job = submit(run, cluster)
@@ -63,7 +63,7 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_continues(new_run: NewR
     while job.poll() is None and run.last_step() < 4 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(int(Path(cluster["SRUN_PID"]).read_text()), signal.SIGUSR1)
-    assert job.wait(TIMEOUT) == 75 and run.last_step() < 12
+    assert job.wait(TIMEOUT) == 75 and run.last_step() < 30
     assert Path(cluster["REQUEUED"]).read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
     assert submit(run, cluster).wait(TIMEOUT) == 0
     assert run.losses() == control.losses()

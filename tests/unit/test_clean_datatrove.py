@@ -259,14 +259,14 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pieces=st.lists(PIECES, max_size=300))
 def test_filters_agree_on_any_text(name: str, pieces: list[str]) -> None:
     compare(name, iter(["".join(pieces)]))
 
 
 @pytest.mark.parametrize("name", ["gopher_repetition", "gopher_repetition_kor_Hang"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(words=st.lists(st.sampled_from(["가", "나", "가나", "나가", "다", "라라", "마"]), min_size=48, max_size=400))
 def test_repetition_agrees_where_words_join_to_the_same_text(name: str, words: list[str]) -> None:
     """n-grams are compared as joined text: 가+나가 is 가나+가. The quick bounds must see it that way too."""

@@ -73,7 +73,7 @@ def test_the_undamaged_file_is_read_whole(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES, cut=st.booleans(), keep=st.booleans())
 def test_damage_is_a_data_error_or_bad_records(
     tmp_path: Path, kind: str, changes: list[tuple[float, int, bytes]], cut: bool, keep: bool
@@ -99,7 +99,7 @@ def test_damage_is_a_data_error_or_bad_records(
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(FIELD, FIELD), max_size=20))
 def test_any_csv_comes_back(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
     sink = io.StringIO()
@@ -111,7 +111,7 @@ def test_any_csv_comes_back(tmp_path: Path, rows: list[tuple[str, str]]) -> None
     assert len(records) == len(rows)
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(st.binary(max_size=30), max_size=20))
 def test_no_tsv_line_is_lost(tmp_path: Path, lines: list[bytes]) -> None:
     content = b"text\tother\n" + b"\n".join(lines)

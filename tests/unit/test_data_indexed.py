@@ -36,7 +36,7 @@ def write_with_oracle(prefix: Path, documents: list[np.ndarray], dtype: np.dtype
 DOCUMENTS = st.lists(arrays(np.int64, st.integers(0, 40), elements=st.integers(0, 65_499)), min_size=1, max_size=12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(documents=DOCUMENTS, wide=st.booleans(), batch=st.integers(1, 5))
 def test_both_ways_byte_for_byte(
     tmp_path_factory: pytest.TempPathFactory, documents: list[np.ndarray], wide: bool, batch: int

@@ -90,7 +90,7 @@ def test_without_eod_and_with_another_tokenizer(options: PreprocessOptions, toke
     assert bare.tokenizer_kind == "byte-bpe"
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=20))
 def test_tokens_are_conserved(
     tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Folder, texts: list[str]

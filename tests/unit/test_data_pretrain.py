@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
@@ -181,7 +181,6 @@ def steps(consumed: int, number: int, micro: int, size: int, per_step: int) -> l
     return [[sample for key in sorted(parts) for sample in parts[key]] for parts in gathered]
 
 
-@settings(deadline=None)
 @given(
     micro=st.integers(1, 3),
     size=st.sampled_from([1, 2, 4]),

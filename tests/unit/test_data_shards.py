@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
@@ -167,7 +167,6 @@ class FakeView(PartView):
         return self._lengths
 
 
-@settings(deadline=None)
 @given(
     parts=st.lists(st.lists(st.integers(0, 30), max_size=8), min_size=1, max_size=8).filter(lambda p: sum(map(len, p))),
     shards=st.integers(1, 60),

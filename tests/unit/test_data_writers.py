@@ -57,7 +57,7 @@ def test_parts_join_in_order(tmp_path: Path, suffix: str) -> None:
         merge_documents(parts, tmp_path / f"all{suffix}")
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), max_size=9))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("any")

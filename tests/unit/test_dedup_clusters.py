@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
@@ -30,7 +30,6 @@ def components(pairs: list[tuple[int, int]], size: int) -> list[int]:
 
 
 @given(PAIRS, st.integers(1, 5), st.randoms())
-@settings(deadline=None)
 def test_clusters_are_the_connected_components(pairs: list[tuple[int, int]], batches: int, draw: object) -> None:
     """Whatever the order of the pairs and however they are cut into batches."""
     expected = components(pairs, 31)

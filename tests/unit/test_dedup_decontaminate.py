@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from test_dedup_run import everything, kept_of, lines_of, write
 
@@ -34,7 +34,6 @@ def plain_matches(text: str, item: str, grams: Grams) -> bool:
 
 
 @given(st.lists(WORDS, max_size=6), st.lists(WORDS, min_size=1, max_size=6), st.sampled_from(["eojeol", "char"]))
-@settings(deadline=None)
 def test_matches_are_those_of_plain_python(texts: list[str], items: list[str], unit: str) -> None:
     grams = Grams(unit, 5, 3)  # type: ignore[arg-type]
     listed = [("eval", place, "text", text) for place, text in enumerate([*items, "충분히 긴 문항 하나 더 있다"])]

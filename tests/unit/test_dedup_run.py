@@ -121,7 +121,6 @@ def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path, korean
 
 
 @given(st.integers(2, 14), st.data())
-@settings(deadline=None)
 def test_what_goes_is_similar_to_what_stays_for_it(size: int, data: st.DataObject) -> None:
     """Of a random graph: with all pairs known it is the greedy choice by rank; with some, only fewer documents go."""
     pairs = list(itertools.combinations(range(size), 2))
@@ -202,7 +201,7 @@ TEXTS = st.lists(
 
 
 @given(TEXTS, st.sampled_from(["first", "longest", "priority"]), st.booleans(), st.data())
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_documents_and_bytes_are_conserved(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], keep: str, near: bool, data: st.DataObject
 ) -> None:

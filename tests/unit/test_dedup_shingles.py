@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megatron_ko.data.dedup.lsh import Bands, bands_for, check_bands
@@ -35,7 +35,6 @@ def plain_jaccard(left: str, right: str, shingles: Shingles) -> float:
 
 @given(TEXTS, st.sampled_from(["char:5", "char:1", "word:1", "word:3"]))
 @example(["가 나", "", " ", "나 가", "가 나"], "word:2")
-@settings(deadline=None)
 def test_hashes_are_equal_exactly_where_windows_are(texts: list[str], kind: str) -> None:
     shingles = parse_shingles(kind)
     hashes = shingle_hashes(texts, shingles)
@@ -60,7 +59,6 @@ def test_long_texts_are_hashed_like_short_ones() -> None:
 
 
 @given(st.lists(st.text("가나 \n\t\u3000x", max_size=20), max_size=6))
-@settings(deadline=None)
 def test_words_know_where_they_stand(texts: list[str]) -> None:
     words = word_hashes(texts)
     for row, text in enumerate(texts):
@@ -87,7 +85,6 @@ def test_hashes_are_the_same_forever() -> None:
 
 
 @given(TEXTS)
-@settings(deadline=None)
 def test_signatures_do_not_depend_on_the_batch(texts: list[str]) -> None:
     together = signatures(shingle_hashes(texts, Shingles()), 40)
     for text, row in zip(texts, together, strict=True):
@@ -118,7 +115,6 @@ def test_signatures_agree_as_often_as_the_documents_are_alike(length: int) -> No
 
 
 @given(TEXTS, TEXTS)
-@settings(deadline=None)
 def test_similarity_of_short_documents_is_exact(left: list[str], right: list[str]) -> None:
     number = min(len(left), len(right))
     left, right = left[:number], right[:number]

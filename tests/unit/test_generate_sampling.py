@@ -19,7 +19,7 @@ def peer(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return scores.softmax(dim=-1)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     temperature=st.floats(0.1, 3),

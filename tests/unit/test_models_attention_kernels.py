@@ -78,7 +78,7 @@ def test_tiles_give_what_a_dense_mask_gives(case: str, groups: int) -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     length=st.integers(1, 40).map(lambda number: 12 * number),
     window=st.none() | st.integers(0, 60),

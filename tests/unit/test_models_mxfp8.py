@@ -114,14 +114,14 @@ def test_adversarial_blocks(case: str, name: str, rounding: str) -> None:
 
 @BOTH
 @ROUNDINGS
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.lists(st.floats(width=32), min_size=1, max_size=BLOCK))
 def test_any_block(name: str, rounding: str, values: list[float]) -> None:
     assert_like_reference(values, name, rounding)
 
 
 @BOTH
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=st.lists(st.integers(-(2**23), 2**23), min_size=BLOCK, max_size=BLOCK), exponent=st.integers(-140, 100))
 def test_blocks_of_one_magnitude(name: str, values: list[int], exponent: int) -> None:
     assert_like_reference([math.ldexp(v, exponent - 23) for v in values], name, "down")

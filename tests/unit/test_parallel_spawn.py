@@ -68,7 +68,7 @@ def test_a_failing_rank_stops_the_others_and_is_the_one_that_is_told(
 ) -> None:
     started = time.monotonic()
     assert spawn.run_ranks(fail, 3, (kind, culprit), threads=1) == code
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     told = capfd.readouterr().err
     assert told.count(message) == 1
     assert told.count("Traceback") == (kind == "crash")
@@ -93,7 +93,7 @@ def stubborn() -> None:
 def test_a_rank_that_does_not_stop_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
     assert spawn.run_ranks(stubborn, 2, (), threads=1, grace_s=0.5) == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert "RuntimeError: gone" in capfd.readouterr().err
 
 
@@ -157,7 +157,7 @@ def is_running(pid: int) -> bool:
 def test_signals_are_passed_on_to_every_rank(number: signal.Signals, tmp_path: Path) -> None:
     parent, _ = start_parent(tmp_path)
     parent.send_signal(number)
-    assert parent.wait(timeout=10) == 75
+    assert parent.wait(timeout=60) == 75
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)] == [number.name] * 2
 
 

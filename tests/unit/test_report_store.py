@@ -116,7 +116,7 @@ def test_a_checkpoint_without_manifest_is_listed_as_such(tmp_path: Path) -> None
 VALUES = st.floats(-1e6, 1e6) | st.just(math.nan)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(y=arrays(np.float64, st.integers(0, 400), elements=VALUES), buckets=st.integers(1, 20))
 def test_reduction_keeps_ends_and_extremes(y: np.ndarray, buckets: int) -> None:
     x = np.arange(len(y), dtype=np.float64) ** 1.1
