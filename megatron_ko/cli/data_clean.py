@@ -2,27 +2,27 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megatron_ko.cli.data_preprocess import CORES, AsJson, Inputs, MoreInputs, TextUnit, Workers
+from megatron_ko.cli.data_options import (
+    CORES,
+    AsJson,
+    Inputs,
+    MoreInputs,
+    OutputFormat,
+    Restart,
+    TextUnit,
+    Unit,
+    Workers,
+)
+from megatron_ko.cli.data_progress import bar_over_bytes, kept
 
 if TYPE_CHECKING:
     from megatron_ko.data.clean.job import CleanOptions
-
-
-class OutputFormat(StrEnum):
-    """Kinds of shards."""
-
-    jsonl = "jsonl"
-    jsonl_gz = "jsonl.gz"
-    jsonl_zst = "jsonl.zst"
-    parquet = "parquet"
 
 
 def clean(
@@ -32,7 +32,7 @@ def clean(
     more: MoreInputs = None,
     workers: Workers = CORES,
     json_key: Annotated[str, typer.Option(metavar="KEY", help="Field of the text.")] = "text",
-    text_unit: Annotated[TextUnit, typer.Option(help="A document of a .txt file.")] = TextUnit.line,
+    text_unit: Unit = TextUnit.line,
     format: Annotated[OutputFormat, typer.Option(help="Of the shards.")] = OutputFormat.jsonl_zst,
     shard_size: Annotated[int, typer.Option(metavar="MIB", min=1, help="A shard is closed at this size.")] = 512,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
@@ -40,7 +40,7 @@ def clean(
     sample: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only measure N documents, to find limits; drop nothing.")
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
+    restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
     """Repair, cut, judge and mask text. No byte depends on the number of workers, ranks or interruptions.
@@ -84,7 +84,7 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
     from megatron_ko.data.clean.job import parts_folder
 
     start = time.monotonic()
-    with _kept(parts_folder(options.output)), _progress_bar(options.inputs) as progress:
+    with kept(parts_folder(options.output)), bar_over_bytes("cleaning", options.inputs) as progress:
         report = run(options, progress)
     seconds = time.monotonic() - start
     if report is None:
@@ -173,30 +173,3 @@ def _print_measures(found: Mapping[str, Any]) -> None:
         values = (f"{value:.4g}" for value in measure["quantiles"].values())
         table.add_row(measure["stage"], measure["reason"], *limits, f"{measure['outside']:.1%}", *values)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """After an error or Ctrl-C, say that the work is not lost."""
-    try:
-        yield
-    except BaseException:
-        if any(folder.glob("part-*")):
-            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
-        raise
-
-
-@contextmanager
-def _progress_bar(inputs: tuple[Path, ...]) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the inputs, on a terminal; silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    total = sum(path.stat().st_size for path in inputs if path.is_file())
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("cleaning", total=total or None)
-        yield lambda read: bar.update(task, completed=read)

@@ -8,8 +8,22 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli.data_dedup import Key, Kind, Output, OutputFormat, Restart, Unit, Written, kept, progress_bar
-from megatron_ko.cli.data_preprocess import CORES, AsJson, Inputs, MoreInputs, TextUnit, Workers
+from megatron_ko.cli.data_dedup import Output
+from megatron_ko.cli.data_options import (
+    CORES,
+    AsJson,
+    Inputs,
+    Key,
+    Kind,
+    MoreInputs,
+    OutputFormat,
+    Restart,
+    TextUnit,
+    Unit,
+    Workers,
+    Written,
+)
+from megatron_ko.cli.data_progress import bars_of_passes, kept
 
 
 class GramUnit(StrEnum):
@@ -76,7 +90,7 @@ def decontaminate(
     if restart:
         remove_job(work_folder(output))
     start = time.monotonic()
-    with kept(work_folder(output)), progress_bar() as progress:
+    with kept(work_folder(output)), bars_of_passes() as progress:
         manifest = run(options, progress)
     seconds = time.monotonic() - start
     if as_json:

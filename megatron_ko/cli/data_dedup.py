@@ -1,17 +1,28 @@
 """`megatron-ko data dedup`: duplicates, exact and near, across all sources."""
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_ko.cli.data_preprocess import CORES, AsJson, InputFormat, Inputs, MoreInputs, TextUnit, Workers
+from megatron_ko.cli.data_options import (
+    CORES,
+    AsJson,
+    Inputs,
+    Key,
+    Kind,
+    MoreInputs,
+    OutputFormat,
+    Restart,
+    TextUnit,
+    Unit,
+    Workers,
+    Written,
+)
+from megatron_ko.cli.data_progress import bars_of_passes, kept
 
 if TYPE_CHECKING:
     from megatron_ko.data.dedup.run import DedupResult
@@ -25,21 +36,7 @@ class Keep(StrEnum):
     priority = "priority"
 
 
-class OutputFormat(StrEnum):
-    """Kinds of output."""
-
-    jsonl = "jsonl"
-    jsonl_gz = "jsonl.gz"
-    jsonl_zst = "jsonl.zst"
-    parquet = "parquet"
-
-
 Output = Annotated[Path, typer.Option(metavar="DIR", help="New folder: a file for each input, manifest, report.")]
-Key = Annotated[str, typer.Option(metavar="KEY", help="Text field or column.")]
-Unit = Annotated[TextUnit, typer.Option(help="A document of a .txt file.")]
-Kind = Annotated[InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")]
-Written = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")]
 Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory that a process may sort in.")]
 
 
@@ -103,7 +100,7 @@ def dedup(
     if restart:
         remove_job(work_folder(output))
     start = time.monotonic()
-    with kept(work_folder(output)), progress_bar() as progress:
+    with kept(work_folder(output)), bars_of_passes() as progress:
         result = run(options, progress)
     seconds = time.monotonic() - start
     if as_json:
@@ -141,34 +138,3 @@ def _tell(output: Path, result: "DedupResult", seconds: float) -> None:
         typer.echo(f"  {rejected:,} records rejected: {manifest['rejected']['reasons']}; see {output}/rejected.jsonl")
     typer.echo(f"  what went is listed in {output}/removed.jsonl.zst")
     typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
-
-
-@contextmanager
-def kept(folder: Path) -> Iterator[None]:
-    """After an error or Ctrl-C, say that the work is not lost."""
-    try:
-        yield
-    except BaseException:
-        if any(folder.glob("*/part-*")):
-            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
-        raise
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar for each pass, on a terminal; silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda *_: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    with Progress(console=Console(stderr=True)) as bar:
-
-        def show(name: str, share: float) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=1.0)
-            bar.update(tasks[name], completed=share)
-
-        yield show

@@ -1,52 +1,17 @@
 """`megatron-ko data preprocess` and `data merge`: text to indexed tokens."""
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_ko.cli.data_options import CORES, AsJson, Inputs, Kind, MoreInputs, Restart, TextUnit, Unit, Workers
+from megatron_ko.cli.data_progress import bar_over_bytes, kept
+
 if TYPE_CHECKING:
     from megatron_ko.data.finish import Written
     from megatron_ko.data.preprocess import PreprocessOptions
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Inputs = Annotated[
-    list[Path],
-    typer.Option(
-        "--input",
-        metavar="FILE...",
-        help="Files, folders, patterns in quotes, - or hf:OWNER/NAME. "
-        ".txt .jsonl .json .csv .tsv .wet, also .gz .zst; .parquet .arrow.",
-    ),
-]
-MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one a core.")]
-
-
-class TextUnit(StrEnum):
-    """What a document of a .txt file is."""
-
-    line = "line"
-    file = "file"
-
-
-class InputFormat(StrEnum):
-    """Kinds of input, where the suffix does not tell."""
-
-    txt = "txt"
-    jsonl = "jsonl"
-    csv = "csv"
-    tsv = "tsv"
-    wet = "wet"
-    parquet = "parquet"
-    arrow = "arrow"
 
 
 def output_prefix(value: str) -> Path:
@@ -78,14 +43,14 @@ def preprocess(
         typer.Option(metavar="KEY", help="Field of the text; given several times, each writes PREFIX_KEY. [text]"),
     ] = None,
     append_eod: Annotated[bool, typer.Option(help="End every document with the end-of-document token.")] = True,
-    text_unit: Annotated[TextUnit, typer.Option(help="A document of a .txt file.")] = TextUnit.line,
-    format: Annotated[InputFormat | None, typer.Option(help="Kind of all inputs, instead of their suffixes.")] = None,
+    text_unit: Unit = TextUnit.line,
+    format: Kind = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Write PREFIX-00000-of-N ..., N shards.")] = None,
     shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about so many tokens.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
     size: Annotated[int, typer.Option(min=1, help="Processes that share the work; then run data merge.")] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Decode samples of what was written and compare.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")] = False,
+    restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
     """Encode text into Megatron's indexed format. No byte depends on the number of workers, ranks or interruptions.
@@ -132,7 +97,7 @@ def run_and_report(options: "PreprocessOptions", as_json: bool = False) -> None:
     from megatron_ko.data.preprocess import preprocess as run
 
     start = time.monotonic()
-    with _kept(job_folder(options.output)), _progress_bar(options.inputs) as progress:
+    with kept(job_folder(options.output)), bar_over_bytes("encoding", options.inputs) as progress:
         written = run(options, progress)
     if options.size == 1:
         _report(written, time.monotonic() - start, as_json)
@@ -163,7 +128,7 @@ def merge(
     from megatron_ko.data.finish import merge as run
 
     start = time.monotonic()
-    with _kept(job_folder(output)):
+    with kept(job_folder(output)):
         written = run(output, workers, tokenizer)
     _report(written, time.monotonic() - start, as_json)
 
@@ -191,30 +156,3 @@ def _report(written: "list[Written]", seconds: float, as_json: bool) -> None:
     documents = sum(one.manifest.documents for one in written)
     size = sum(one.manifest.bytes for one in written)
     typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[None]:
-    """After an error or Ctrl-C, say that the work is not lost."""
-    try:
-        yield
-    except BaseException:
-        if any(folder.glob("part-*")):
-            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
-        raise
-
-
-@contextmanager
-def _progress_bar(inputs: tuple[Path, ...]) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the inputs, on a terminal; silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    total = sum(path.stat().st_size for path in inputs if path.is_file())
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("encoding", total=total or None)
-        yield lambda read: bar.update(task, completed=read)

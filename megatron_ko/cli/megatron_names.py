@@ -39,7 +39,7 @@ def preprocess_options(arguments: Sequence[str]) -> "PreprocessOptions":
     Raises:
         ConfigError: an option without a counterpart, or a tokenizer that is not a folder of ours or of Hugging Face.
     """
-    from megatron_ko.cli.data_preprocess import CORES
+    from megatron_ko.cli.data_options import CORES
     from megatron_ko.data.inputs import expand_inputs
     from megatron_ko.data.preprocess import PreprocessOptions
 
