@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import problems
 
 from megatron_ko.config import ModelConfig, RunConfig, check_world, dump, load_config, load_model_config, run_schema
-from megatron_ko.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,13 +34,6 @@ def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(RUN)
     return path
-
-
-def problems(run_file: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(run_file, overrides)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
 
 
 def test_from_defaults_and_paths(run_file: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import problems
 
 from megatron_ko.config import ModelConfig, ParallelConfig, check_world, load_config, load_model_config
 from megatron_ko.config.checks.layout import stage_layers, tensor_sizes
@@ -32,13 +33,6 @@ def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
     path.write_text(RUN)
     return path
-
-
-def problems(run_file: Path, *overrides: str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        load_config(run_file, overrides)
-    assert caught.value.exit_code == 2
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
