@@ -45,7 +45,8 @@ def import_hf(source: Path, output: Path) -> Proof:
     with SafetensorsFolder(source) as tensors:
         shapes = _without_tied_copy(tensors, model)
         check_complete(other_shapes(rules, model), shapes, str(source))
-        parents = [lineage.ancestor(source, lineage.hash_of_folder(source) or "")]
+        weights = lineage.hash_of_folder(source) or ""
+        parents = [lineage.ancestor(source, weights, beside=lineage.hash_beside(source))]
         if (before := made_before(output, MADE_BY, parents)) is not None:
             return before
         with staged_folder(output) as folder:

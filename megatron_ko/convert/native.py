@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, Met
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -156,7 +157,7 @@ def write_native(directory: Path, parts: Iterable[Part], shapes: dict[str, tuple
         }
     )
     metadata.mcore_data = {}
-    writer = FileSystemWriter(directory, single_file_per_rank=True, thread_count=1)
+    writer = _Writer(directory, single_file_per_rank=True, thread_count=1)
     writer.reset()
     writer.set_up_storage_writer(True)
     (plan,) = writer.prepare_global_plan([writer.prepare_local_plan(SavePlan(items))])
@@ -172,6 +173,13 @@ def write_native(directory: Path, parts: Iterable[Part], shapes: dict[str, tuple
     writer.finish(metadata, [results])
     torch.save({}, directory / "common.pt")
     (directory / "metadata.json").write_text(json.dumps(_FORMAT), encoding="utf-8")
+
+
+class _Writer(FileSystemWriter):
+    """Names neither the folder nor the time of writing, so that the same weights make the same files."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
 
 
 def _index_of(part: Part) -> MetadataIndex:

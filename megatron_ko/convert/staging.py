@@ -1,11 +1,14 @@
 """A folder that gets its name only when everything in it was made and proven; and one that has it already."""
 
 import errno
+import fcntl
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,14 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.convert.gates import Gate, LogitGate, Proof
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
+from megatron_ko.log import get_logger
 from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models import lineage
 from megatron_ko.models.pretrained import Pretrained
 from megatron_ko.plan.params import count_parameters
+
+_YOUNG_S = 60.0  # one that was made a moment ago may not have its lock yet
+_log = get_logger(__name__)
 
 
 @contextmanager
@@ -33,12 +40,37 @@ def staged_folder(final: Path) -> Iterator[Path]:
         raise ConvertError("the output exists", got=final, remedy="choose another folder, or move it away")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
+    _remove_leftovers(final)
     temporary.mkdir()
+    handle = os.open(temporary, os.O_RDONLY)
     try:
+        _lock(handle)
         yield temporary
         _publish(temporary, final)
     finally:
+        os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Delete what conversions to the same folder left behind that were killed: nobody holds their lock."""
+    for entry in final.parent.glob(f".tmp-{glob.escape(final.name)}-{'[0-9a-f]' * 8}"):
+        with suppress(OSError):
+            handle = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if _lock(handle) and time.time() - entry.stat().st_mtime > _YOUNG_S:
+                    _log.warning("removing what a conversion that was killed left behind: %s", entry)
+                    shutil.rmtree(entry)
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # somebody has it, or the file system knows no locks
+        return False
+    return True
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -101,6 +133,7 @@ def write_lineage(
         tokenizer=fingerprint and {"fingerprint": fingerprint},
         logits=proof.logits and proof.logits.describe(),
         gates=[asdict(gate) for gate in proof.gates],
+        beside=lineage.hashes_beside(folder),
     )
     lineage.write(folder, record)
     return record
@@ -131,6 +164,20 @@ def made_before(
             got=f"{output}: {found}",
             expected=wanted,
             remedy="choose another folder, or move it away",
+        )
+    for one, other in zip(parents, record["parents"], strict=True):
+        if one.get("beside", "") != other.get("beside", one.get("beside", "")):
+            raise ConvertError(
+                "the output exists and was made with another configuration or tokenizer",
+                got=output,
+                expected=f"what is beside the weights of {one['path']} now",
+                remedy="choose another folder, or move it away",
+            )
+    if changed := lineage.changed_beside(output, record):
+        raise ConvertError(
+            "the output exists and was changed after it was made",
+            got=f"{output}: {', '.join(changed)}",
+            remedy="move it away",
         )
     if lineage.hash_of_folder(output) != record["weights"]:
         raise ConvertError(

@@ -21,6 +21,7 @@ from megatron_ko.models import checkpoint_files as files
 
 FILE = "lineage.json"
 _WEIGHTS = ("*.safetensors", "*.gguf", "weights/*")
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.yaml", "additional_chat_templates/*")
 Record = dict[str, Any]
 
 
@@ -56,10 +57,18 @@ def new_record(
     }
 
 
-def ancestor(path: Path, weights: str, step: int = 0, tokens: int = 0) -> Record:
-    """A parent, with its own record where it has one."""
+def ancestor(path: Path, weights: str, step: int = 0, tokens: int = 0, beside: str = "") -> Record:
+    """A parent, with its own record where it has one.
+
+    Args:
+        path: its folder.
+        weights: hash of its weights.
+        step, tokens: how long it was trained here.
+        beside: hash of its configuration and its tokenizer.
+    """
     trained = {"step": step, "tokens": tokens} if step else {}
-    return {"path": str(path.resolve()), "weights": weights, **trained, "record": read(path)}
+    others = {"beside": beside} if beside else {}
+    return {"path": str(path.resolve()), "weights": weights, **others, **trained, "record": read(path)}
 
 
 def write(folder: Path, record: Record) -> None:
@@ -77,9 +86,11 @@ def read(folder: Path) -> Record | None:
     if not path.is_file():
         return None
     try:
-        return _in_present_form({**orjson.loads(path.read_bytes())})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise KoError("a lineage is damaged", got=f"{path}: {error}", remedy="restore it from a copy") from None
+        record = _in_present_form({**orjson.loads(path.read_bytes())})
+        list(draw({"path": str(path), "weights": "", "record": record}))  # what cannot be told is damaged
+        return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise KoError("a lineage is damaged", got=f"{path}: {error!r}", remedy="restore it from a copy") from None
 
 
 def _in_present_form(record: Record) -> Record:
@@ -88,6 +99,7 @@ def _in_present_form(record: Record) -> Record:
     if one:
         weights = _hash_of_hashes(one.get("files") or {})
         record["parents"] = [{"path": one["path"], "weights": weights, "record": one.get("lineage")}]
+    record["parents"] = [{**parent} for parent in record.get("parents", [])]
     if "weights" not in record and written:
         record["weights"] = _hash_of_hashes({file["name"]: file["xxh3_128"] for file in written})
     return record
@@ -112,6 +124,27 @@ def hash_of_folder(folder: Path) -> str | None:
         str(path.relative_to(folder)): files.FileRecord(path.stat().st_size, files.hash_file(path)) for path in paths
     }
     return hash_of_records(found) if found else None
+
+
+def hashes_beside(folder: Path) -> dict[str, str]:
+    """Hash of every file that decides what the weights in a folder mean: configuration, tokenizer, code."""
+    paths = sorted(path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file())
+    return {
+        str(path.relative_to(folder)): files.hash_file(path)
+        for path in paths
+        if path.name not in (FILE, files.MANIFEST) and not path.name.endswith(".index.json")
+    }
+
+
+def hash_beside(folder: Path, more: str = "") -> str:
+    """One hash of these files, and of a text."""
+    return _hash_of_hashes({**hashes_beside(folder), "": xxhash.xxh3_128_hexdigest(more.encode())})
+
+
+def changed_beside(folder: Path, record: Record) -> list[str]:
+    """Names of such files that are not what they were when the record was written, or gone."""
+    recorded, found = record.get("beside") or {}, hashes_beside(folder)
+    return [name for name, digest in recorded.items() if found.get(name) != digest]
 
 
 def now() -> str:
@@ -154,6 +187,7 @@ def draw(node: Record, whole_paths: bool = True) -> Iterator[str]:
 def _below(node: Record, indent: str, shown: Callable[[str], str]) -> Iterator[str]:
     record = node.get("record") or {}
     leaves = [f"gates     {_gates(record)}"] if record.get("gates") else []
+    leaves += [f"saved     {_saved(record['checkpoint'])}"] if record.get("checkpoint") else []
     leaves += [f"tokenizer {_short(_fingerprint(record))}"] if _fingerprint(record) else []
     leaves += [f"config    {_short(record['config_sha256'])}"] if record.get("config_sha256") else []
     leaves += [f"code      {_code(record['code'])}"] if record.get("code") else []
@@ -176,6 +210,10 @@ def _title(node: Record, shown: Callable[[str], str]) -> str:
     trained = f"step {node['step']:,}, {node['tokens']:,} tokens" if node.get("step") else ""
     parts = (made, options, trained, f"weights {_short(node['weights'])}" if node.get("weights") else "")
     return f"{shown(node['path'])}: {', '.join(part for part in parts if part)}"
+
+
+def _saved(checkpoint: Record) -> str:
+    return f"step {checkpoint['step']:,}, {checkpoint['tokens']:,} tokens, weights {_short(checkpoint['weights'])}"
 
 
 def _gates(record: Record) -> str:

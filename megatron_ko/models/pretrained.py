@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from megatron_ko.config import ModelConfig, load_model_config
+from megatron_ko.config import ModelConfig, dump, load_model_config
 from megatron_ko.config.load import build
 from megatron_ko.errors import CheckpointError
 from megatron_ko.models import checkpoint_files as files
@@ -41,7 +41,8 @@ class Pretrained:
 
     def ancestor(self) -> lineage.Record:
         """Itself as a parent of what is made of it."""
-        return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens)
+        beside = lineage.hash_beside(self.tokenizer or Path("nowhere"), dump(self.model))
+        return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens, beside)
 
 
 def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
@@ -69,7 +70,7 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
             folder,
             manifest.step,
             manifest.tokens,
-            _hash(manifest.files, "model"),
+            weights_of(manifest),
             manifest.tokenizer,
         )
     raise CheckpointError(
@@ -97,6 +98,11 @@ def _native_folder(folder: Path) -> Pretrained:
         folder,
         weights_hash=_hash(records, WEIGHTS),
     )
+
+
+def weights_of(manifest: files.Manifest) -> str:
+    """Hash of the weights in a checkpoint."""
+    return _hash(manifest.files, "model")
 
 
 def _hash(records: Mapping[str, files.FileRecord], folder: str) -> str:
@@ -130,5 +136,12 @@ def describe(path: Path) -> lineage.Record:
             got=f"{folder}: weights {node['weights'] or 'missing'}",
             expected=recorded,
             remedy="convert again: these weights come from elsewhere",
+        )
+    if changed := lineage.changed_beside(folder, node["record"] or {}):
+        raise CheckpointError(
+            "files beside the weights are not those of the lineage",
+            got=f"{folder}: {', '.join(changed)} changed or missing",
+            expected="what was there when the weights were proven",
+            remedy="convert again, or restore them",
         )
     return node

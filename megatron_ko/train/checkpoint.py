@@ -28,7 +28,7 @@ from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.seed import rng_state, seed_everything, set_rng_state
 from megatron_ko.plan.params import count_parameters
 from megatron_ko.train.agreement import gathered, together
-from megatron_ko.train.lineage import Identity, layout_of
+from megatron_ko.train.lineage import Identity, layout_of, record_checkpoint
 from megatron_ko.train.resume import check_resumable
 from megatron_ko.train.retention import apply_retention
 from megatron_ko.train.state import TrainState
@@ -117,7 +117,7 @@ class Checkpointer:
             parts = gathered(together("reading back", lambda: self._record_files(temporary)))
             records = {name: record for part in parts for name, record in part.items()}
             manifest = self._manifest(state, metrics, records)
-            together("publishing", lambda: files.publish(temporary, manifest) if first else None)
+            together("publishing", lambda: self._publish(temporary, manifest) if first else None)
         finally:
             if first and temporary.exists():
                 shutil.rmtree(temporary)
@@ -159,6 +159,10 @@ class Checkpointer:
             if owner == str(rank):
                 found[str(path.relative_to(temporary))] = files.record_file(path)
         return found
+
+    def _publish(self, temporary: Path, manifest: files.Manifest) -> None:
+        files.publish(temporary, manifest)
+        record_checkpoint(self._config.run.dir, manifest)
 
     def _manifest(
         self, state: TrainState, metrics: dict[str, int], records: dict[str, files.FileRecord]

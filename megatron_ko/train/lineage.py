@@ -14,7 +14,8 @@ from megatron_ko.config import RunConfig, dump
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
 from megatron_ko.models import lineage
-from megatron_ko.models.pretrained import find_pretrained
+from megatron_ko.models.checkpoint_files import Manifest
+from megatron_ko.models.pretrained import find_pretrained, weights_of
 from megatron_ko.plan.params import count_parameters
 
 _log = get_logger(__name__)
@@ -91,6 +92,7 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
         "parameters": count_parameters(config.model).total,
         "tokenizer": {"path": str(config.data.tokenizer), "fingerprint": identity.tokenizer},
         "corpus": corpus,
+        **({"checkpoint": previous["checkpoint"]} if "checkpoint" in previous else {}),
         "parents": previous["parents"] if previous else _start(config),
         "config_sha256": identity.config_sha256,
         "environment": {**identity.versions, "device": session["device"], "world_size": session["layout"]["world"]},
@@ -106,6 +108,18 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, 
         ],
     }
     lineage.write(config.run.dir, content)
+
+
+def record_checkpoint(directory: Path, manifest: Manifest) -> None:
+    """Name the newest checkpoint of a run, and its weights, in the run's lineage."""
+    try:
+        record = lineage.read(directory)
+    except KoError as error:
+        _log.warning("the lineage does not name the checkpoint of step %d: %s", manifest.step, error)
+        return
+    if record is not None:
+        saved = {"step": manifest.step, "tokens": manifest.tokens, "weights": weights_of(manifest)}
+        lineage.write(directory, {**record, "checkpoint": saved})
 
 
 def _start(config: RunConfig) -> list[lineage.Record]:

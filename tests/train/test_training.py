@@ -15,6 +15,7 @@ from megatron_ko.config import load_config
 from megatron_ko.data.pretrain import TokenBatches, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.models.checkpoint_files import read_manifest
+from megatron_ko.models.pretrained import weights_of
 from megatron_ko.train.schedule import lr_at
 
 TRAIN_KEYS = {
@@ -60,6 +61,8 @@ def test_a_run_directory_holds_what_is_promised(new_run: NewRun) -> None:
     } < set(manifest.files)
 
     lineage = json.loads((run.folder / "lineage.json").read_text())
+    saved = {"step": manifest.step, "tokens": manifest.tokens, "weights": weights_of(manifest)}
+    assert lineage["checkpoint"] == saved
     assert lineage["tokenizer"]["fingerprint"] == manifest.tokenizer and lineage["corpus"][0]["tokens"] > 0
     assert lineage["parameters"] == 56352 and lineage["environment"]["world_size"] == 2
     assert load_config(run.folder / "config.resolved.yaml") == config

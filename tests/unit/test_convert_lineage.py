@@ -1,6 +1,8 @@
 """Weights are named by their hash: the ancestry of a folder, and folders that are not what they were."""
 
+import fcntl
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from megatron_ko.cli.main import app
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
-from megatron_ko.errors import CheckpointError, ConvertError
+from megatron_ko.errors import CheckpointError, ConvertError, KoError
 from megatron_ko.models.lineage import draw, read
 from megatron_ko.models.pretrained import Pretrained, describe, find_pretrained
 
@@ -104,3 +106,53 @@ def test_the_card_says_what_the_lineage_says(chain: Path) -> None:
     assert "training is not recorded" in card and "## 요약" in card and "Loss of" not in card
     assert all(gate["name"] in card for gate in record["gates"])
     assert str(chain) not in card
+
+
+def test_the_same_weights_have_the_same_hash(chain: Path, tmp_path: Path) -> None:
+    isolated(import_hf, chain / "hf", tmp_path / "twin")
+    assert find_pretrained(tmp_path / "twin").weights_hash == find_pretrained(chain / "native").weights_hash
+    assert export_hf(find_pretrained(tmp_path / "twin"), chain / "again", "bfloat16").already
+
+
+def test_what_stands_beside_the_weights_counts(chain: Path, tmp_path: Path) -> None:
+    shutil.copytree(chain / "hf", tmp_path / "hf")
+    path = tmp_path / "hf/config.json"
+    path.write_text(path.read_text().replace("50000.0", "60000.0"))
+    with pytest.raises(ConvertError, match=r"changed after it was made(?s:.*)config.json"):
+        export_hf(find_pretrained(chain / "first"), tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"files beside the weights(?s:.*)config.json"):
+        describe(tmp_path / "hf")
+    with pytest.raises(ConvertError, match="another configuration or tokenizer"):
+        import_hf(tmp_path / "hf", chain / "native")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"parents": 5},
+        {"parents": ["x"]},
+        {"parents": [{"path": "x", "weights": "y", "record": [1]}]},
+        {"corpus": [{}]},
+        {"gates": "all"},
+        {"options": [1]},
+        {"tokenizer": "x"},
+        {"code": "x"},
+    ],
+)
+def test_a_damaged_record_is_told(damage: dict[str, Any], chain: Path, tmp_path: Path) -> None:
+    (tmp_path / "lineage.json").write_text(json.dumps({**(read(chain / "hf") or {}), **damage}))
+    with pytest.raises(KoError, match="a lineage is damaged"):
+        read(tmp_path)
+
+
+def test_what_a_kill_left_behind_goes_with_the_next_conversion(chain: Path, tmp_path: Path) -> None:
+    left, held, other = (tmp_path / name for name in (".tmp-hf-0123abcd", ".tmp-hf-4567abcd", ".tmp-hf-2-0123abcd"))
+    for folder in (left, held, other):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        os.utime(folder, (0, 0))
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as a conversion that still runs
+    isolated(export_hf, find_pretrained(chain / "first"), tmp_path / "hf")
+    os.close(handle)
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", held.name, other.name}
