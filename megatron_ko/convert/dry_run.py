@@ -11,7 +11,7 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import peer_class
 from megatron_ko.convert.families import FAMILIES, family_of
 from megatron_ko.convert.families.common import around
-from megatron_ko.convert.gates import Gate, demand
+from megatron_ko.convert.gates import Gate, demand, running
 from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import blocks, native_shapes, other_shapes
 from megatron_ko.convert.safetensors_folder import bytes_of, groups_of
@@ -51,7 +51,8 @@ def dry_run(model: ModelConfig, dtype: torch.dtype = torch.bfloat16, shard_bytes
     shapes, native = other_shapes(rules, model), native_shapes(rules, model)
     numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
     expected = count_parameters(model).total
-    peer = _peer_shapes(model)
+    with running("transformers"):
+        peer = _peer_shapes(model)
     gates = (
         _blocks(rules, model),
         Gate("parameters", numbers, numbers == expected, "" if numbers == expected else f"expected {expected:,}"),

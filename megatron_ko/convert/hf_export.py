@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.card import model_card
-from megatron_ko.convert.families import FAMILIES
+from megatron_ko.convert.families import FAMILIES, family_of
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_files import write_config
@@ -48,6 +48,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
     parents, options = [source.ancestor()], {"dtype": str(main).removeprefix("torch.")}
     if (before := made_before(output, MADE_BY, parents, options)) is not None:
         return before
+    family_of(model).to_hf(model)  # what its class cannot compute is refused by name
     rules = around(FAMILIES[model.family].layers, model)
     check_complete(native_shapes(rules, model), _stored_shapes(reader, model), str(source.weights))
     shapes = other_shapes(rules, model)

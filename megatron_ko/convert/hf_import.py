@@ -22,6 +22,7 @@ from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.models import lineage
 from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS
+from megatron_ko.models.rope import inverse_frequencies
 
 MADE_BY = "convert hf-import"
 ADAPTER, TOKENIZER_JSON = "adapter_config.json", "tokenizer.json"
@@ -43,6 +44,7 @@ def import_hf(source: Path, output: Path) -> Proof:
     model = from_hf_config(fields, str(source / "config.json"))
     rules = around(FAMILIES[model.family].layers, model)
     with SafetensorsFolder(source) as tensors:
+        _check_rotary(tensors, model)
         shapes = _without_tied_copy(tensors, model)
         check_complete(other_shapes(rules, model), shapes, str(source))
         weights = lineage.hash_of_folder(source) or ""
@@ -69,6 +71,20 @@ def _read_config(source: Path) -> dict[str, object]:
             "config.json cannot be read", got=f"{path}: {error}", expected="a Hugging Face folder"
         ) from None
     return fields
+
+
+def _check_rotary(tensors: SafetensorsFolder, model: ModelConfig) -> None:
+    """Rotary frequencies that are stored are those of the configuration, but for the rounding of their type."""
+    expected = inverse_frequencies(model.rope, model.kv_channels, 1)
+    for name in tensors.rotary:
+        found = tensors.read(name).float()
+        if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-2, atol=1e-6):
+            raise ConvertError(
+                "stored rotary frequencies are not those of config.json",
+                got=f"{name}: {found.flatten()[:4].tolist()}, ...",
+                expected=f"{expected[:4].tolist()}, ...",
+                remedy="correct rope_theta or rope_scaling in config.json",
+            )
 
 
 def _without_tied_copy(tensors: SafetensorsFolder, model: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_ko.errors import ConvertError
 
 INDEX = "model.safetensors.index.json"
+_ROTARY = ".self_attn.rotary_emb.inv_freq"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -48,8 +49,17 @@ class SafetensorsFolder:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor."""
-        return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._files.items()}
+        """Shape of every weight."""
+        return {
+            name: tuple(handle.get_slice(name).get_shape())
+            for name, handle in self._files.items()
+            if not name.endswith(_ROTARY)
+        }
+
+    @property
+    def rotary(self) -> list[str]:
+        """Rotary frequencies, which older folders hold although the configuration gives them; they are no weights."""
+        return [name for name in self._files if name.endswith(_ROTARY)]
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor.

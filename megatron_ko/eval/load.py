@@ -51,7 +51,7 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
         TokenizerError: the tokenizer is not the one of the training.
     """
     if (run_dir / MODEL_FILE).is_file():
-        return _load_native(run_dir, tokenizer_dir)
+        return _load_native(run_dir, step, tokenizer_dir)
     directory, manifest = newest_valid(run_dir / "checkpoints", step)
     config = single_rank(build(RunConfig, manifest.config, origin=str(directory)))
     if tokenizer_dir is None and not config.data.tokenizer.is_dir():
@@ -69,8 +69,8 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     return Loaded(chunks[0].eval(), tokenizer, config, manifest.step, get_platform().device)
 
 
-def _load_native(folder: Path, tokenizer_dir: Path | None) -> Loaded:
-    found = find_pretrained(folder)
+def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> Loaded:
+    found = find_pretrained(folder, step)
     place = tokenizer_dir or found.tokenizer
     if place is None:
         raise TokenizerError(

@@ -72,6 +72,8 @@ def check_cache(folder: Path) -> None:
     with_cache = network.generate(TOKENS, **given)
     assert with_cache.shape == (2, 110)
     assert with_cache.equal(network.generate(TOKENS, use_cache=False, **given))
+    static = network.generate(TOKENS, cache_implementation="static", disable_compile=True, **given)
+    assert with_cache.equal(static)
     alone = network.generate(TOKENS[:1, 9:], **{**given, "attention_mask": None})
     assert with_cache[0, 9:].equal(alone[0]), "padding must not change a continuation"
     beams = {"num_beams": 3, **given}

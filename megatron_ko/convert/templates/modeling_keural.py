@@ -161,7 +161,9 @@ class KeuralModel(KeuralPreTrainedModel):
             "past_key_values": past_key_values,
             "position_ids": position_ids,
         }
-        masks = {kind: MASKS[kind](**given) for kind in set(self.config.layer_types)}
+        # Generation with a static cache has made them already.
+        ready = isinstance(attention_mask, dict)
+        masks = attention_mask if ready else {kind: MASKS[kind](**given) for kind in set(self.config.layer_types)}
         rotation = self.rotary_emb(x, position_ids=position_ids)
         hidden = []
         wanted = kwargs.pop("output_hidden_states", None) or self.config.output_hidden_states
