@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_ko.errors import DataError
+
 if TYPE_CHECKING:
     from megatron_ko.convert.gguf_export import Exported
 
@@ -31,7 +33,10 @@ def gguf(
     """
     from megatron_ko.convert.gguf_export import export_gguf
 
-    held_out = text.read_text(encoding="utf-8") if text is not None else None
+    try:
+        held_out = text.read_text(encoding="utf-8") if text is not None else None
+    except UnicodeDecodeError as error:
+        raise DataError("--text is not valid UTF-8", got=f"{text}: {error}", expected="text in UTF-8") from None
     kinds = [kind.strip().lower() for kind in types.split(",")]
     _tell(output, export_gguf(source, output, kinds, held_out, accept_ties), as_json)
 
@@ -45,6 +50,6 @@ def _tell(output: Path, exported: "Exported", as_json: bool) -> None:
     typer.echo(f"{output}: {exported.proof.verdict}")
     for one in exported.files:
         fallbacks = ", ".join(f"{number} tensors {kind}" for kind, number in one.fallbacks.items())
-        rest = f"; rows not divisible by 256: {fallbacks}" if fallbacks else ""
+        rest = f"; rows that the type cannot take: {fallbacks}" if fallbacks else ""
         typer.echo(f"  {one.name}  {one.size / 1e6:,.1f} MB, {one.bits:.2f} bits a weight{rest}")
     typer.echo(table(exported.proof.gates))

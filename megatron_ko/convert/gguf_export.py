@@ -1,6 +1,6 @@
 """A Hugging Face folder to GGUF files and a Modelfile, each proven in llama.cpp before it gets its name."""
 
-import json
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,16 +22,16 @@ from megatron_ko.convert.gguf import (
 from megatron_ko.convert.gguf_gates import compare_generation, compare_logits, compare_tensors, compare_values
 from megatron_ko.convert.gguf_reference import Reference, compute_reference
 from megatron_ko.convert.gguf_tokens import compare_tokenizers
-from megatron_ko.convert.gguf_values import differing_constants, differing_weights
-from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_vocabulary
+from megatron_ko.convert.gguf_values import differing_constants, differing_tokens, differing_weights
+from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_json, read_vocabulary
 from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.llama_cpp import QUANTISED, LlamaModel, quantise, require
 from megatron_ko.convert.mapping import check_complete, other_shapes
-from megatron_ko.convert.ollama import modelfile
+from megatron_ko.convert.ollama import check_sayable, modelfile
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.staging import made_before, staged_folder, write_lineage
-from megatron_ko.convert.texts import LENGTHS
+from megatron_ko.convert.texts import LENGTHS, load_oracle
 from megatron_ko.errors import ConvertError
 from megatron_ko.models import lineage
 from megatron_ko.models.pretrained import find_pretrained
@@ -51,7 +51,8 @@ class Written:
         name: of the file.
         size: bytes.
         bits: of a weight, on average.
-        fallbacks: type and number of the tensors that the type could not take, because 256 does not divide their rows.
+        fallbacks: type and number of the tensors whose rows the type could not take: K types need a multiple of 256,
+            q8_0 one of 32.
     """
 
     kind: str
@@ -88,27 +89,36 @@ def export_gguf(
     Raises:
         ConvertError: a package is missing, llama.cpp cannot compute the network or encode the text, or a gate failed.
     """
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ConvertError("unknown type of file", got=", ".join(unknown), expected=f"one of {', '.join(KINDS)}")
+    if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
+        raise ConvertError("unknown type of file", got=", ".join(kinds and unknown), expected=f"of {', '.join(KINDS)}")
+    check_sayable(output.name, "the name of the file")
     require()
     kinds = [kind for kind in KINDS if kind in kinds]
-    options = {"types": ", ".join(kinds)}
     native = None if (source / "config.json").is_file() else find_pretrained(source)
-    parent = native.ancestor() if native else lineage.ancestor(source, _fresh(source))
+    parent = (
+        native.ancestor() if native else lineage.ancestor(source, _fresh(source), beside=lineage.hash_beside(source))
+    )
+    options = {
+        "types": ", ".join(kinds),
+        "text": text if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "accept ties": accept_ties,
+    }
     if (before := made_before(output, MADE_BY, [parent], options)) is not None:
         return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before)
-    with staged_folder(output) as folder, TemporaryDirectory(dir=output.parent, prefix=".tmp-hf-") as beside:
+    with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
         hugging_face = source
         if native is not None:
             hugging_face = Path(beside) / "hf"
             export_hf(native, hugging_face)
         model, vocabulary = _understood(hugging_face)
-        written = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
-        gates = _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
+        chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
+        base = _write_floats(folder, hugging_face, model, vocabulary, kinds, output.name)
+        gates = _prove_base(base, hugging_face, kinds)
+        written = _quantise_all(folder, base, kinds, output.name)
+        gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
         demand(gates)
         smallest = min(written, key=lambda one: one.size)
-        content = modelfile(smallest.name, hugging_face, vocabulary, model.max_position_embeddings)
-        (folder / "Modelfile").write_text(content, encoding="utf-8")
+        (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
         record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
         lineage.write(folder, {**record, "files": [asdict(one) for one in written]})
@@ -136,8 +146,8 @@ def _fresh(source: Path) -> str:
 
 def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
     """The network and the tokenizer of a folder, which must be whole and fit each other."""
-    where = str(folder / "config.json")
-    model = from_hf_config(json.loads(Path(where).read_text(encoding="utf-8")), where)
+    path = folder / "config.json"
+    model = from_hf_config(read_json(path), str(path))
     check_expressible(model)
     rules = around(FAMILIES[model.family].layers, model)
     with SafetensorsFolder(folder) as tensors:
@@ -152,24 +162,34 @@ def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
     return model, vocabulary
 
 
-def _write_all(
+def _write_floats(
     folder: Path, source: Path, model: ModelConfig, vocabulary: Vocabulary, kinds: Sequence[str], name: str
-) -> list[Written]:
-    """Float files from the folder, the others from a float file that holds the folder's numbers exactly."""
+) -> Path:
+    """Write the float files, and the one that quantised files are made of, which holds the folder's numbers exactly."""
+    exact = _stored(source)
     for kind in FLOAT_TYPES:
-        if kind in kinds:
+        if kind in kinds or (kind == exact and set(kinds) & set(QUANTISED)):
             write_gguf(folder / f"{name}-{kind}.gguf", source, model, vocabulary, kind, name)
-    quantised = [kind for kind in QUANTISED if kind in kinds]
-    if quantised:
-        exact = _stored(source)
-        base = folder / f"{name}-{exact}.gguf"
-        if exact not in kinds:
-            write_gguf(base, source, model, vocabulary, exact, name)
-        for kind in quantised:
+    return folder / f"{name}-{exact}.gguf"
+
+
+def _prove_base(base: Path, source: Path, kinds: Sequence[str]) -> list[Gate]:
+    """What is quantised holds the folder's numbers; a file that stays is proven with the others."""
+    if _stored(source) in kinds or not set(kinds) & set(QUANTISED):
+        return []
+    with SafetensorsFolder(source) as tensors:
+        return [compare_values("before quantising", len(tensors.shapes), differing_weights(base, source))]
+
+
+def _quantise_all(folder: Path, base: Path, kinds: Sequence[str], name: str) -> list[Written]:
+    """Write the quantised files, and describe every file."""
+    for kind in QUANTISED:
+        if kind in kinds:
             quantise(base, folder / f"{name}-{kind}.gguf", kind)
-        if exact not in kinds:
-            base.unlink()
-    return [_written(folder / f"{name}-{kind}.gguf", kind) for kind in KINDS if kind in kinds]
+    written = [_written(folder / f"{name}-{kind}.gguf", kind) for kind in KINDS if kind in kinds]
+    if base.name not in {one.name for one in written}:
+        base.unlink(missing_ok=True)
+    return written
 
 
 def _stored(source: Path) -> str:
@@ -215,7 +235,7 @@ def _prove(
 def _prove_file(
     kind: str, path: Path, source: Path, expected: dict[str, tuple[int, ...]], reference: Reference, context: int
 ) -> list[Gate]:
-    differing = [*differing_constants(path, source)]
+    differing = [*differing_constants(path, source), *differing_tokens(path, source, load_oracle(source))]
     if kind in FLOAT_TYPES:
         differing += differing_weights(path, source)
     with LlamaModel(path, context=min(context, max(LENGTHS) + 255)) as model:

@@ -49,7 +49,7 @@ def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[G
     predicted = 0
     for sample in reference.samples:
         found = model.logits(sample.tokens)[:, : sample.logits.shape[1]]
-        difference = max(difference, float(np.abs(found - sample.logits).max()))
+        difference = float(np.maximum(difference, np.abs(found - sample.logits).max()))  # NaN stays
         same += int((found.argmax(-1) == sample.logits.argmax(-1)).sum())
         positions += len(sample.tokens)
         ours, theirs = _log_softmax(sample.logits), _log_softmax(found)
@@ -118,7 +118,7 @@ def compare_tensors(kind: str, path: Path, expected: dict[str, tuple[int, ...]],
 def compare_values(kind: str, tried: int, differing: Iterable[str]) -> Gate:
     """Every constant and, in a file of a float type, every number is the folder's, rounded to the type."""
     found = list(differing)
-    return Gate(f"{kind}: values", tried, not found, f"{len(found)} differ, first {found[0]}" if found else "")
+    return Gate(f"{kind}: values", tried, not found, f"{len(found)} differ: {'; '.join(found[:3])}" if found else "")
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from megatron_ko.convert.texts import CHATS, LENGTHS, load_oracle
 from megatron_ko.errors import ConvertError
 
 _WINDOW, _WINDOWS = 256, 8
+_LONGEST = max(LENGTHS)  # of a conversation: its last tokens
 _NEW_TOKENS = 64
 # Conversations that every template must render alike.
 CONVERSATIONS = (*CHATS, [{"role": "system", "content": "짧게 대답한다."}, {"role": "user", "content": "2 + 3은?"}])
@@ -73,8 +74,10 @@ def compute_reference(folder: Path, context: int, rows: int, text: str | None) -
     windows = [stream[start : start + width] for start in range(0, min(len(stream), _WINDOWS * width), width)]
     windows = [window for window in windows if len(window) > 1]
     if not windows:
-        raise ConvertError("the text is too short to compare on", got=f"{len(stream)} tokens", expected="two or more")
-    chats = [] if tokenizer.chat_template is None else [_encode(tokenizer, part) for part in rendered(tokenizer)]
+        got = f"{len(stream)} tokens, a context of {context}"
+        raise ConvertError("the text is too short to compare on", got=got, expected="two tokens or more")
+    said = [] if tokenizer.chat_template is None else rendered(tokenizer)
+    chats = [_encode(tokenizer, part)[-min(_LONGEST, context) :] for part in said]
     draw = torch.Generator().manual_seed(0)
     lengths = sorted({min(length, context) for length in LENGTHS})
     random = [torch.randint(rows, (length,), generator=draw).tolist() for length in lengths]
@@ -83,8 +86,8 @@ def compute_reference(folder: Path, context: int, rows: int, text: str | None) -
         for group, kind in ((windows, True), (chats, False), (random, False))
         for tokens in group
     ]
-    prompts = [window[:16] for window in windows[:2]] + chats[:1]
-    new = min(_NEW_TOKENS, context - max(map(len, prompts)) - 1)
+    new = min(_NEW_TOKENS, context // 2)
+    prompts = [prompt[-(context - new) :] for prompt in [*(window[:16] for window in windows[:2]), *chats[:1]]]
     return Reference(samples, [_greedy(network, prompt, new, rows) for prompt in prompts])
 
 

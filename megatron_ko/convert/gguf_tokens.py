@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_ko.convert.gates import Gate
 from megatron_ko.convert.gguf_reference import rendered
-from megatron_ko.convert.gguf_vocabulary import BYTE, NORMAL, Vocabulary
+from megatron_ko.convert.gguf_vocabulary import BYTE, NORMAL, USER_DEFINED, Vocabulary
 from megatron_ko.convert.llama_cpp import LlamaModel
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
@@ -53,8 +53,14 @@ def compare_tokenizers(
         native = load_tokenizer(folder)
     except TokenizerError as error:
         return [Gate("our tokenizer", 1, False, str(error).splitlines()[0])]
-    spelt = _spelt(native, folder, vocabulary)
-    texts = [*TEXTS, *samples, *_readable(spelt.values())]
+    # llama.cpp knows some signs of control by name (<|fim_pad|>), and does not read them as text.
+    added = {
+        number: text
+        for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+        if kind == USER_DEFINED and not model.controls(number)
+    }
+    spelt = _spelt(native, folder, vocabulary) | {number: text.encode() for number, text in added.items()}
+    texts = [*TEXTS, *samples, *_readable(spelt.values()), *(f"글 {text} 끝{text}말\n" for text in added.values())]
     plain = oracle(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     found = [
         _Found(text, ids, theirs, model.tokenise(text))
@@ -184,6 +190,12 @@ def _ends(vocabulary: Vocabulary, model: LlamaModel) -> Gate:
     names = ", ".join(vocabulary.tokens[number] for number in vocabulary.stops)
     deaf = [vocabulary.tokens[number] for number in vocabulary.stops if not model.ends(number)]
     kinds = enumerate(vocabulary.kinds)
-    early = [vocabulary.tokens[number] for number, kind in kinds if kind == NORMAL and model.ends(number)]
-    got = f"does not stop at {deaf}" if deaf else f"stops at {early[:3]} too" if early else f"stops at {names}"
+    early = [vocabulary.tokens[number] for number, kind in kinds if kind in (NORMAL, BYTE) and model.ends(number)]
+    got = (
+        f"does not stop at {deaf}; it knows some by name, and can be told of three"
+        if deaf
+        else f"stops at {early[:3]} too"
+        if early
+        else f"stops at {names}"
+    )
     return Gate("end of an answer", len(vocabulary.stops), not deaf and not early, got)

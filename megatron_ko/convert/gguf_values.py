@@ -7,6 +7,7 @@ rows is written down anew, so that a mistake in ``gguf.py`` is not made twice.
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +21,170 @@ _FIELDS = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
+    "feed_forward_length": "moe_intermediate_size",
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.dimension_count": "head_dim",
+}
+_EXPERTS = {
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
 }
-# And of the rotary positions.
-_ROPE = {
-    "rope.freq_base": "rope_theta",
-    "rope.scaling.factor": "factor",
-    "rope.scaling.original_context_length": "original_max_position_embeddings",
-}
+# Ids that have a name, in the file and in transformers.
+_NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+_NORMAL, _UNKNOWN, _CONTROL, _ADDED, _BYTE = 1, 2, 3, 4, 6
 _ARCHITECTURE = {"llama": "llama", "mixtral": "llama", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 _ROUND = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def differing_constants(path: Path, folder: Path) -> Iterator[str]:
-    """Hyperparameters of a file that are not those of config.json."""
+    """Hyperparameters of a file that are not those of config.json, and such as config.json does not have."""
     import gguf
 
-    fields = gguf.GGUFReader(path).fields
+    reader = gguf.GGUFReader(path)
     config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    rope = {
-        "rope_theta": config.get("rope_theta"),
-        **(config.get("rope_parameters") or config.get("rope_scaling") or {}),
-    }
-    if rope.get("rope_type") == "llama3":  # is a tensor
-        rope = {"rope_theta": rope["rope_theta"]}
-    config.setdefault("num_local_experts", config.get("num_experts"))
     name = _ARCHITECTURE[config["model_type"]]
-    expected = {f"{name}.{key}": config.get(field) for key, field in _FIELDS.items()}
-    expected |= {f"{name}.{key}": rope.get(field) for key, field in _ROPE.items()}
+    expected = {f"{name}.{key}": value for key, value in _hyperparameters(config, _rope(config)).items()}
     expected["general.architecture"] = name
-    for key, value in expected.items():
-        found = fields[key].contents() if key in fields else None
-        if value is not None and not _equal(found, value):
-            yield f"{key} is {found}, config.json says {value}"
+    found = {
+        key: reader.fields[key].contents() for key in reader.fields if key.startswith(f"{name}.") or key in expected
+    }
+    vocabulary = found.pop(f"{name}.vocab_size", None)
+    if vocabulary != len(reader.fields["tokenizer.ggml.tokens"].data):
+        yield f"{name}.vocab_size is {vocabulary}, which is not the number of tokens"
+    for key in sorted(expected.keys() | found.keys()):
+        if not _equal(found.get(key), expected.get(key)):
+            yield f"{key} is {found.get(key)}, config.json says {expected.get(key)}"
+    factors = next((tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"), None)
+    if factors is not None and not np.allclose(factors, _stretched(folder, _rope(config)["rope_theta"]), rtol=1e-5):
+        yield "rope_freqs.weight does not stretch as config.json says"
+
+
+def _hyperparameters(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """Every key of the architecture, with what config.json says; where it is silent, what transformers takes."""
+    heads = config["num_attention_heads"]
+    known = {
+        **config,
+        "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "rms_norm_eps": config.get("rms_norm_eps", 1e-6),
+        "moe_intermediate_size": config.get("moe_intermediate_size") or config["intermediate_size"],
+        "num_local_experts": config.get("num_local_experts") or config.get("num_experts"),
+    }
+    fields = _FIELDS | (_EXPERTS if known["num_local_experts"] else {})
+    expected = {key: known[field] for key, field in fields.items()} | {"rope.freq_base": rope["rope_theta"]}
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        expected |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
+    if kind == "yarn":
+        expected |= {
+            "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+            "rope.scaling.yarn_beta_fast": rope.get("beta_fast") or 32.0,
+            "rope.scaling.yarn_beta_slow": rope.get("beta_slow") or 1.0,
+        }
+    return expected
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary positions, from transformers 4's two fields or transformers 5's one."""
+    described = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = described.get("rope_type") or described.get("type") or "default"
+    return {"rope_theta": config.get("rope_theta", 10000.0), **described, "rope_type": kind}
+
+
+def _stretched(folder: Path, theta: float) -> np.ndarray:
+    """What transformers divides each frequency by, for Llama 3's scaling."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    found, _ = ROPE_INIT_FUNCTIONS["llama3"](AutoConfig.from_pretrained(folder, local_files_only=True), "cpu")
+    plain = theta ** -(torch.arange(len(found), dtype=torch.float64) / len(found))
+    return (plain / found).numpy()
 
 
 def _equal(found: Any, value: Any) -> bool:
-    if isinstance(found, float):
+    if isinstance(found, float) and value is not None:
         return math.isclose(found, float(value), rel_tol=1e-6)
     return bool(found == value)
+
+
+def differing_tokens(path: Path, folder: Path, oracle: Any) -> Iterator[str]:
+    """What a file says of its vocabulary that tokenizer.json and transformers do not.
+
+    Args:
+        path: the file.
+        folder: Hugging Face's.
+        oracle: transformers' tokenizer of the folder.
+    """
+    import gguf
+
+    fields = gguf.GGUFReader(path).fields
+    found = {key.removeprefix("tokenizer.ggml."): field for key, field in fields.items() if ".ggml." in key}
+    known = {name: value.contents() for name, value in found.items()}
+    content: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = oracle.get_vocab()
+    for name, attribute in _NAMED.items():
+        wanted = ids.get(getattr(oracle, attribute))
+        if known.get(f"{name}_token_id") != wanted:
+            yield f"{name}_token_id is {known.get(f'{name}_token_id')}, transformers says {wanted}"
+    generation = folder / "generation_config.json"
+    told = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    ends = {ids.get("<|im_end|>"), *(told if isinstance(told, list) else [told])}
+    for name in ("eot_token_id", "eom_token_id"):
+        if name in known and known[name] not in ends:
+            yield f"{name} is {known[name]}, at which no answer ends"
+    for name in ("add_space_prefix", "add_eos_token"):
+        if known.get(name) is not False:
+            yield f"{name} is {known.get(name)}"
+    spelt = {number: text for text, number in ids.items()}
+    added = oracle.added_tokens_decoder
+    spaces = "\u2581" if known["model"] == "llama" else " "
+    for number, (text, kind) in enumerate(zip(known["tokens"], known["token_type"], strict=True)):
+        wanted, sort = spelt.get(number), _kind(number, spelt.get(number), content["model"], added)
+        if kind != sort:
+            yield f"token {number}, {text!r}, is of kind {kind}, not {sort}"
+        if text != (wanted.replace(" ", spaces) if wanted and sort == _NORMAL else wanted):
+            yield f"token {number} is {text!r}, transformers says {wanted!r}"
+    yield from _differing_order(known, content["model"], spelt)
+
+
+def _kind(number: int, text: str | None, model: dict[str, Any], added: dict[int, Any]) -> int:
+    if number in added:
+        unknown = text == model.get("unk_token") or number == model.get("unk_id")
+        return _UNKNOWN if unknown else _CONTROL if added[number].special else _ADDED
+    spells_byte = text is not None and model.get("byte_fallback") and len(text) == 6 and text.startswith("<0x")
+    return _BYTE if spells_byte else _NORMAL
+
+
+def _differing_order(known: dict[str, Any], model: dict[str, Any], spelt: dict[int, str]) -> Iterator[str]:
+    """Merges and scores."""
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
+    if "merges" in known:
+        if known["merges"] != merges:
+            yield "the merges are not those of tokenizer.json"
+    elif merges:
+        numbers = {text: number for number, text in spelt.items()}
+        order = [numbers["".join(pair)] for pair in dict.fromkeys(_pairs(model["merges"]))]
+        scores = [known["scores"][number] for number in dict.fromkeys(order)]
+        if any(one <= two for one, two in pairwise(scores)):
+            yield "the scores are not in the order of the merges"
+    else:
+        pieces = dict(map(tuple, model["vocab"]))
+        ordinary = [number for number, kind in enumerate(known["token_type"]) if kind == _NORMAL]
+        theirs = np.array([pieces[spelt[number]] for number in ordinary])
+        ours = np.array(known["scores"])[ordinary]
+        if not np.allclose(ours * theirs.sum(), theirs * ours.sum(), rtol=1e-5):
+            yield "the scores are not in proportion to those of tokenizer.json"
+
+
+def _pairs(merges: list[Any]) -> Iterator[tuple[str, str]]:
+    for merge in merges:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        yield left, right
 
 
 def differing_weights(path: Path, folder: Path) -> Iterator[str]:

@@ -44,7 +44,7 @@ class Vocabulary:
         tokens, kinds: text and kind of every id.
         scores: of every id, where the algorithm has some.
         merges: of byte-level BPE, in order.
-        named: ids of bos, eos, unk, pad, eot; absent where there is none.
+        named: ids of bos, eos, unk, pad, eot, eom; absent where there is none.
         begin: whether transformers puts the begin token before a text.
         template: the chat template, None where there is none.
         stops: ids that end an answer.
@@ -95,11 +95,13 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     named = {name: ids[text] for name, text in spelt.items() if text in ids}
     stops = _stops(folder, ids, template, named.get("eos"))
     turn_ends = [number for number in stops if number != named.get("eos")]
-    if turn_ends:
-        named["eot"] = turn_ends[0]
+    named |= dict(zip(("eot", "eom"), turn_ends, strict=False))
     begin = _begins(content.get("post_processor")) or bool(settings.get("add_bos_token"))
     common: Json = {"kinds": kinds, "named": named, "begin": begin, "template": template, "stops": stops}
-    return Vocabulary(**_form(content, tokens, kinds), **common)
+    vocabulary = Vocabulary(**_form(content, tokens, kinds), **common)
+    if twice := [text for text, number in Counter(vocabulary.tokens).items() if number > 1]:  # llama.cpp aborts
+        raise ConvertError("two ids of the tokenizer have the same text", got=repr(twice[:5]), expected="one each")
+    return vocabulary
 
 
 def _begins(post_processor: Json | None) -> bool:
@@ -190,10 +192,7 @@ def _tokens(content: Json) -> tuple[str, ...]:
     by_id |= {token["id"]: token["content"] for token in content["added_tokens"]}
     if missing := sorted(set(range(len(by_id))) - by_id.keys()):
         raise ConvertError("the tokenizer has ids without a token", got=str(missing[:5]), expected="ids without gaps")
-    tokens = tuple(by_id[number] for number in range(len(by_id)))
-    if twice := [text for text, number in Counter(tokens).items() if number > 1]:  # llama.cpp aborts
-        raise ConvertError("two ids of the tokenizer have the same text", got=repr(twice[:5]), expected="one each")
-    return tokens
+    return tuple(by_id[number] for number in range(len(by_id)))
 
 
 def _kinds(tokens: tuple[str, ...], content: Json) -> tuple[int, ...]:
@@ -234,7 +233,13 @@ def _stops(folder: Path, ids: dict[str, int], template: str | None, eos: int | N
     stops = named if isinstance(named, list) else [named]
     if template is not None and "<|im_end|>" in template:
         stops = ["<|im_end|>" in ids and ids["<|im_end|>"], *stops]
-    found = [int(number) for number in (*stops, eos) if number is not None and number is not False]
+    found = [number for number in (*stops, eos) if number is not None and number is not False]
+    if strange := [number for number in found if not (isinstance(number, int) and 0 <= number < len(ids))]:
+        raise ConvertError(
+            f"{path.name} ends answers at ids that the tokenizer does not have",
+            got=f"eos_token_id: {strange}",
+            expected=f"ids from 0 to {len(ids) - 1:,}",
+        )
     return tuple(dict.fromkeys(found))
 
 
@@ -244,12 +249,23 @@ def _content(token: Any) -> str | None:
 
 
 def _json(path: Path) -> Json:
+    if not path.is_file():
+        raise ConvertError(
+            "a GGUF file holds its tokenizer, and this folder has none",
+            got=f"{path} is not there",
+            expected="tokenizer.json and tokenizer_config.json",
+            remedy="export the run with its tokenizer, or copy its files into the folder",
+        )
+    return read_json(path)
+
+
+def read_json(path: Path) -> Json:
+    """A file that holds one JSON object.
+
+    Raises:
+        ConvertError: it does not.
+    """
     try:
         return {**json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError) as error:
-        raise ConvertError(
-            "a GGUF file holds its tokenizer, and this folder has none that can be read",
-            got=f"{path}: {error}",
-            expected="tokenizer.json and tokenizer_config.json",
-            remedy="export the run with its tokenizer, or copy its files into the folder",
-        ) from None
+        raise ConvertError("a file of the folder cannot be read", got=f"{path}: {error}", expected="JSON") from None

@@ -5,6 +5,7 @@ comes from the file and is computed as exactly as llama.cpp can.
 """
 
 import ctypes
+import os
 from collections import deque
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -39,8 +40,10 @@ def require() -> None:
 
 
 def _library() -> Any:
-    """The binding, with what llama.cpp says kept instead of printed."""
+    """The binding, with what llama.cpp says kept instead of printed; an assertion of its own starts no debugger."""
     import llama_cpp
+
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 
     llama_cpp.llama_log_set(_KEEP, ctypes.c_void_p(0))
     return llama_cpp
@@ -69,7 +72,7 @@ class LlamaModel:
         parameters = self._api.llama_model_default_params()
         parameters.vocab_only = context == 0
         parameters.n_gpu_layers = 0
-        self._model = self._api.llama_model_load_from_file(str(path).encode(), parameters)
+        self._model = self._api.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:
             raise ConvertError("llama.cpp does not load the file", got=f"{path.name}: {'; '.join(_said)}"[:1000])
         self._vocabulary = self._api.llama_model_get_vocab(self._model)
@@ -118,6 +121,7 @@ class LlamaModel:
             start: how many tokens the cache holds that these follow; 0 forgets them all.
         """
         assert self._context, "loaded without a context"
+        assert start + len(tokens) <= self._api.llama_n_ctx(self._context), "llama.cpp aborts the process"
         if start == 0:
             self._api.llama_memory_clear(self._api.llama_get_memory(self._context), True)
         parts = []
@@ -150,10 +154,15 @@ class LlamaModel:
 
     def piece(self, token: int) -> bytes:
         """What a token adds to a text; nothing for a special one."""
-        room = ctypes.create_string_buffer(1024)
-        length = self._api.llama_token_to_piece(self._vocabulary, token, room, len(room), 0, False)
-        assert length >= 0, "a piece is shorter than a kilobyte"
+        length = -1024  # negative: the room that it takes
+        while length < 0:
+            room = ctypes.create_string_buffer(-length)
+            length = self._api.llama_token_to_piece(self._vocabulary, token, room, len(room), 0, False)
         return room.raw[:length]
+
+    def controls(self, token: int) -> bool:
+        """Whether llama.cpp takes the token for a sign of control, whatever the file says."""
+        return bool(self._api.llama_vocab_is_control(self._vocabulary, token))
 
     def ends(self, token: int) -> bool:
         """Whether llama.cpp stops at the token."""
@@ -193,6 +202,6 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     }
     parameters = api.llama_model_quantize_default_params()
     parameters.ftype = types[kind]
-    status = api.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    status = api.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     if status or not target.is_file():
         raise ConvertError(f"llama.cpp does not quantise to {kind}", got=f"status {status}; {'; '.join(_said)}"[:1000])

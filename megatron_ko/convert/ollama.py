@@ -16,6 +16,7 @@ CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
 """
 # Without a template the prompt is continued as it is.
 PLAIN = "{{ .Prompt }}"
+_THREE = '"""'
 # FRANKENSTALLM's recommendation; generation_config.json wins.
 _SAMPLING = {
     "temperature": 0.7,
@@ -40,31 +41,57 @@ def chatml(messages: Sequence[dict[str, str]]) -> str:
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def modelfile(file: str, folder: Path, vocabulary: Vocabulary, context: int) -> str:
-    """The text of a Modelfile.
+def check_sayable(text: str, what: str) -> None:
+    """Refuse what a Modelfile cannot hold: Ollama drops characters that cannot be printed, and knows no escapes.
 
     Args:
-        file: name of the GGUF file beside it.
+        text: the value.
+        what: whose it is.
+
+    Raises:
+        ConvertError: with the characters.
+    """
+    lost = [letter for letter in text if not (letter.isprintable() or letter in "\t\r\n")]
+    if lost or _THREE in text:
+        raise ConvertError(
+            f"Ollama's Modelfile cannot hold {what}",
+            got=f"{text!r}, with {', '.join(map(repr, lost)) or _THREE}",
+            expected="characters that can be printed, and no three quotation marks together",
+        )
+
+
+def quoted(text: str) -> str:
+    """A value between quotation marks: one, or three where it holds one itself. Nothing in it is ever escaped."""
+    marks = _THREE if '"' in text else '"'
+    return f"{marks}{text}{marks}"
+
+
+def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> str:
+    """The text of a Modelfile, without the line that names the GGUF file.
+
+    Args:
         folder: Hugging Face's.
         vocabulary: for the stops.
         context: longest context of the model.
 
     Raises:
-        ConvertError: the folder's chat template is not ChatML: Ollama would write another chat than the training.
+        ConvertError: the folder's chat template is not ChatML: Ollama would write another chat than the training. Or a
+            Modelfile cannot hold a stop.
     """
     template = PLAIN if vocabulary.template is None else _checked_chatml(folder)
     stops = [vocabulary.tokens[number] for number in vocabulary.stops]
     if vocabulary.template is not None and "<|im_start|>" not in stops:
         stops.append("<|im_start|>")
+    for stop in stops:
+        check_sayable(stop, "a token that ends an answer")
     path = folder / "generation_config.json"
     given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     sampling = _SAMPLING | {ours: given[theirs] for theirs, ours in _NAMES.items() if given.get(theirs) is not None}
     sampling["num_ctx"] = min(sampling["num_ctx"], context)
     return "\n".join(
         [
-            f"FROM ./{file}",
-            f'TEMPLATE """{template}"""',
-            *(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops),
+            f"TEMPLATE {_THREE}{template}{_THREE}",
+            *(f"PARAMETER stop {quoted(stop)}" for stop in stops),
             *(f"PARAMETER {name} {number}" for name, number in sampling.items()),
             "",
         ]

@@ -160,7 +160,7 @@ def made_before(
     wanted, found = _identity(made_by, parents, options or {}), _identity_of(record)
     if wanted != found:
         raise ConvertError(
-            "the output exists and is of other weights",
+            "the output exists and is of other weights, or was made in another way",
             got=f"{output}: {found}",
             expected=wanted,
             remedy="choose another folder, or move it away",

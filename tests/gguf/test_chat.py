@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ko.convert.gguf_export import export_gguf
 from megatron_ko.convert.llama_cpp import LlamaModel
-from megatron_ko.convert.ollama import CHATML, chatml
+from megatron_ko.convert.ollama import CHATML, chatml, check_sayable, quoted
+from megatron_ko.errors import ConvertError
 
 TAUGHT = {
     "수도가 어디예요?": "서울입니다.",
@@ -87,3 +88,19 @@ def test_the_modelfile_writes_the_same_chat_and_every_stop(taught: Path) -> None
         "temperature": "0.7", "repeat_penalty": "1.2", "top_p": "0.9", "top_k": "50", "num_predict": "512",
         "num_ctx": "300",
     }  # fmt: skip
+
+
+def unquoted(value: str) -> str:
+    """Ollama's reading of a value: three quotation marks or one at either end are taken off, nothing is unescaped."""
+    marks = 3 if value.startswith('"""') else 1
+    return value[marks:-marks]
+
+
+def test_stops_are_quoted_as_ollama_reads_them() -> None:
+    """Compared once with Ollama's own parser, compiled from its source."""
+    for stop in ("<|im_end|>", "a b ", 'say "no"', '"', "back\\slash", "{{ .Prompt }}", "two\nlines", "tab\t", "끝"):
+        check_sayable(stop, "a stop")
+        assert unquoted(quoted(stop)) == stop
+    for lost in ("zero\u200bwidth", "ideographic\u3000space", 'three """ marks', "\ufeff"):
+        with pytest.raises(ConvertError, match="cannot hold a stop"):
+            check_sayable(lost, "a stop")

@@ -53,6 +53,37 @@ def changed(model: ModelConfig, fields: dict[str, Any]) -> ModelConfig:
     return ModelConfig.model_validate({**model.model_dump(), **fields})
 
 
+def spoil(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Patch], None]:
+    def sabotage(patch: Patch) -> None:
+        honest = gguf.read_stored
+        spoilt = lambda stored, *given: (change if stored.name == name else torch.clone)(honest(stored, *given))  # noqa: E731
+        patch.setattr(gguf, "read_stored", spoilt)
+
+    return sabotage
+
+
+def with_key(add: Callable[[Any], None]) -> Callable[[Patch], None]:
+    def sabotage(patch: Patch) -> None:
+        honest = gguf._describe
+        patch.setattr(gguf, "_describe", lambda writer, model: (honest(writer, model), add(writer)))
+
+    return sabotage
+
+
+def both(*sabotages: Callable[[Patch], None]) -> Callable[[Patch], None]:
+    def sabotage(patch: Patch) -> None:
+        for one in sabotages:
+            one(patch)
+
+    return sabotage
+
+
+def a_percent_of_a_row(weight: torch.Tensor) -> torch.Tensor:
+    weight = weight.clone()
+    weight[5] *= 1.01
+    return weight
+
+
 def forget_a_tensor(name: str) -> Callable[[Patch], None]:
     def sabotage(patch: Patch) -> None:
         honest = gguf.plan_tensors
@@ -71,8 +102,12 @@ def forget_a_tensor(name: str) -> Callable[[Patch], None]:
         (wrong_constant(rope={"theta": 6e4}), ("rope.freq_base", "config.json says 50000.0", "logits")),
         (forget_a_tensor("blk.1.ffn_up.weight"), ("blk.1.ffn_up.weight",)),
         (forget_a_tensor("output.weight"), ("f32: tensors", "output.weight is missing", "logits")),
+        (
+            both(wrong_constant(max_position_embeddings=4096), with_key(lambda writer: writer.add_sliding_window(8))),
+            ("context_length is 4096, config.json says 300", "sliding_window is 8, config.json says None"),
+        ),
     ],
-    ids=["gate-up", "permutation", "eps", "theta", "needed-tensor", "optional-tensor"],
+    ids=["gate-up", "permutation", "eps", "theta", "needed-tensor", "optional-tensor", "context-window"],
 )
 def test_a_mistake_in_the_network_is_caught(
     sabotage: Callable[[Patch], None], named: tuple[str, ...], folder: Folder, tmp_path: Path, monkeypatch: Patch
@@ -94,6 +129,45 @@ def test_swapped_experts_are_caught(folder: Folder, tmp_path: Path, monkeypatch:
     refused(source, tmp_path / "out", "blk.0.ffn_up_exps.weight does not hold", "experts.0", "logits")
 
 
+def test_small_mistakes_before_quantising_are_caught(folder: Folder, tmp_path: Path, monkeypatch: Patch) -> None:
+    """Too small for the distribution of a quantised file to tell."""
+    source = folder()
+    spoil("output_norm.weight", lambda weight: weight * 1.01)(monkeypatch)
+    spoil("blk.1.ffn_up.weight", a_percent_of_a_row)(monkeypatch)
+    spoil("token_embd.weight", a_percent_of_a_row)(monkeypatch)
+    named = ("before quantising: values", "3 differ", "output_norm.weight does not hold", "token_embd.weight does not")
+    refused(source, tmp_path / "out", *named, "blk.1.ffn_up.weight does not", kinds=("q8_0",))
+
+
+@pytest.mark.parametrize(
+    ("scaling", "sabotage", "named"),
+    [
+        (
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 75},
+            with_key(lambda writer: writer.add_rope_scaling_yarn_beta_slow(1.2)),
+            "yarn_beta_slow",
+        ),
+        (
+            {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+            lambda patch: patch.setattr(gguf, "_rope_factors", lambda model: torch.full((16,), 1.01)),
+            "rope_freqs.weight does not stretch",
+        ),
+    ],
+    ids=["yarn", "llama3"],
+)
+def test_a_mistake_in_rotary_scaling_is_caught(
+    scaling: dict[str, Any],
+    sabotage: Callable[[Patch], None],
+    named: str,
+    folder: Folder,
+    tmp_path: Path,
+    monkeypatch: Patch,
+) -> None:
+    source = folder(rope={"theta": 5e4, "scaling": scaling})
+    sabotage(monkeypatch)
+    refused(source, tmp_path / "out", named)
+
+
 def with_vocabulary(patch: Patch, change: Callable[[Vocabulary], Vocabulary]) -> None:
     patch.setattr(gguf_export, "read_vocabulary", lambda folder: change(read_vocabulary(folder)))
 
@@ -113,8 +187,18 @@ def spoil_a_piece(vocabulary: Vocabulary) -> Vocabulary:
         (spoil_a_piece, ("spelling of every id", "2 differ")),
         (lambda v: replace(v, kinds=tuple(1 for _ in v.kinds)), ("special tokens",)),
         (lambda v: replace(v, stops=(*v.stops, 300)), ("end of an answer", "does not stop at")),
+        (
+            lambda v: replace(v, named=v.named | {"bos": 300, "pad": 300, "eot": 4}, begin=True),
+            ("bos_token_id is 300, transformers says 1", "padding_token_id is 300", "eot_token_id is 4", "by default"),
+        ),
+        (
+            lambda v: replace(
+                v, kinds=(*v.kinds[:300], 3, *v.kinds[301:]), merges=(v.merges[1], v.merges[0], *v.merges[2:])
+            ),
+            ("token 300", "is of kind 3, not 1", "the merges are not those"),
+        ),
     ],
-    ids=["pre-tokenizer", "template", "no-template", "swapped-tokens", "kinds", "stops"],
+    ids=["pre-tokenizer", "template", "no-template", "swapped-tokens", "kinds", "stops", "named", "kind-merges"],
 )
 def test_a_mistake_in_the_vocabulary_is_caught(
     change: Callable[[Vocabulary], Vocabulary], named: tuple[str, ...], folder: Folder, tmp_path: Path,
@@ -123,6 +207,24 @@ def test_a_mistake_in_the_vocabulary_is_caught(
     source = folder()
     with_vocabulary(monkeypatch, change)
     refused(source, tmp_path / "out", *named)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "one", "other", "named"),
+    [("bpe", 400, 401, "not in the order of the merges"), ("unigram", 400, 500, "not in proportion")],
+)
+def test_swapped_scores_are_caught(
+    tokenizer: str, one: int, other: int, named: str, folder: Folder, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    source = folder(tokenizer)
+
+    def swap(vocabulary: Vocabulary) -> Vocabulary:
+        scores = list(vocabulary.scores or ())
+        scores[one], scores[other] = scores[other], scores[one]
+        return replace(vocabulary, scores=tuple(scores))
+
+    with_vocabulary(monkeypatch, swap)
+    refused(source, tmp_path / "out", named)
 
 
 def test_a_unigram_model_as_greedy_sentencepiece_is_caught(folder: Folder, tmp_path: Path, monkeypatch: Patch) -> None:
