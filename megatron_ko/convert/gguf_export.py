@@ -104,6 +104,8 @@ def export_gguf(
         "accept ties": accept_ties,
     }
     if (before := made_before(output, MADE_BY, [parent], options)) is not None:
+        if not (output / "Modelfile").is_file():
+            raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
         return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before)
     with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
         hugging_face = source

@@ -204,4 +204,8 @@ def quantise(source: Path, target: Path, kind: str) -> None:
     parameters.ftype = types[kind]
     status = api.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))
     if status or not target.is_file():
-        raise ConvertError(f"llama.cpp does not quantise to {kind}", got=f"status {status}; {'; '.join(_said)}"[:1000])
+        raise ConvertError(
+            f"llama.cpp does not quantise to {kind}",
+            got=f"status {status}; {'; '.join(_said)}"[:1000],
+            remedy="an iostream error is a full disk, mostly: free space, or write elsewhere",
+        )
