@@ -23,9 +23,10 @@ from megatron_ko.convert.gguf_gates import compare_generation, compare_logits, c
 from megatron_ko.convert.gguf_reference import Reference, compute_reference
 from megatron_ko.convert.gguf_tokens import compare_tokenizers
 from megatron_ko.convert.gguf_values import differing_constants, differing_tokens, differing_weights
-from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_json, read_vocabulary
+from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_vocabulary
 from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.hf_export import export_hf
+from megatron_ko.convert.hf_files import read_json
 from megatron_ko.convert.llama_cpp import QUANTISED, LlamaModel, quantise, require
 from megatron_ko.convert.mapping import check_complete, other_shapes
 from megatron_ko.convert.ollama import check_sayable, modelfile
@@ -114,9 +115,7 @@ def export_gguf(
             export_hf(native, hugging_face)
         model, vocabulary = _understood(hugging_face)
         chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
-        base = _write_floats(folder, hugging_face, model, vocabulary, kinds, output.name)
-        gates = _prove_base(base, hugging_face, kinds)
-        written = _quantise_all(folder, base, kinds, output.name)
+        written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
         demand(gates)
         smallest = min(written, key=lambda one: one.size)
@@ -164,34 +163,32 @@ def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
     return model, vocabulary
 
 
-def _write_floats(
+def _write_all(
     folder: Path, source: Path, model: ModelConfig, vocabulary: Vocabulary, kinds: Sequence[str], name: str
-) -> Path:
-    """Write the float files, and the one that quantised files are made of, which holds the folder's numbers exactly."""
-    exact = _stored(source)
+) -> tuple[list[Written], list[Gate]]:
+    """Float files from the folder, the others from a float file that holds the folder's numbers exactly.
+
+    Returns:
+        the files, and the gate of that float file where it does not stay; the others are proven later.
+    """
     for kind in FLOAT_TYPES:
-        if kind in kinds or (kind == exact and set(kinds) & set(QUANTISED)):
-            write_gguf(folder / f"{name}-{kind}.gguf", source, model, vocabulary, kind, name)
-    return folder / f"{name}-{exact}.gguf"
-
-
-def _prove_base(base: Path, source: Path, kinds: Sequence[str]) -> list[Gate]:
-    """What is quantised holds the folder's numbers; a file that stays is proven with the others."""
-    if _stored(source) in kinds or not set(kinds) & set(QUANTISED):
-        return []
-    with SafetensorsFolder(source) as tensors:
-        return [compare_values("before quantising", len(tensors.shapes), differing_weights(base, source))]
-
-
-def _quantise_all(folder: Path, base: Path, kinds: Sequence[str], name: str) -> list[Written]:
-    """Write the quantised files, and describe every file."""
-    for kind in QUANTISED:
         if kind in kinds:
+            write_gguf(folder / f"{name}-{kind}.gguf", source, model, vocabulary, kind, name)
+    gates = []
+    quantised = [kind for kind in QUANTISED if kind in kinds]
+    if quantised:
+        exact = _stored(source)
+        base = folder / f"{name}-{exact}.gguf"
+        if exact not in kinds:
+            write_gguf(base, source, model, vocabulary, exact, name)
+            with SafetensorsFolder(source) as tensors:
+                number = len(tensors.shapes)
+            gates.append(compare_values("before quantising", number, differing_weights(base, source)))
+        for kind in quantised:
             quantise(base, folder / f"{name}-{kind}.gguf", kind)
-    written = [_written(folder / f"{name}-{kind}.gguf", kind) for kind in KINDS if kind in kinds]
-    if base.name not in {one.name for one in written}:
-        base.unlink(missing_ok=True)
-    return written
+        if exact not in kinds:
+            base.unlink()
+    return [_written(folder / f"{name}-{kind}.gguf", kind) for kind in KINDS if kind in kinds], gates
 
 
 def _stored(source: Path) -> str:
@@ -229,15 +226,23 @@ def _prove(
     if model.rope.scaling is not None and model.rope.scaling.type == "llama3":
         expected["rope_freqs.weight"] = (model.kv_channels // 2,)
     reference = compute_reference(source, model.max_position_embeddings, rows, text)
+    oracle = load_oracle(source)
     for one in written:
-        gates += _prove_file(one.kind, folder / one.name, source, expected, reference, model.max_position_embeddings)
+        path, context = folder / one.name, model.max_position_embeddings
+        gates += _prove_file(one.kind, path, source, oracle, expected, reference, context)
     return gates
 
 
 def _prove_file(
-    kind: str, path: Path, source: Path, expected: dict[str, tuple[int, ...]], reference: Reference, context: int
+    kind: str,
+    path: Path,
+    source: Path,
+    oracle: Any,
+    expected: dict[str, tuple[int, ...]],
+    reference: Reference,
+    context: int,
 ) -> list[Gate]:
-    differing = [*differing_constants(path, source), *differing_tokens(path, source, load_oracle(source))]
+    differing = [*differing_constants(path, source), *differing_tokens(path, source, oracle)]
     if kind in FLOAT_TYPES:
         differing += differing_weights(path, source)
     with LlamaModel(path, context=min(context, max(LENGTHS) + 255)) as model:

@@ -4,7 +4,6 @@ The names come from gguf's own map of Hugging Face's names, the constants straig
 rows is written down anew, so that a mistake in ``gguf.py`` is not made twice.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_ko.convert.hf_files import read_generation, read_json
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 
 # Keys of the architecture, and the field of config.json that they repeat.
@@ -46,7 +46,7 @@ def differing_constants(path: Path, folder: Path) -> Iterator[str]:
     import gguf
 
     reader = gguf.GGUFReader(path)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     name = _ARCHITECTURE[config["model_type"]]
     expected = {f"{name}.{key}": value for key, value in _hyperparameters(config, _rope(config)).items()}
     expected["general.architecture"] = name
@@ -125,14 +125,13 @@ def differing_tokens(path: Path, folder: Path, oracle: Any) -> Iterator[str]:
     fields = gguf.GGUFReader(path).fields
     found = {key.removeprefix("tokenizer.ggml."): field for key, field in fields.items() if ".ggml." in key}
     known = {name: value.contents() for name, value in found.items()}
-    content: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content = read_json(folder / "tokenizer.json")
     ids = oracle.get_vocab()
     for name, attribute in _NAMED.items():
         wanted = ids.get(getattr(oracle, attribute))
         if known.get(f"{name}_token_id") != wanted:
             yield f"{name}_token_id is {known.get(f'{name}_token_id')}, transformers says {wanted}"
-    generation = folder / "generation_config.json"
-    told = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id") if generation.is_file() else None
+    told = read_generation(folder).get("eos_token_id")
     ends = {ids.get("<|im_end|>"), *(told if isinstance(told, list) else [told])}
     for name in ("eot_token_id", "eom_token_id"):
         if name in known and known[name] not in ends:
@@ -191,7 +190,7 @@ def differing_weights(path: Path, folder: Path) -> Iterator[str]:
     """Tensors of a file of a float type whose numbers are not the folder's, rounded."""
     import gguf
 
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     layers = config["num_hidden_layers"]
     architecture = next(
         number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == _ARCHITECTURE[config["model_type"]]

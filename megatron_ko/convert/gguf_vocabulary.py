@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_ko.convert.hf_files import GENERATION, read_json
 from megatron_ko.data.tokenizer.trainers import QWEN2_PATTERN
 from megatron_ko.errors import ConvertError
 
@@ -228,7 +229,7 @@ def chat_template(folder: Path, settings: Json) -> str | None:
 
 def _stops(folder: Path, ids: dict[str, int], template: str | None, eos: int | None) -> tuple[int, ...]:
     """Ids that end an answer: generation_config.json's, and ChatML's border where the template writes it."""
-    path = folder / "generation_config.json"
+    path = folder / GENERATION
     named = _json(path).get("eos_token_id") if path.is_file() else None
     stops = named if isinstance(named, list) else [named]
     if template is not None and "<|im_end|>" in template:
@@ -257,15 +258,3 @@ def _json(path: Path) -> Json:
             remedy="export the run with its tokenizer, or copy its files into the folder",
         )
     return read_json(path)
-
-
-def read_json(path: Path) -> Json:
-    """A file that holds one JSON object.
-
-    Raises:
-        ConvertError: it does not.
-    """
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError) as error:
-        raise ConvertError("a file of the folder cannot be read", got=f"{path}: {error}", expected="JSON") from None

@@ -53,6 +53,24 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     _write(folder / GENERATION, generation)
 
 
+def read_json(path: Path, problem: str = "cannot be read") -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Args:
+        path: its place.
+        problem: what is said of it where it does not.
+
+    Raises:
+        ConvertError: it does not, or is not there.
+    """
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConvertError(
+            f"{path.name} {problem}", got=f"{path}: {error}", expected="a JSON object, in a Hugging Face folder"
+        ) from None
+
+
 def read_generation(folder: Path) -> dict[str, Any]:
     """What generation_config.json says; nothing where there is none.
 
@@ -60,10 +78,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
         ConvertError: it is damaged.
     """
     path = folder / GENERATION
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
-    except (ValueError, TypeError) as error:
-        raise ConvertError(f"{GENERATION} is damaged", got=f"{path}: {error}", expected="a JSON object") from None
+    return read_json(path, "is damaged") if path.is_file() else {}
 
 
 def carry_generation(fields: dict[str, Any], target: Path) -> None:

@@ -1,6 +1,5 @@
 """A Hugging Face folder to a native model, tensor by tensor."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
-from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation
+from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation, read_json
 from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
@@ -40,7 +39,7 @@ def import_hf(source: Path, output: Path) -> Proof:
         ConvertError: tensors or configuration are not those of a supported family, or a gate failed.
     """
     _check_source(source)
-    fields = _read_config(source)
+    fields = read_json(source / "config.json")
     model = from_hf_config(fields, str(source / "config.json"))
     rules = around(FAMILIES[model.family].layers, model)
     with SafetensorsFolder(source) as tensors:
@@ -60,17 +59,6 @@ def import_hf(source: Path, output: Path) -> Proof:
             write_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
             write_manifest(folder)
     return proof
-
-
-def _read_config(source: Path) -> dict[str, object]:
-    path = source / "config.json"
-    try:
-        fields: dict[str, object] = {**json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError, TypeError) as error:
-        raise ConvertError(
-            "config.json cannot be read", got=f"{path}: {error}", expected="a Hugging Face folder"
-        ) from None
-    return fields
 
 
 def _check_rotary(tensors: SafetensorsFolder, model: ModelConfig) -> None:

@@ -1,11 +1,11 @@
 """A Modelfile for Ollama: the template of the chat, every stop, and the recommended sampling."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ko.convert.gguf_reference import CONVERSATIONS, rendered
 from megatron_ko.convert.gguf_vocabulary import Vocabulary
+from megatron_ko.convert.hf_files import read_generation
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.errors import ConvertError
 
@@ -84,8 +84,7 @@ def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> str:
         stops.append("<|im_start|>")
     for stop in stops:
         check_sayable(stop, "a token that ends an answer")
-    path = folder / "generation_config.json"
-    given = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    given = read_generation(folder)
     sampling = _SAMPLING | {ours: given[theirs] for theirs, ours in _NAMES.items() if given.get(theirs) is not None}
     sampling["num_ctx"] = min(sampling["num_ctx"], context)
     return "\n".join(

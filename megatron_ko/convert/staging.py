@@ -179,10 +179,10 @@ def made_before(
             got=f"{output}: {', '.join(changed)}",
             remedy="move it away",
         )
-    if lineage.hash_of_folder(output) != record["weights"]:
+    if (weights := lineage.hash_of_folder(output)) != record["weights"]:
         raise ConvertError(
             "the output exists and was changed after it was made",
-            got=f"{output}: weights {lineage.hash_of_folder(output)}",
+            got=f"{output}: weights {weights}",
             expected=f"weights {record['weights']}, as its lineage says",
             remedy="move it away",
         )

@@ -97,33 +97,27 @@ def _in_present_form(record: Record) -> Record:
     """The record with its parents as ``ancestor`` describes them, where it names one by the hashes of its files."""
     one, written = record.pop("parent", None), record.get("files")
     if one:
-        weights = _hash_of_hashes(one.get("files") or {})
+        weights = hash_of_hashes(one.get("files") or {})
         record["parents"] = [{"path": one["path"], "weights": weights, "record": one.get("lineage")}]
     record["parents"] = [{**parent} for parent in record.get("parents", [])]
     if "weights" not in record and written:
-        record["weights"] = _hash_of_hashes({file["name"]: file["xxh3_128"] for file in written})
+        record["weights"] = hash_of_hashes({file["name"]: file["xxh3_128"] for file in written})
     return record
 
 
-def _hash_of_hashes(hashes: Mapping[str, str]) -> str:
-    return hash_of_records({name: files.FileRecord(0, digest) for name, digest in hashes.items()})
-
-
-def hash_of_records(records: Mapping[str, files.FileRecord]) -> str:
-    """One hash of files whose hashes are known: xxh3-128 over names and hashes in the order of names."""
+def hash_of_hashes(hashes: Mapping[str, str]) -> str:
+    """One hash of files whose hashes are known by name: xxh3-128 over names and hashes in the order of names."""
     digest = xxhash.xxh3_128()
-    for name in sorted(records):
-        digest.update(f"{name} {records[name].xxh3_128}\n".encode())
+    for name in sorted(hashes):
+        digest.update(f"{name} {hashes[name]}\n".encode())
     return digest.hexdigest()
 
 
 def hash_of_folder(folder: Path) -> str | None:
     """Hash of the weights in an artefact, read now; None where there are none."""
     paths = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file())
-    found = {
-        str(path.relative_to(folder)): files.FileRecord(path.stat().st_size, files.hash_file(path)) for path in paths
-    }
-    return hash_of_records(found) if found else None
+    found = {str(path.relative_to(folder)): files.hash_file(path) for path in paths}
+    return hash_of_hashes(found) if found else None
 
 
 def hashes_beside(folder: Path) -> dict[str, str]:
@@ -136,9 +130,10 @@ def hashes_beside(folder: Path) -> dict[str, str]:
     }
 
 
-def hash_beside(folder: Path, more: str = "") -> str:
-    """One hash of these files, and of a text."""
-    return _hash_of_hashes({**hashes_beside(folder), "": xxhash.xxh3_128_hexdigest(more.encode())})
+def hash_beside(folder: Path | None, more: str = "") -> str:
+    """One hash of these files, none where there is no folder, and of a text."""
+    found = {} if folder is None else hashes_beside(folder)
+    return hash_of_hashes({**found, "": xxhash.xxh3_128_hexdigest(more.encode())})
 
 
 def changed_beside(folder: Path, record: Record) -> list[str]:

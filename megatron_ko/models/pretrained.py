@@ -41,7 +41,7 @@ class Pretrained:
 
     def ancestor(self) -> lineage.Record:
         """Itself as a parent of what is made of it."""
-        beside = lineage.hash_beside(self.tokenizer or Path("nowhere"), dump(self.model))
+        beside = lineage.hash_beside(self.tokenizer, dump(self.model))
         return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens, beside)
 
 
@@ -107,9 +107,9 @@ def weights_of(manifest: files.Manifest) -> str:
 
 def _hash(records: Mapping[str, files.FileRecord], folder: str) -> str:
     """Hash of the files of one folder, under the names that a native model gives them."""
-    return lineage.hash_of_records(
+    return lineage.hash_of_hashes(
         {
-            WEIGHTS + name.removeprefix(folder): record
+            WEIGHTS + name.removeprefix(folder): record.xxh3_128
             for name, record in records.items()
             if name.startswith(folder + "/")
         }

@@ -4,26 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from refusals import problems
+from refusals import RUN, problems
 
 from megatron_ko.config import ModelConfig, ParallelConfig, check_world, load_config, load_model_config
 from megatron_ko.config.checks.layout import stage_layers, tensor_sizes
 from megatron_ko.errors import ConfigError
 
-RUN = """
-run: {dir: out}
-model:
-  num_layers: 4
-  hidden_size: 64
-  ffn_hidden_size: 128
-  num_attention_heads: 4
-  num_query_groups: 2
-  vocab_size: 1000
-  max_position_embeddings: 128
-data: {tokenizer: tok, sources: [{prefix: shards/a}], sequence_length: 64}
-optim: {lr: 3e-4}
-training: {steps: 10, global_batch_size: 4}
-"""
 MOE = "model.moe={num_experts: 4, top_k: 2}"
 YARN = "type: yarn, factor: 4.0, original_max_position_embeddings: 32"
 

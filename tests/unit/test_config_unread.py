@@ -3,24 +3,11 @@
 from pathlib import Path
 
 import pytest
-from refusals import problems
+from refusals import RUN, problems
 
 from megatron_ko.config import load_config
 from megatron_ko.config.checks.unread import READERS
 
-RUN = """
-run: {dir: out}
-model:
-  num_layers: 4
-  hidden_size: 64
-  ffn_hidden_size: 128
-  num_attention_heads: 4
-  vocab_size: 1000
-  max_position_embeddings: 128
-data: {tokenizer: tok, sources: [{prefix: shards/a}], sequence_length: 64}
-optim: {lr: 3e-4}
-training: {steps: 10, global_batch_size: 8}
-"""
 EXPERTS = "model.family=mixtral model.moe.num_experts=4 model.moe.top_k=2"
 FP8 = "precision.recipe=fp8_current"
 

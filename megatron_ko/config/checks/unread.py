@@ -1,5 +1,6 @@
 """Options that are set and that nothing would read, in one table: who sets one expects it to do something."""
 
+import json
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -83,7 +84,7 @@ def check_unread(config: RunConfig) -> Iterator[Problem]:
                 yield Problem(
                     path=option,
                     got=value,
-                    expected=f"{_in_yaml(default)}, the default: it is read only with {reader.words}",
+                    expected=f"{json.dumps(default)}, the default: it is read only with {reader.words}",
                     remedy=f"remove it, or {reader.words}",
                 )
 
@@ -94,7 +95,3 @@ def _value(config: RunConfig, option: str) -> object:
     for name in option.split("."):
         value = getattr(value, name, None)
     return value
-
-
-def _in_yaml(value: object) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
