@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gguf_tests import Folder, train
+from patience import PATIENCE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_ko.convert.gguf_export import export_gguf
@@ -32,7 +33,7 @@ launch: {{threads_per_rank: 2}}
 
 def megatron_ko(*words: object) -> str:
     command = [sys.executable, "-m", "megatron_ko.cli.main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from oracle import Pieces, assemble, pieces_of
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.pretrain import Collator, TokenBatch
@@ -71,7 +72,7 @@ def collect_from_ranks(function: Callable[..., Any], world_size: int, *args: Any
         AssertionError: a rank failed; its error is on standard error.
     """
     with tempfile.TemporaryDirectory() as folder:
-        code = run_ranks(_save_result, world_size, (function, args, Path(folder)), threads=1, timeout_s=60)
+        code = run_ranks(_save_result, world_size, (function, args, Path(folder)), threads=1)
         assert code == 0, f"a rank ended with {code}"
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
@@ -155,7 +156,7 @@ class _Samples:
 
 def train_rank(config: RunConfig, steps: int) -> RankOutcome:
     """Inside a rank: build, train with the product's own step, and give this rank's part of the outcome."""
-    groups = initialise(config.parallel, timeout_s=60)
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
     weights = pieces_of(chunks)

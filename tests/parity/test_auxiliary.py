@@ -15,6 +15,7 @@ from harness import (
     train_rank,
 )
 from oracle import Pieces, assemble, pieces_of
+from patience import PATIENCE
 from torch import Tensor
 
 from megatron_ko.config import RunConfig
@@ -81,7 +82,7 @@ def reference_rank(names: list[str]) -> list[tuple[Pieces, list[tuple[float, flo
         assert full.model.moe is not None
         if name == "all ranks":  # both ranks' samples at once
             config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": 8})})
-        groups = initialise(config.parallel, timeout_s=60)
+        groups = initialise(config.parallel, timeout_s=PATIENCE)
         seed_everything(config.run.seed, groups)
         chunks = build_model(config, groups)
         batches = micro_batches(config, groups, 0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from harness import VOCABULARY, collect_from_ranks, tiny_config
 from megatron.core.inference.contexts import StaticInferenceContext
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.models.build import build_model
@@ -23,7 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def both(config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [b, s, v] after the last token of each piece: through the cache, and of the whole text."""
-    groups = initialise(config.parallel, timeout_s=60)
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     (model,) = build_model(config, groups)
     model.eval()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from harness import DOCUMENT_START, SEQUENCE, VOCABULARY, collect_from_ranks, tiny_config
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.pretrain import Collator, TokenBatch
@@ -74,7 +75,7 @@ def logits_rank(configs: list[RunConfig]) -> list[torch.Tensor]:
 
 
 def _logits(config: RunConfig) -> torch.Tensor:
-    groups = initialise(config.parallel, timeout_s=60)
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     (chunk,) = build_model(config, groups)
     start = DOCUMENT_START if config.data.document_mask else None

@@ -18,6 +18,7 @@ from harness import (
     train_rank,
 )
 from megatron.core.utils import get_batch_on_this_cp_rank
+from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.data.pretrain import Collator
@@ -116,7 +117,7 @@ def test_windows_and_documents_change_what_is_learnt() -> None:
 
 
 def parts_of_ranks() -> dict[str, torch.Tensor]:
-    groups = initialise(ParallelConfig(context=4), timeout_s=60)
+    groups = initialise(ParallelConfig(context=4), timeout_s=PATIENCE)
     whole = torch.arange(2 * SEQUENCE).view(2, SEQUENCE)
     ours = Collator(cp_rank=groups.cp_rank, cp_size=4)(_Rows(whole), range(2)).tokens
     named: dict[str, Any] = {"is_hybrid_cp": False} if _has_hybrid() else {}

@@ -10,6 +10,7 @@ from harness import collect_from_ranks
 from isolated import isolated
 from megatron.core import dist_checkpointing
 from native_models import KEURAL, native_model
+from patience import PATIENCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -73,7 +74,7 @@ def through_ranks(configs: list[RunConfig], loads: list[Path], saves: list[Path]
     """Load, compute and save each model on these ranks; this rank's part of the logits where it has the last layer."""
     found = []
     for config, load, save in zip(configs, loads, saves, strict=True):
-        groups = initialise(config.parallel, timeout_s=60)
+        groups = initialise(config.parallel, timeout_s=PATIENCE)
         seed_everything(config.run.seed, groups)
         (chunk,) = build_model(config, groups)
         load_weights([chunk], load)

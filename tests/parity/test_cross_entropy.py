@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import collect_from_ranks
+from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig
 from megatron_ko.models.cross_entropy import Vocabulary, linear_cross_entropy
@@ -36,7 +37,7 @@ def expected(dtype: torch.dtype, scale: float) -> Result:
 
 
 def ours(parallel: ParallelConfig, limit: int, dtype: torch.dtype, scale: float) -> Result:
-    groups = initialise(parallel, timeout_s=60)
+    groups = initialise(parallel, timeout_s=PATIENCE)
     hidden, weight, labels, gradient = inputs(dtype, scale)
     weight = weight.chunk(groups.tp_size)[groups.tp_rank].clone().requires_grad_()
     if parallel.sequence_parallel:
@@ -83,7 +84,7 @@ def test_equals_pytorch(tensor: int, sequence_parallel: bool) -> None:
 
 def only_padding_on_one_rank() -> tuple[torch.Tensor, torch.Tensor]:
     """Three token ids on two ranks with four rows each: the second rank holds padding alone."""
-    groups = initialise(ParallelConfig(tensor=2), timeout_s=60)
+    groups = initialise(ParallelConfig(tensor=2), timeout_s=PATIENCE)
     weight = torch.ones(4, 2).requires_grad_()
     hidden, labels = torch.ones(2, 1, 2), torch.tensor([[0, 2]])
     vocabulary = Vocabulary(3, groups.pg.tp)

@@ -7,6 +7,7 @@ import torch
 from harness import Outcome, collect_from_ranks, merge, relative_difference, tiny_config, train_rank
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
+from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.models.build import build_model
@@ -110,7 +111,7 @@ def layer_products(parallel: dict[str, Any]) -> list[torch.Tensor]:
     Whole numbers, whose sums are exact in fp32 in whatever order.
     """
     config = ParallelConfig(**parallel)
-    groups = initialise(config, timeout_s=60)
+    groups = initialise(config, timeout_s=PATIENCE)
     seed_everything(1, groups)
     linears = mxfp8_linears(Mxfp8Recipe(E4M3, "down"))
     settings = TransformerConfig(
@@ -186,7 +187,7 @@ def test_layers_are_exact_on_two_ranks() -> None:
 
 def emulated_layers(config: RunConfig) -> dict[int, set[str]]:
     """Inside a rank: the classes that multiply, by number of the layer from 0; the rest of the model is -1."""
-    groups = initialise(config.parallel, timeout_s=60)
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(1, groups)
     kinds = (ColumnParallelLinear, RowParallelLinear, GroupedExperts)
     found: dict[int, set[str]] = {}

@@ -9,6 +9,7 @@ from harness import SEQUENCE, VOCABULARY, collect_from_ranks, tiny_config
 from keural_reference import keural_logits
 from megatron.core.inference.contexts import StaticInferenceContext
 from oracle import Pieces, assemble, pieces_of, renamed, to_transformers
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.models.build import build_model
@@ -76,7 +77,7 @@ def logits_rank(configs: list[RunConfig], batches: list[torch.Tensor]) -> list[l
 
 
 def _logits(config: RunConfig, batches: list[torch.Tensor]) -> list[tuple[torch.Tensor, Pieces]]:
-    groups = initialise(config.parallel, timeout_s=60)
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
     found = []
@@ -179,7 +180,7 @@ def cached_rank(configs: list[RunConfig]) -> list[tuple[torch.Tensor, torch.Tens
     """Logits of a whole sequence at once, and through the cache: ten tokens, then one at a time."""
     found = []
     for config in configs:
-        groups = initialise(config.parallel, timeout_s=60)
+        groups = initialise(config.parallel, timeout_s=PATIENCE)
         seed_everything(config.run.seed, groups)
         (model,) = build_model(config, groups)
         model.eval()

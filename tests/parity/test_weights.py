@@ -6,6 +6,7 @@ import pytest
 import torch
 from harness import Pieces, assemble, collect_from_ranks, pieces_of, relative_difference, tiny_config, train_under
 from megatron.core import dist_checkpointing
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import CheckpointError
@@ -17,7 +18,7 @@ from megatron_ko.train.writer import InProcessSave
 
 
 def build_rank(config: RunConfig, load: Path | None, save: Path | None) -> Pieces:
-    groups = initialise(config.parallel, timeout_s=60)
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
     if load is not None:

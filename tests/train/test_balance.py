@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.pretrain import TokenBatch
@@ -76,7 +77,7 @@ def train_all(path: Path) -> None:
     found = {}
     for way in WAYS:
         chosen = config(way)
-        groups = initialise(chosen.parallel, timeout_s=30)
+        groups = initialise(chosen.parallel, timeout_s=PATIENCE)
         seed_everything(1, groups)
         model = wrap_data_parallel(chosen, build_model(chosen, groups), groups)
         run: Any = SimpleNamespace(

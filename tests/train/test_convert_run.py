@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from isolated import isolated
+from patience import PATIENCE
 from peer_models import transformers_model
 from train_runs import NewRun, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,7 +27,7 @@ SPREAD = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_paralle
 
 def convert(verb: str, source: Path, output: Path, *more: str) -> dict[str, float]:
     command = [sys.executable, "-m", "megatron_ko.cli.main", "convert", verb, str(source), str(output), "--json", *more]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -111,10 +112,11 @@ def test_smollm2_imports_trains_in_two_stages_exports_and_reloads(new_run: NewRu
     config.write_text(f"extends: {tiny.config}\nmodel: {{from: {model}}}\n", encoding="utf-8")
     run = replace(
         tiny, config=config, overrides=(f"checkpoint.start_from={tmp_path / 'native'}", "parallel.pipeline=2",
-        "launch.ranks_per_node=2", "training.steps=20", "checkpoint.interval=20", "eval.samples=0", "optim.lr=1e-4"),
+        "launch.ranks_per_node=2", "training.steps=20", "training.global_batch_size=4", "checkpoint.interval=20",
+        "eval.samples=0", "optim.lr=1e-4"),
     )  # fmt: skip
     ended = run.train()
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == 0 and run.last_step() == 20, ended
     convert("hf-export", run.folder, tmp_path / "export", "--dtype", "bfloat16")
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype="auto")
     assert network.num_parameters() == 134_515_008 and network.dtype == torch.bfloat16

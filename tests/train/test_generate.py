@@ -11,6 +11,7 @@ import pytest
 import torch
 from megatron.core import dist_checkpointing
 from oracle import assemble, pieces_of, to_transformers
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.config.load import build
@@ -96,13 +97,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = {"family": "qwen3", "windows": [7, None, 7, None]} if name == "windows" else {}
         config = make_config(folder / name, "bf16" if name == "half" else "fp32", layout, **model)
         config.run.dir.mkdir()
-        assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint), timeout_s=60) == 0
+        assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint)) == 0
     return folder
 
 
 def in_one_rank(check: Any, *args: Any) -> None:
     """Run a check in a process of its own, because a process can be in one world only."""
-    assert run_ranks(check, 1, args, timeout_s=60) == 0
+    assert run_ranks(check, 1, args) == 0
 
 
 def greedy(loaded: Loaded, prompts: list[list[int]], number: int) -> list[list[int]]:
@@ -219,12 +220,12 @@ def test_what_cannot_be_trusted_is_refused(work: Path) -> None:
 def test_the_verb(work: Path) -> None:
     command = [sys.executable, "-m", "megatron_ko.cli.main", "generate", str(work / "grid"), "--temperature", "0"]
     command += ["--max-new-tokens", "8"]
-    one = subprocess.run([*command, "--prompt", "봄에는"], capture_output=True, text=True, timeout=120, check=True)
+    one = subprocess.run([*command, "--prompt", "봄에는"], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert one.stdout.startswith("봄에는")
     assert "step 3, greedy" in one.stderr
     listed = subprocess.run(
         [*command, "--prompt", "봄에는", "--prompt", "가을", "--json", "--seed", "5"],
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     printed = json.loads(listed.stdout)
     assert (printed["step"], printed["seed"]) == (3, 5)

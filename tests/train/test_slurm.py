@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from train_runs import ROOT, TIMEOUT, NewRun, Run
+from patience import PATIENCE
+from train_runs import ROOT, NewRun, Run
 
 # Starts the tasks with what Slurm tells them, hands them USR1 as `--signal` does, and exits with the largest code.
 SRUN = f"""#!{sys.executable}
@@ -59,13 +60,13 @@ def test_a_job_that_runs_out_of_time_is_queued_again_and_continues(new_run: NewR
     control, run = new_run("control", *settings), new_run("run", *settings)
     assert control.train().returncode == 0
     job = submit(run, cluster)
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + PATIENCE
     while job.poll() is None and run.last_step() < 4 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(int(Path(cluster["SRUN_PID"]).read_text()), signal.SIGUSR1)
-    assert job.wait(TIMEOUT) == 75 and run.last_step() < 30
+    assert job.wait(PATIENCE) == 75 and run.last_step() < 30
     assert Path(cluster["REQUEUED"]).read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
-    assert submit(run, cluster).wait(TIMEOUT) == 0
+    assert submit(run, cluster).wait(PATIENCE) == 0
     assert run.losses() == control.losses()
     assert Path(cluster["REQUEUED"]).read_text().count("\n") == 1
 

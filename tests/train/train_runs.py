@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from patience import PATIENCE
 
 from megatron_ko.cli.train import train
 from megatron_ko.data.preprocess import PreprocessOptions, preprocess
@@ -28,7 +29,6 @@ from megatron_ko.train import setup  # noqa: F401  (imported before forking, so 
 
 ROOT = Path(__file__).parents[2]
 NewRun = Callable[..., "Run"]
-TIMEOUT = 120.0
 
 CONFIG = """
 run: {{dir: run, name: tiny, seed: 7}}
@@ -88,7 +88,7 @@ class Run:
     def train_until(self, step: int, number: signal.Signals, *more: str) -> Ended:
         """Train, and send a signal to the parent of the ranks once a step is in the metric store."""
         process = self._start(*more)
-        deadline = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + PATIENCE
         while process.is_alive() and self.last_step() < step and time.monotonic() < deadline:
             time.sleep(0.005)
         assert process.is_alive(), self._end(process)
@@ -103,7 +103,7 @@ class Run:
         return process
 
     def _end(self, process: ForkProcess) -> Ended:
-        process.join(TIMEOUT)
+        process.join(PATIENCE)
         if process.is_alive():
             process.kill()
             process.join()

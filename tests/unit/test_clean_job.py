@@ -20,6 +20,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from megatron_ko.data.clean import finish
 from megatron_ko.data.clean.config import CleanConfig, load_clean_config
@@ -227,7 +228,7 @@ def killed_runs_end_like_an_undisturbed_one(folder: Path, texts: list[Path], kil
         children = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGKILL)
         run.wait()
-        _, alive = psutil.wait_procs(children, timeout=30)
+        _, alive = psutil.wait_procs(children, timeout=PATIENCE)
         assert not alive
         parts = parts_folder(options.output)
         stages[

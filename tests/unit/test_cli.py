@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+from patience import PATIENCE
 
 from megatron_ko.cli.main import app
 
@@ -33,7 +34,7 @@ VERBS = walk(COMMAND, "")
 
 def run(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron_ko.cli.main", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=PATIENCE)
 
 
 def test_verbs_and_options_are_the_published_ones() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 from megatron.core.tokenizers import MegatronTokenizer
+from patience import PATIENCE
 
 from megatron_ko.cli.megatron_names import preprocess_options, training_words
 from megatron_ko.errors import ConfigError
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def tool(name: str, *words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"tools/{name}.py", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def as_megatron_does(records: list[dict[str, str]], key: str, library: str, model: Path, eod: bool, to: Path) -> None:

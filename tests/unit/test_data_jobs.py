@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from megatron_ko.data.jobs import Job, Part, job_parts, remove_job, run_job
 from megatron_ko.errors import DataError
@@ -178,7 +179,7 @@ def test_a_killed_process_loses_one_chunk(job: Job) -> None:
     for _ in range(3):
         before = len(calls(job))
         process = subprocess.Popen([sys.executable, "-c", CODE, str(job.folder)], cwd=ROOT)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while len(calls(job)) < before + 4 and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from megatron_ko.data.inspect import verify_data
 
@@ -41,7 +42,7 @@ def finish(folder: Path, workers: int = 1) -> int:
     the files: the next start finds its output there.
     """
     process = start(folder, workers=workers)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=PATIENCE)
     if process.returncode:
         assert "exists already" in errors and not list((folder / "out").rglob("part-*"))
         shutil.rmtree(folder / "out" / "data.parts", ignore_errors=True)
@@ -97,7 +98,7 @@ def kill_at_events(place: Callable[[], Path], events: list[int], workers: int) -
     kills = 0
     for event in events:
         process = start(folder, event, workers)
-        process.communicate(timeout=120)
+        process.communicate(timeout=PATIENCE)
         kills += process.returncode == -signal.SIGKILL
         if process.returncode != -signal.SIGKILL:
             break
@@ -154,7 +155,7 @@ def test_thirty_kills_at_random_times(corpus: Path, place: Callable[[], Path], e
             time.sleep(draw.uniform(0.3, 2.0) * patience)
             patience *= 1.05  # on a busy machine it would be killed before it works, for ever
             process.send_signal(signal.SIGKILL)
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
             if process.returncode != -signal.SIGKILL:
                 break
             kills += 1

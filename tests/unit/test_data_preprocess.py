@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
+from patience import PATIENCE
 
 from megatron_ko.data.finish import job_folder
 from megatron_ko.data.indexed import bin_path, idx_path
@@ -139,7 +140,7 @@ def limited(*words: object, file_size: int) -> subprocess.CompletedProcess[str]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
     command = [sys.executable, "-m", "megatron_ko.cli.main", *map(str, words)]
-    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -165,14 +166,14 @@ def test_workers_die_with_the_parent_and_a_new_run_is_clean(options: PreprocessO
     words = ["--input", str(options.inputs[0]), "--tokenizer", str(options.tokenizer), "--output", str(options.output)]
     command = [sys.executable, "-m", "megatron_ko.cli.main", "data", "preprocess", *words, "--workers", "2"]
     parent = subprocess.Popen(command, cwd=ROOT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     children: list[psutil.Process] = []
     while time.monotonic() < deadline and not children and parent.poll() is None:
         children = psutil.Process(parent.pid).children(recursive=True)
         time.sleep(0.005)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert children and not alive
     assert not [path for path in options.output.parent.iterdir() if path.is_file()]
     preprocess(replace(options, inputs=options.inputs[:1]))
@@ -239,7 +240,7 @@ def test_verify_and_inspect(options: PreprocessOptions, tokenizer_folder: Folder
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron_ko.cli.main", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE)
 
 
 def flip(path: Path, at: int) -> None:

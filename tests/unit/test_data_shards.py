@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
+from patience import PATIENCE
 
 from megatron_ko.data.encode import EncodeOptions, parse_keys
 from megatron_ko.data.finish import job_folder, merge
@@ -241,7 +242,7 @@ def test_an_empty_text_file_is_not_told_about_keys(options: PreprocessOptions, t
 
 def run(*words: object, sent: bytes | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "megatron_ko.cli.main", *map(str, words)]
-    done = subprocess.run(command, input=sent, capture_output=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, input=sent, capture_output=True, cwd=ROOT, timeout=PATIENCE)
     return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

@@ -30,6 +30,7 @@ from generate import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 GENERATOR = CORPUS.parent / "generate.py"
 # sha256 of generate(1 MB, seed 7) as JSON lines; changes when the corpus or the templates change, and only then.
@@ -156,7 +157,7 @@ def test_same_seed_gives_the_golden_bytes() -> None:
 def test_another_process_with_another_hash_seed_gives_the_same_file(tmp_path: Path) -> None:
     output = tmp_path / "corpus.jsonl"
     command = [sys.executable, GENERATOR, "--size", "1MB", "--seed", "7", "--output", output]
-    subprocess.run(command, check=True, timeout=60, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "4242"})
+    subprocess.run(command, check=True, timeout=PATIENCE, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": "4242"})
     assert hashlib.sha256(output.read_bytes()).hexdigest() == GOLDEN_1MB
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
 

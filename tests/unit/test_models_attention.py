@@ -8,6 +8,7 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
+from patience import PATIENCE
 from torch import Tensor
 
 from megatron_ko.config import ParallelConfig
@@ -83,7 +84,7 @@ def test_a_window_is_that_many_earlier_tokens_and_oneself(window: int, queries: 
 
 def windows_of_megatron_core() -> None:
     """Its mask is built from ``window_size`` too, on every layer."""
-    groups = initialise(ParallelConfig(), timeout_s=60)
+    groups = initialise(ParallelConfig(), timeout_s=PATIENCE)
     seed_everything(0, groups)
     inputs = [tensor.float() for tensor in tensors(12, 12, 2)]
     for window in (1, 5, 30):

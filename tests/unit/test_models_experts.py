@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
+from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig
 from megatron_ko.models.experts import GroupedExperts, expert_linear
@@ -71,7 +72,7 @@ def saved(experts: Any) -> dict[str, Any]:
 
 def compare(folder: Path) -> None:
     """Write ours, read it into theirs: the names and shapes fit. Then both compute the same."""
-    groups = initialise(ParallelConfig(), timeout_s=30)
+    groups = initialise(ParallelConfig(), timeout_s=PATIENCE)
     seed_everything(1, groups)
     ours, theirs = both(groups)
     (folder / "ours").mkdir()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
@@ -43,7 +44,7 @@ def config(seed: int = 1, dtype: str = "fp32", **model: Any) -> RunConfig:
 
 def save_weights(configs: dict[str, RunConfig], folder: Path) -> None:
     for name, chosen in configs.items():
-        groups = initialise(chosen.parallel, timeout_s=30)
+        groups = initialise(chosen.parallel, timeout_s=PATIENCE)
         # Not the run's seed: weights must not depend on the state of any generator.
         seed_everything(sum(name.encode()), groups)
         (chunk,) = build_model(chosen, groups)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig
 from megatron_ko.parallel.groups import Groups, destroy, initialise
@@ -21,7 +22,9 @@ LAYOUTS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 2, 2), (2, 2, 1), (4, 1, 1), (1,
 
 def check_layouts() -> None:
     for tensor, pipeline, chunks in LAYOUTS:
-        groups = initialise(ParallelConfig(tensor=tensor, pipeline=pipeline, virtual_pipeline=chunks), timeout_s=30)
+        groups = initialise(
+            ParallelConfig(tensor=tensor, pipeline=pipeline, virtual_pipeline=chunks), timeout_s=PATIENCE
+        )
         rank = dist.get_rank()
         assert (groups.rank, groups.world_size, groups.vp_size) == (rank, 4, chunks)
         sizes = groups.tp_size, groups.cp_size, groups.dp_size, groups.pp_size
@@ -39,7 +42,7 @@ def check_layouts() -> None:
 
 
 def check_seeds(folder: Path) -> None:
-    groups = initialise(ParallelConfig(tensor=2), timeout_s=30)
+    groups = initialise(ParallelConfig(tensor=2), timeout_s=PATIENCE)
     seed_everything(5, groups)
     shared = torch.rand(3)
     with get_cuda_rng_tracker().fork():
@@ -74,11 +77,11 @@ def check_restoring(groups: Groups) -> None:
 
 
 def test_groups_of_every_layout_have_the_right_members() -> None:
-    assert run_ranks(check_layouts, 4, (), threads=1, timeout_s=30) == 0
+    assert run_ranks(check_layouts, 4, (), threads=1) == 0
 
 
 def test_seeds_are_shared_where_they_must_be_and_states_come_back(tmp_path: Path) -> None:
-    assert run_ranks(check_seeds, 4, (tmp_path,), threads=1, timeout_s=30) == 0
+    assert run_ranks(check_seeds, 4, (tmp_path,), threads=1) == 0
     found = {}
     for rank in range(4):
         tp_rank, dp_rank, shared, own = torch.load(tmp_path / f"{rank}.pt")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from isolated import isolated
+from patience import PATIENCE
 
 from megatron_ko.errors import ConfigError, LaunchError
 from megatron_ko.parallel import spawn
@@ -68,7 +69,7 @@ def test_a_failing_rank_stops_the_others_and_is_the_one_that_is_told(
 ) -> None:
     started = time.monotonic()
     assert spawn.run_ranks(fail, 3, (kind, culprit), threads=1) == code
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < PATIENCE / 2
     told = capfd.readouterr().err
     assert told.count(message) == 1
     assert told.count("Traceback") == (kind == "crash")
@@ -87,13 +88,13 @@ def stubborn() -> None:
     if dist.get_rank() == 1:
         raise RuntimeError("gone")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(60)
+    time.sleep(PATIENCE)
 
 
 def test_a_rank_that_does_not_stop_is_killed(capfd: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
     assert spawn.run_ranks(stubborn, 2, (), threads=1, grace_s=0.5) == 1
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < PATIENCE / 2
     assert "RuntimeError: gone" in capfd.readouterr().err
 
 
@@ -135,12 +136,12 @@ sys.exit(run_ranks(wait, 2, (Path(sys.argv[1]),), threads=1))
 def start_parent(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
     parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PARENT, str(folder)])
     files = [folder / f"pid{rank}" for rank in range(2)]
-    until(lambda: all(file.exists() and file.read_text() for file in files), 60)
+    until(lambda: all(file.exists() and file.read_text() for file in files))
     return parent, [int(file.read_text()) for file in files]
 
 
-def until(condition: object, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
+def until(condition: object) -> None:
+    deadline = time.monotonic() + PATIENCE
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
@@ -157,7 +158,7 @@ def is_running(pid: int) -> bool:
 def test_signals_are_passed_on_to_every_rank(number: signal.Signals, tmp_path: Path) -> None:
     parent, _ = start_parent(tmp_path)
     parent.send_signal(number)
-    assert parent.wait(timeout=60) == 75
+    assert parent.wait(timeout=PATIENCE) == 75
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)] == [number.name] * 2
 
 
@@ -166,7 +167,7 @@ def test_ranks_die_with_their_parent(tmp_path: Path) -> None:
     assert all(map(is_running, pids))
     parent.kill()
     parent.wait()
-    until(lambda: not any(map(is_running, pids)), 5)
+    until(lambda: not any(map(is_running, pids)))
 
 
 MEMBER = """
@@ -199,7 +200,7 @@ def test_joining_a_world_that_a_launcher_started(launcher: str) -> None:
         env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         env |= {name: str(value) for name, value in names.items()}
         members.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", MEMBER], env=env))
-    assert [member.wait(timeout=60) for member in members] == [40, 41]
+    assert [member.wait(timeout=PATIENCE) for member in members] == [40, 41]
 
 
 def test_a_launcher_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,9 @@ def count_built(config: RunConfig, groups: Groups) -> dict[str, int]:
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_toy_models_of_every_family(tensor: int) -> None:
     models = {name: ModelConfig.model_validate_json(json.dumps(TOY | change)) for name, change in CHANGES.items()}
-    assert run_ranks(check_built, tensor, (models, tensor, False), timeout_s=60) == 0
+    assert run_ranks(check_built, tensor, (models, tensor, False)) == 0
 
 
 def test_shipped_models_at_full_size() -> None:
     models = {path.stem: load_model_config(path) for path in MODELS}
-    assert run_ranks(check_built, 1, (models, 1, True), timeout_s=60) == 0
+    assert run_ranks(check_built, 1, (models, 1, True)) == 0

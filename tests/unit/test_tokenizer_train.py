@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 from typer.testing import CliRunner
@@ -121,7 +122,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(corpus: Path, tmp_path: Path) ->
     for model in ("unigram", "byte-bpe"):
         words = ["--input", str(corpus), "--model", model, "--vocab-size", "600", "--output", str(tmp_path / "tok")]
         command = [sys.executable, "-m", "megatron_ko.cli.main", "tokenizer", "train", *words]
-        result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 2
         assert "disk is full" in result.stderr and "Traceback" not in result.stderr
         assert [path.name for path in tmp_path.iterdir()] == [corpus.name]

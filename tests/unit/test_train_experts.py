@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.pretrain import TokenBatch
@@ -40,7 +41,7 @@ def config(dtype: str) -> RunConfig:
 
 
 def make_run(chosen: RunConfig) -> Any:
-    groups = initialise(chosen.parallel, timeout_s=30)
+    groups = initialise(chosen.parallel, timeout_s=PATIENCE)
     seed_everything(1, groups)
     model = wrap_data_parallel(chosen, build_model(chosen, groups), groups)
     return SimpleNamespace(
