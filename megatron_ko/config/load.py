@@ -134,7 +134,7 @@ def _read_yaml(path: Path) -> Tree:
     try:
         content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError("configuration file not found", got=path, remedy="see configs/runs for examples") from None
+        raise ConfigError("configuration file not found", got=path, remedy="see configs/ for examples") from None
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError("configuration file is not readable YAML", got=f"{path}: {error}") from None
     if not isinstance(content, dict):

@@ -4,7 +4,6 @@ A plain file of lines, or a row group of parquet, is handed over as the place wh
 it; what must be read from its beginning (compressed files, csv, Arrow) is handed over as blocks.
 """
 
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from megatron_ko.data.records import (
     Rejected,
     check_record,
 )
-from megatron_ko.data.streams import COMPRESSED, STDIN, Readable, Stream, opened
+from megatron_ko.data.streams import COMPRESSED, STDIN, Readable, Stream, check_beginning, opened
 from megatron_ko.data.tables import RowGroup, arrow_blocks, parquet_row_groups, row_group_blocks
 from megatron_ko.data.wet import wet_blocks
 from megatron_ko.errors import DataError
@@ -199,21 +198,23 @@ def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterato
 
 def _refuse_whole(path: Path, format: Format, beginning: bytes) -> None:
     """A file in UTF-16, and a .json file that holds one array, are refused as a whole, not line by line."""
-    if beginning[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
-        raise DataError(
-            f"{path} is in UTF-16",
-            got=f"the mark {beginning[:2].hex(' ')} at its beginning",
-            expected="UTF-8",
-            remedy=f"iconv -f UTF-16 -t UTF-8 {path} > NEW_FILE",
-        )
-    lines = beginning.lstrip()[:4096].split(b"\n", 1)
-    if format == "jsonl" and lines[0].strip() in (b"[", b"[{") and len(lines) > 1:
+    check_beginning(path, beginning)
+    if format == "jsonl" and _begins_array(beginning):
         raise DataError(
             f"{path} is one JSON array",
-            got="'[' in the first line",
+            got="one '[' around all objects",
             expected="JSON lines: one object a line",
             remedy=f"jq -c '.[]' {path} > lines.jsonl",
         )
+
+
+def _begins_array(beginning: bytes) -> bool:
+    """Whether the first line opens an array of objects that is the whole file: it does not end there, or nothing else
+    follows. (A line that is an array, with others behind it, is a bad line.)
+    """
+    first, _, rest = beginning.lstrip().partition(b"\n")
+    opens = first.startswith(b"[") and first[1:].lstrip()[:1] in (b"", b"{")
+    return opens and (not rest.strip() or not first.rstrip().endswith(b"]"))
 
 
 class _Part:

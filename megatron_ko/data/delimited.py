@@ -19,7 +19,7 @@ from megatron_ko.data.records import (
     Rejected,
     check_record,
 )
-from megatron_ko.data.streams import Stream
+from megatron_ko.data.streams import Stream, check_beginning
 from megatron_ko.data.tables import check_columns, damaged, serialized
 from megatron_ko.errors import DataError
 
@@ -151,6 +151,7 @@ def _lines(stream: Stream) -> Iterator[str]:
     rest, fresh = b"", True
     while chunk := stream.read(BLOCK_BYTES):
         if fresh:
+            check_beginning(stream.path, chunk)
             chunk, fresh = chunk.removeprefix(BYTE_ORDER_MARK), False
         *lines, rest = (rest + chunk).split(b"\n")
         check_record(stream.path, 0, len(rest))

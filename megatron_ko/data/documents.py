@@ -186,7 +186,7 @@ def _values(column: "pyarrow.ChunkedArray") -> list[object]:
     """Python values; strings inside of lists and structures are still to be decoded, and may not be UTF-8."""
     try:
         values: list[object] = column.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):
         values = [_value(scalar) for scalar in column]
     return values
 
@@ -196,7 +196,21 @@ def _value(scalar: "pyarrow.Scalar") -> object:
         value: object = scalar.as_py()
     except UnicodeDecodeError:
         value = _INVALID
+    except (ValueError, OverflowError):
+        value = _exact(scalar)
     return value
+
+
+def _exact(scalar: "pyarrow.Scalar") -> object:
+    """A time that Python has no type for, such as one in nanoseconds, as text; inside of lists and structures too."""
+    import pyarrow
+
+    if isinstance(scalar, pyarrow.StructScalar):
+        return {name: _value(value) for name, value in scalar.items()}
+    if isinstance(scalar, pyarrow.ListScalar):
+        return [_value(value) for value in scalar.values]
+    text = str(scalar.cast(pyarrow.string()))
+    return scalar.value if text.startswith("<") else text.replace(" ", "T")  # "<value out of range: ...>"
 
 
 def _as_text(value: object) -> object:

@@ -8,8 +8,10 @@ from typing import get_args
 
 import xxhash
 
+from megatron_ko.data.hub import PREFIX as HUB
+from megatron_ko.data.hub import hub_files
 from megatron_ko.data.records import BLOCK_BYTES, Kind
-from megatron_ko.data.streams import COMPRESSED, STDIN, standard_input
+from megatron_ko.data.streams import COMPRESSED, STDIN, opened, standard_input
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 
@@ -30,12 +32,14 @@ SUFFIXES: dict[str, Kind] = {
 # Formats that are read at many places at once, and therefore not from inside another compression.
 _RANDOM_ACCESS = ("parquet", "arrow")
 _SAVED_DATASET, _SAVED_DATASETS = "state.json", "dataset_dict.json"
-_HUB = "hf:"
 _MANIFEST = "manifest.json"
+_JOBS = ("job.json", "*/job.json")
+_TELLING = (".manifest.json", ".rejected.jsonl")
 
 
 def expand_inputs(given: Iterable[Path], kind: Kind | None = None) -> tuple[Path, ...]:
-    """Files in order: names as they are, folders and patterns sorted, saved and hub datasets as their Arrow files.
+    """Files in order: names as they are, folders and patterns sorted, saved datasets as their Arrow files, hub datasets
+    as what was fetched of them.
 
     Args:
         given: what the user named.
@@ -61,9 +65,15 @@ def check_inputs(inputs: Sequence[Path], kind: Kind | None = None) -> None:
             if kind in _RANDOM_ACCESS:
                 raise DataError(f"{kind} cannot be read from the standard input", remedy="give the file by its name")
             continue
-        kind_of(path, kind)
+        _check_name(path)
         if not path.is_file():
-            raise DataError(f"no such file: {path}", remedy="check --input")
+            pipe = path.exists()
+            raise DataError(
+                f"{path} is no file" if pipe else f"no such file: {path}",
+                expected="a file that can be read more than once" if pipe else None,
+                remedy="preprocess reads a pipe as --input -" if pipe else "check --input",
+            )
+        kind_of(path, kind)
         same_size.setdefault(path.stat().st_size, []).append(path)
     for candidates in same_size.values():
         _refuse_copies(candidates)
@@ -82,7 +92,7 @@ def kind_of(path: Path, kind: Kind | None = None) -> Kind:
             f"unknown kind of file: {path}",
             got=f"suffix {''.join(path.suffixes[-2:]) or 'none'}",
             expected=".txt .jsonl .json .csv .tsv .wet (also .gz, .zst) .parquet .arrow",
-            remedy="rename or convert it, or say what it is with --format",
+            remedy="give it such a name, or convert it; preprocess, dedup and decontaminate: --format says what it is",
         )
     return found
 
@@ -108,10 +118,11 @@ def _expanded(name: Path, kind: Kind | None) -> list[Path]:
         return [name]
     if name.is_dir():
         return _saved_dataset(name) if (name / _SAVED_DATASET).is_file() else _folder(name, kind)
-    if str(name).startswith(_HUB):
-        return _hub_dataset(str(name).removeprefix(_HUB))
+    if str(name).startswith(HUB):
+        return hub_files(str(name).removeprefix(HUB), SUFFIXES)
     if any(sign in str(name) for sign in "*?["):
-        found = [Path(match) for match in sorted(glob.glob(str(name), recursive=True)) if Path(match).is_file()]
+        matches = map(Path, sorted(glob.glob(str(name), recursive=True)))
+        found = [path for path in matches if path.is_file() and not any(map(_is_unfinished, path.parents))]
         if not found:
             raise DataError(f"no file matches {name}", remedy="check the pattern of --input")
         return found
@@ -125,7 +136,10 @@ def _folder(folder: Path, kind: Kind | None) -> list[Path]:
             f"{folder} holds several splits of a dataset", got=names, remedy=f"give one: {folder}/{names.split(',')[0]}"
         )
     files = list(_walk(folder))
-    known = [path for path in files if kind or _has_kind(path)]
+    known: list[Path] = []
+    other: list[Path] = []
+    for path in files:
+        (known if kind or _has_kind(path) else other).append(path)
     if not known:
         raise DataError(
             f"no file of a known kind in {folder}",
@@ -133,25 +147,43 @@ def _folder(folder: Path, kind: Kind | None) -> list[Path]:
             expected=f"{' '.join(SUFFIXES)}, or a dataset saved by save_to_disk",
             remedy="check --input",
         )
-    if len(known) < len(files):
-        other = next(path for path in files if path not in known)
-        _log.warning("%s: %d files of other kinds are not read, for example %s", folder, len(files) - len(known), other)
+    if other:
+        _log.warning("%s: %d files of other kinds are not read, for example %s", folder, len(other), other[0])
     return known
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
     """Files in order, hidden ones left out; of what another verb wrote, the documents that its manifest names.
 
-    Beside those lie manifests, reports, and samples of what was dropped.
+    Beside those lie manifests, reports, and samples of what was dropped. What a verb is writing into this very folder
+    is no input: with it, the same command would find other inputs when it goes on. Links to a folder above lead
+    nowhere new.
     """
     if (written := _written_here(folder)) is not None:
+        if above:
+            _log.warning("%s was written by another verb: what it holds is read beside what is around it", folder)
         yield from written
         return
+    above |= {folder.resolve()}
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith("."):
-            yield from _walk(path)
-        elif path.is_file() and not path.name.startswith("."):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if path.resolve() not in above and not _is_unfinished(path):
+                yield from _walk(path, above)
+        elif path.is_file() and not _beside_tokens(path):
             yield path
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether it keeps the parts of a job, or of several (``jobs``)."""
+    return folder.name.endswith(".parts") and any(next(folder.glob(name), None) for name in _JOBS)
+
+
+def _beside_tokens(path: Path) -> bool:
+    """Whether it tells about indexed tokens: PREFIX.manifest.json or PREFIX.rejected.jsonl beside PREFIX.idx."""
+    prefix = next((path.name.removesuffix(end) for end in _TELLING if path.name.endswith(end)), None)
+    return prefix is not None and path.with_name(f"{prefix}.idx").is_file()
 
 
 def _written_here(folder: Path) -> list[Path] | None:
@@ -178,31 +210,24 @@ def _saved_dataset(folder: Path) -> list[Path]:
         raise DataError(f"{folder / _SAVED_DATASET} is damaged", got=repr(error), remedy="save it again") from error
 
 
-def _hub_dataset(name: str) -> list[Path]:
-    """hf:OWNER/NAME or hf:OWNER/NAME:SPLIT: fetched by `datasets` into its cache, read from there."""
+def _check_name(path: Path) -> None:
+    """Names go into manifests and lists, which are UTF-8; those from old archives of Windows are often CP949."""
     try:
-        import datasets
-    except ImportError as error:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
         raise DataError(
-            f"hub dataset {name} needs a package that is not installed",
-            got="no `datasets`",
-            remedy="pip install datasets, or give local files",
+            "the name of a file is no UTF-8",
+            got=shown,
+            remedy="rename it; names in CP949: convmv -f CP949 -t UTF-8 --notest FILE",
         ) from error
-    repository, _, split = name.partition(":")
-    try:
-        dataset = datasets.load_dataset(repository, split=split or "train")
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"hub dataset {name} was not fetched", got=str(error).splitlines()[0], remedy="check name, split, network"
-        ) from error
-    return [Path(entry["filename"]) for entry in dataset.cache_files]
 
 
 def _refuse_copies(same_size: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for path in same_size if len(same_size) > 1 else ():
         digest = content_hash(path)
-        if digest in seen and path.stat().st_size:
+        if digest in seen and not _is_empty(path):
             raise DataError(
                 "the same file is given twice",
                 got=f"{seen[digest]} and {path}",
@@ -210,3 +235,17 @@ def _refuse_copies(same_size: Sequence[Path]) -> None:
                 remedy="remove one of them from --input",
             )
         seen[digest] = path
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether it holds nothing, packed or not; two such files are no document given twice."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return bool(pyarrow.parquet.read_metadata(path).num_rows == 0)
+        except (pyarrow.ArrowException, OSError):
+            return False
+    with opened(path) as stream:
+        return not stream.read(1)

@@ -4,6 +4,7 @@ import gzip
 import io
 import sys
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from megatron_ko.errors import DataError
 STDIN = Path("-")
 COMPRESSED = (".gz", ".zst")
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# What `zstd --long=31` writes, as large dumps are packed; so much memory is used only where a frame asks for it.
+_LARGEST_WINDOW = 1 << 31
 _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
 
@@ -100,13 +103,17 @@ def opened(path: Path) -> Iterator[Stream]:
     """A file, or the standard input, as a stream of decompressed bytes.
 
     Raises:
-        DataError: the standard input was read before.
+        DataError: the standard input was read before, or the file was cut at its beginning.
     """
     if path == STDIN:
         if standard_input.bytes:
             raise DataError("the standard input was read before", expected="'-' once", remedy="give it once")
         yield Stream(path, standard_input)
         return
+    if path.suffix in COMPRESSED and not path.stat().st_size:
+        raise DataError(
+            f"{path} is damaged", got="0 bytes", expected="a complete compressed file", remedy="download it again"
+        )
     with path.open("rb") as raw:
         yield Stream(path, raw)
 
@@ -134,10 +141,32 @@ class _WholeZstd:
                     raise EOFError("compressed file ended before the end-of-stream marker was reached")
                 break
             if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
             self._output += self._frame.decompress(self._input)
             self._input = b""
             if self._frame.eof:
                 self._input, self._frame = self._frame.unused_data, None
         result, self._output = self._output[:size], self._output[size:]
         return result
+
+
+def check_beginning(path: Path, beginning: bytes) -> None:
+    """Refuse text that is no UTF-8 as a whole: every line of it would be refused.
+
+    Raises:
+        DataError: it is in UTF-16, or compressed although its name does not say so.
+    """
+    if beginning[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        raise DataError(
+            f"{path} is in UTF-16",
+            got=f"the mark {beginning[:2].hex(' ')} at its beginning",
+            expected="UTF-8",
+            remedy=f"iconv -f UTF-16 -t UTF-8 {path} > NEW_FILE",
+        )
+    packed = ".gz" if beginning.startswith(_GZIP_MAGIC) else ".zst" if beginning.startswith(_ZSTD_MAGIC) else None
+    if packed is not None:
+        raise DataError(
+            f"{path} is compressed, but its name does not say so",
+            got=f"bytes {beginning[:4].hex(' ')} at its beginning",
+            remedy=f"mv {path} {path}{packed}",
+        )

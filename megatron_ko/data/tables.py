@@ -143,7 +143,7 @@ def _block(source: str, first: int, batch: "pyarrow.RecordBatch", keys: Sequence
 
 
 def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pyarrow.RecordBatch":
-    """Strings, also dictionaries of them, as bytes. Columns of true bytes are left out: no text can hold them."""
+    """Strings, also dictionaries of them, as bytes. Columns with true bytes in them are left out."""
     import pyarrow
     import pyarrow.types as types
 
@@ -156,11 +156,23 @@ def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pya
             column = column.cast(pyarrow.binary())
         elif types.is_large_string(column.type):
             column = column.cast(pyarrow.large_binary())
-        elif field.name not in keys and (types.is_binary(column.type) or types.is_large_binary(column.type)):
+        elif field.name not in keys and _holds_bytes(column.type):
             continue
         columns.append(column)
         names.append(field.name)
     return pyarrow.RecordBatch.from_arrays(columns, names=names)
+
+
+def _holds_bytes(type: "pyarrow.DataType") -> bool:
+    """Whether it is bytes, or has them inside, as the pictures of a Hugging Face dataset."""
+    import pyarrow.types as types
+
+    if types.is_binary(type) or types.is_large_binary(type) or types.is_binary_view(type):
+        return True
+    if types.is_fixed_size_binary(type):
+        return True
+    inner = type.num_fields if types.is_nested(type) else 0
+    return any(_holds_bytes(type.field(index).type) for index in range(inner))
 
 
 def serialized(batch: "pyarrow.RecordBatch") -> bytes:
@@ -174,11 +186,13 @@ def serialized(batch: "pyarrow.RecordBatch") -> bytes:
 
 
 def check_columns(path: Path, names: Sequence[str], keys: Sequence[str]) -> None:
-    """Refuse a file that lacks a column of text.
+    """Refuse a file that lacks a column of text, or has two columns of one name.
 
     Raises:
         DataError: which columns there are.
     """
+    if len(set(names)) < len(names):
+        raise damaged(path, f"columns {', '.join(names)}", "name each column once")
     for key in keys:
         if key not in names:
             raise DataError(

@@ -91,32 +91,31 @@ class DocumentWriter:
         import pyarrow
         import pyarrow.parquet
 
-        if self._table is None:
-            empty = pyarrow.schema([(self._key, pyarrow.string())])
-            batch = pyarrow.Table.from_pylist(_same_keys(self._rows), schema=None if self._rows else empty)
-            self._table = pyarrow.parquet.ParquetWriter(self._file, batch.schema, compression="zstd")
-        else:
-            batch = self._later_batch()
-        self._table.write_table(batch)
-        self._rows = []
-
-    def _later_batch(self) -> "pyarrow.Table":
-        import pyarrow
-
-        assert self._table is not None
-        schema = self._table.schema
-        unknown = {name for row in self._rows for name in row} - set(schema.names)
         try:
-            if unknown:
-                raise pyarrow.ArrowInvalid(f"new fields {', '.join(sorted(unknown))}")
-            return pyarrow.Table.from_pylist(self._rows, schema=schema)
-        except pyarrow.ArrowException as error:
+            batch = self._batch()
+            if self._table is None:
+                self._table = pyarrow.parquet.ParquetWriter(self._file, batch.schema, compression="zstd")
+            self._table.write_table(batch)
+        except (pyarrow.ArrowException, OverflowError) as error:
+            columns = f"columns {', '.join(self._table.schema.names)} as in" if self._table else "one type a field in"
             raise DataError(
-                f"{self._path} cannot hold these documents: their fields change",
+                f"{self._path} cannot hold these documents: their fields change, or have no type in parquet",
                 got=str(error),
-                expected=f"columns {', '.join(schema.names)} as in the first documents",
+                expected=f"{columns} the first documents",
                 remedy="write .jsonl.zst instead",
             ) from error
+        self._rows = []
+
+    def _batch(self) -> "pyarrow.Table":
+        import pyarrow
+
+        if self._table is None:
+            empty = pyarrow.schema([(self._key, pyarrow.string())])
+            return pyarrow.Table.from_pylist(_same_keys(self._rows), schema=None if self._rows else empty)
+        schema = self._table.schema
+        if unknown := {name for row in self._rows for name in row} - set(schema.names):
+            raise pyarrow.ArrowInvalid(f"new fields {', '.join(sorted(unknown))}")
+        return pyarrow.Table.from_pylist(self._rows, schema=schema)
 
 
 def merge_documents(parts: Sequence[Path], final: Path) -> None:

@@ -248,17 +248,6 @@ def test_of_what_was_deduplicated_only_the_documents_are_read(tmp_path: Path) ->
         check_inputs(expand_inputs([output]))
 
 
-def test_a_hub_dataset_needs_its_package() -> None:
-    code = """
-import sys; sys.modules["datasets"] = None
-from pathlib import Path
-from megatron_ko.data.inputs import expand_inputs
-expand_inputs([Path("hf:owner/name")])
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert "DataError" in done.stderr and "pip install datasets" in done.stderr
-
-
 def test_a_kind_can_be_told(tmp_path: Path) -> None:
     path = packed(tmp_path / "corpus.log.gz", b'{"text": "x"}\n')
     with pytest.raises(DataError, match="unknown kind"):

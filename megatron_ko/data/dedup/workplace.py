@@ -26,6 +26,7 @@ _log = get_logger(__name__)
 # Bytes of input that one process has read before others have started.
 _SMALL = 16 << 20
 MANIFEST = "manifest.json"
+RESERVED = (MANIFEST, "report.json", "rejected.jsonl", "removed.jsonl.zst")
 # In the folder of the parts: the hash of the manifest, from the moment on when the output may have its name.
 _PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
@@ -160,7 +161,10 @@ def write_outputs(folder: Path, files: Input, written: Sequence[Part], suffix: s
 
 
 def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
-    """A file name for each input: its own without the suffixes, after its folder's where two are the same, numbered."""
+    """A file name for each input: its own without the suffixes, after its folder's where two are the same, numbered.
+
+    None is called as one of the files that are written beside them.
+    """
     stems = []
     for path in paths:
         stem = path.name
@@ -173,7 +177,7 @@ def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
         if stems.count(stem) > 1 and path.parent.name:
             stem = f"{path.parent.name}-{stem}"
         name = stem
-        while name in taken:
+        while name in taken or name + suffix in RESERVED:
             taken[stem] += 1
             name = f"{stem}-{taken[stem] + 1}"
         taken[name] += 0
