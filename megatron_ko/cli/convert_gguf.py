@@ -52,4 +52,9 @@ def _tell(output: Path, exported: "Exported", as_json: bool) -> None:
         fallbacks = ", ".join(f"{number} tensors {kind}" for kind, number in one.fallbacks.items())
         rest = f"; rows that the type cannot take: {fallbacks}" if fallbacks else ""
         typer.echo(f"  {one.name}  {one.size / 1e6:,.1f} MB, {one.bits:.2f} bits a weight{rest}")
+    told = exported.ollama
+    kind = f", {told['format']}" if told["format"] else ""
+    typer.echo(f"  Modelfile for Ollama{kind}" if told["modelfile"] else "  no Modelfile for Ollama")
+    for note in told["notes"]:
+        typer.echo(f"    {note}")
     typer.echo(table(exported.proof.gates))

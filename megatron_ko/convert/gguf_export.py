@@ -65,20 +65,23 @@ class Written:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it was proven."""
+    """What was written, how it was proven, and what Ollama is told of it."""
 
     files: list[Written]
     proof: Proof
+    ollama: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """For machines."""
-        return {"files": [asdict(one) for one in self.files], **self.proof.describe()}
+        return {"files": [asdict(one) for one in self.files], "ollama": self.ollama, **self.proof.describe()}
 
 
 def export_gguf(
     source: Path, output: Path, kinds: Sequence[str], text: str | None = None, accept_ties: bool = False
 ) -> Exported:
     """Write OUTPUT: a GGUF file a kind, Modelfile, lineage.json; nothing unless every gate passed.
+
+    There is no Modelfile when Ollama's template cannot say what the folder's chat template writes.
 
     Args:
         source: a Hugging Face folder; or a run or native model, which goes through ``export_hf``.
@@ -105,9 +108,10 @@ def export_gguf(
         "accept ties": accept_ties,
     }
     if (before := made_before(output, MADE_BY, [parent], options)) is not None:
-        if not (output / "Modelfile").is_file():
+        told = {"modelfile": True, "format": None, "notes": [], **(lineage.read(output) or {}).get("ollama", {})}
+        if told["modelfile"] and not (output / "Modelfile").is_file():
             raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
-        return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before)
+        return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
     with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
         hugging_face = source
         if native is not None:
@@ -118,12 +122,13 @@ def export_gguf(
         written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
         demand(gates)
-        smallest = min(written, key=lambda one: one.size)
-        (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat}", encoding="utf-8")
+        if chat.text is not None:
+            smallest = min(written, key=lambda one: one.size)
+            (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
         record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
-        lineage.write(folder, {**record, "files": [asdict(one) for one in written]})
-    return Exported(written, proof)
+        lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": chat.describe()})
+    return Exported(written, proof, chat.describe())
 
 
 def _fresh(source: Path) -> str:

@@ -1,11 +1,13 @@
 """What transformers makes of a Hugging Face folder in fp32: logits and continuations to compare llama.cpp with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from megatron_ko.convert.engines import peer_engine, peer_logits
 from megatron_ko.convert.passages import PASSAGES
@@ -15,8 +17,10 @@ from megatron_ko.errors import ConvertError
 _WINDOW, _WINDOWS = 256, 8
 _LONGEST = max(LENGTHS)  # of a conversation: its last tokens
 _NEW_TOKENS = 64
-# Conversations that every template must render alike.
+# Conversations that are compared; a template may refuse the system message.
 CONVERSATIONS = (*CHATS, [{"role": "system", "content": "짧게 대답한다."}, {"role": "user", "content": "2 + 3은?"}])
+# What a template raises: of its own will, or because it does not expect such a conversation.
+_REFUSALS = (TemplateError, TypeError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,42 @@ def compute_reference(folder: Path, context: int, rows: int, text: str | None) -
 
 
 def rendered(tokenizer: Any) -> list[str]:
-    """The conversations as transformers writes them, up to where the answer begins."""
-    return [
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        for messages in CONVERSATIONS
-    ]
+    """The conversations as transformers writes them, up to where the answer begins, but for those that it refuses.
+
+    Raises:
+        ConvertError: the chat template refuses them all.
+    """
+    found = [text for messages in CONVERSATIONS if (text := render(tokenizer, messages)) is not None]
+    if not found:
+        raise ConvertError(
+            "the chat template writes no conversation",
+            got=_complaint(tokenizer),
+            expected="one that transformers renders",
+        )
+    return found
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]], **given: Any) -> str | None:
+    """One conversation, up to where the answer begins; None where the template refuses it.
+
+    Args:
+        tokenizer: transformers', with a chat template.
+        messages: the conversation.
+        given: more that the template may ask for.
+    """
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **given)
+    except _REFUSALS:
+        return None
+    return text
+
+
+def _complaint(tokenizer: Any) -> str:
+    try:
+        tokenizer.apply_chat_template(CONVERSATIONS[0], tokenize=False)
+    except _REFUSALS as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -192,7 +192,7 @@ def _ends(vocabulary: Vocabulary, model: LlamaModel) -> Gate:
     kinds = enumerate(vocabulary.kinds)
     early = [vocabulary.tokens[number] for number, kind in kinds if kind in (NORMAL, BYTE) and model.ends(number)]
     got = (
-        f"does not stop at {deaf}; it knows some by name, and can be told of three"
+        f"does not stop at {deaf}; it knows some by name, and can be told of the end token and two others"
         if deaf
         else f"stops at {early[:3]} too"
         if early

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_ko.convert.hf_files import read_generation, read_json
+from megatron_ko.convert.hf_files import end_of_turn, read_generation, read_json
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 
 # Keys of the architecture, and the field of config.json that they repeat.
@@ -132,7 +132,7 @@ def differing_tokens(path: Path, folder: Path, oracle: Any) -> Iterator[str]:
         if known.get(f"{name}_token_id") != wanted:
             yield f"{name}_token_id is {known.get(f'{name}_token_id')}, transformers says {wanted}"
     told = read_generation(folder).get("eos_token_id")
-    ends = {ids.get("<|im_end|>"), *(told if isinstance(told, list) else [told])}
+    ends = {end_of_turn(oracle), *(told if isinstance(told, list) else [told])}
     for name in ("eot_token_id", "eom_token_id"):
         if name in known and known[name] not in ends:
             yield f"{name} is {known[name]}, at which no answer ends"

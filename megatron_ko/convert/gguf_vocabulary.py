@@ -10,11 +10,14 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_ko.convert.hf_files import GENERATION, read_json
+from megatron_ko.convert.gates import running
+from megatron_ko.convert.hf_files import GENERATION, end_of_turn, read_json
+from megatron_ko.convert.texts import load_oracle
 from megatron_ko.data.tokenizer.trainers import QWEN2_PATTERN
 from megatron_ko.errors import ConvertError
 
@@ -33,6 +36,10 @@ _LLAMA3_PATTERN = (
 # of 1/64, which are whole numbers there once they are multiplied by 4 or more.
 _PLAMO_UNKNOWN = 1000.0
 _NEVER = -1e4
+# At these llama.cpp stops in every vocabulary that has them; only such as older releases know, too.
+_KNOWN_ENDS = {
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     ids = {text: number for number, text in enumerate(tokens)}
     spelt = {name: _content(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")}
     named = {name: ids[text] for name, text in spelt.items() if text in ids}
-    stops = _stops(folder, ids, template, named.get("eos"))
-    turn_ends = [number for number in stops if number != named.get("eos")]
-    named |= dict(zip(("eot", "eom"), turn_ends, strict=False))
+    stops = _stops(folder, tokens, template, named.get("eos"))
+    named |= _turn_ends(stops, tokens, named.get("eos"))
     begin = _begins(content.get("post_processor")) or bool(settings.get("add_bos_token"))
     common: Json = {"kinds": kinds, "named": named, "begin": begin, "template": template, "stops": stops}
     vocabulary = Vocabulary(**_form(content, tokens, kinds), **common)
@@ -227,21 +233,30 @@ def chat_template(folder: Path, settings: Json) -> str | None:
     return filed if filed is not None else inline
 
 
-def _stops(folder: Path, ids: dict[str, int], template: str | None, eos: int | None) -> tuple[int, ...]:
-    """Ids that end an answer: generation_config.json's, and ChatML's border where the template writes it."""
+def _stops(folder: Path, tokens: tuple[str, ...], template: str | None, eos: int | None) -> tuple[int, ...]:
+    """Ids that end an answer: what the template puts after it, generation_config.json's, the end token."""
     path = folder / GENERATION
     named = _json(path).get("eos_token_id") if path.is_file() else None
-    stops = named if isinstance(named, list) else [named]
-    if template is not None and "<|im_end|>" in template:
-        stops = ["<|im_end|>" in ids and ids["<|im_end|>"], *stops]
-    found = [number for number in (*stops, eos) if number is not None and number is not False]
-    if strange := [number for number in found if not (isinstance(number, int) and 0 <= number < len(ids))]:
+    turn = None
+    if template is not None:
+        with running("the chat template"):
+            turn = end_of_turn(load_oracle(folder))
+    found = [number for number in (turn, *(named if isinstance(named, list) else [named]), eos) if number is not None]
+    if strange := [number for number in found if not (isinstance(number, int) and 0 <= number < len(tokens))]:
         raise ConvertError(
             f"{path.name} ends answers at ids that the tokenizer does not have",
             got=f"eos_token_id: {strange}",
-            expected=f"ids from 0 to {len(ids) - 1:,}",
+            expected=f"ids from 0 to {len(tokens) - 1:,}",
         )
     return tuple(dict.fromkeys(found))
+
+
+def _turn_ends(stops: Sequence[int], tokens: tuple[str, ...], eos: int | None) -> dict[str, int]:
+    """The two ids that llama.cpp is told of beside the end token: first such as it does not know by name."""
+    ends = [number for number in stops if number != eos]
+    if len(ends) > 2:
+        ends.sort(key=lambda number: tokens[number] in _KNOWN_ENDS)
+    return dict(zip(("eot", "eom"), ends, strict=False))
 
 
 def _content(token: Any) -> str | None:

@@ -1,19 +1,15 @@
 """A Modelfile for Ollama: the template of the chat, every stop, and the recommended sampling."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from megatron_ko.convert.gguf_reference import CONVERSATIONS, rendered
 from megatron_ko.convert.gguf_vocabulary import Vocabulary
 from megatron_ko.convert.hf_files import read_generation
+from megatron_ko.convert.ollama_chats import go, recognise
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.errors import ConvertError
 
-# ChatML as Ollama's Go template; ``chatml`` is the same in Python.
-CHATML = """{{- range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"""
 # Without a template the prompt is continued as it is.
 PLAIN = "{{ .Prompt }}"
 _THREE = '"""'
@@ -35,10 +31,23 @@ _NAMES = {
 }
 
 
-def chatml(messages: Sequence[dict[str, str]]) -> str:
-    """A conversation in ChatML, up to where the answer begins."""
-    turns = (f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
-    return "".join(turns) + "<|im_start|>assistant\n"
+@dataclass(frozen=True)
+class Modelfile:
+    """What Ollama is told of a folder.
+
+    Attributes:
+        text: of the file, without the line that names the GGUF file; None: there is no Modelfile.
+        format: of conversations; None without a chat template, and without a Modelfile.
+        notes: why there is none, or what the chat template does and Ollama does not.
+    """
+
+    text: str | None
+    format: str | None
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """For machines."""
+        return {"modelfile": self.text is not None, "format": self.format, "notes": [*self.notes]}
 
 
 def check_sayable(text: str, what: str) -> None:
@@ -66,28 +75,30 @@ def quoted(text: str) -> str:
     return f"{marks}{text}{marks}"
 
 
-def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> str:
-    """The text of a Modelfile, without the line that names the GGUF file.
+def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> Modelfile:
+    """The text of a Modelfile, or why Ollama cannot be told of this folder's conversations.
 
     Args:
         folder: Hugging Face's.
         vocabulary: for the stops.
         context: longest context of the model.
-
-    Raises:
-        ConvertError: the folder's chat template is not ChatML: Ollama would write another chat than the training. Or a
-            Modelfile cannot hold a stop.
     """
-    template = PLAIN if vocabulary.template is None else _checked_chatml(folder)
+    chat = None if vocabulary.template is None else recognise(load_oracle(folder), vocabulary.begin)
+    if isinstance(chat, str):
+        return Modelfile(None, None, (f"Ollama's template cannot say what the folder's chat template writes: {chat}",))
+    template = PLAIN if chat is None else go(chat)
     stops = [vocabulary.tokens[number] for number in vocabulary.stops]
-    if vocabulary.template is not None and "<|im_start|>" not in stops:
-        stops.append("<|im_start|>")
-    for stop in stops:
-        check_sayable(stop, "a token that ends an answer")
+    stops += [] if chat is None else [stop for stop in chat.format.stops if stop not in stops]
+    try:
+        check_sayable(template, "the template")
+        for stop in stops:
+            check_sayable(stop, "a token that ends an answer")
+    except ConvertError as error:
+        return Modelfile(None, None, (" ".join(str(error).split()),))
     given = read_generation(folder)
     sampling = _SAMPLING | {ours: given[theirs] for theirs, ours in _NAMES.items() if given.get(theirs) is not None}
     sampling["num_ctx"] = min(sampling["num_ctx"], context)
-    return "\n".join(
+    text = "\n".join(
         [
             f"TEMPLATE {_THREE}{template}{_THREE}",
             *(f"PARAMETER stop {quoted(stop)}" for stop in stops),
@@ -95,15 +106,4 @@ def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> str:
             "",
         ]
     )
-
-
-def _checked_chatml(folder: Path) -> str:
-    for messages, text in zip(CONVERSATIONS, rendered(load_oracle(folder)), strict=True):
-        if text != chatml(messages):
-            raise ConvertError(
-                "Ollama's template is known for ChatML only, and the folder's chat template writes something else",
-                got=repr(text)[:300],
-                expected=repr(chatml(messages))[:300],
-                remedy="train and export with a ChatML template, which adds no message of its own",
-            )
-    return CHATML
+    return Modelfile(text, chat.format.name, chat.notes) if chat is not None else Modelfile(text, None)

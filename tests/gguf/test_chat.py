@@ -2,15 +2,20 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_tests import Folder, gate, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
-from megatron_ko.convert.gguf_export import export_gguf
+from megatron_ko.cli.main import app
+from megatron_ko.convert.gguf_export import Exported, export_gguf
 from megatron_ko.convert.llama_cpp import LlamaModel
-from megatron_ko.convert.ollama import CHATML, chatml, check_sayable, quoted
+from megatron_ko.convert.ollama import check_sayable, quoted
+from megatron_ko.convert.ollama_chats import FORMATS, Chat, go
 from megatron_ko.errors import ConvertError
+from megatron_ko.models import lineage
 
 TAUGHT = {
     "수도가 어디예요?": "서울입니다.",
@@ -32,54 +37,64 @@ def teach(path: Path) -> None:
     ]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", return_token_type_ids=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    assert train(network, [{**batch, "labels": labels}] * 80, path) < 0.05
+    assert train(network, [{**batch, "labels": labels}] * 80, path) < 0.1
 
 
-@pytest.fixture
-def taught(folder: Folder, tmp_path: Path) -> Path:
+def taught(source: Path, output: Path) -> Exported:
     """The folder with the files."""
-    source = folder(num_layers=2, init_std=0.02)
     generation = (source / "generation_config.json").read_text()
     teach(source)
     (source / "generation_config.json").write_text(generation)
-    exported = export_gguf(source, tmp_path / "out", ["f32", "q8_0"])
-    assert gate(exported, "end of an answer").found == "stops at <|im_end|>, </s>"
-    return tmp_path / "out"
+    return export_gguf(source, output, ["f32", "q8_0"])
 
 
-def test_answers_come_through_the_template_and_stop(taught: Path) -> None:
+def answers(path: Path, question: str) -> dict[str, Any]:
+    """What llama.cpp says through the template in the file."""
     import llama_cpp
 
+    chat = llama_cpp.Llama(str(path), n_ctx=256, verbose=False)
+    done: Any = chat.create_chat_completion([{"role": "user", "content": question}], temperature=0, max_tokens=100)
+    return {"text": done["choices"][0]["message"]["content"], "why": done["choices"][0]["finish_reason"]}
+
+
+def test_answers_come_through_the_template_and_stop(folder: Folder, tmp_path: Path) -> None:
+    exported = taught(folder(num_layers=2, init_std=0.02), tmp_path / "out")
+    assert gate(exported, "end of an answer").found == "stops at <|im_end|>, </s>"
     for kind in ("f32", "q8_0"):
-        chat = llama_cpp.Llama(str(taught / f"out-{kind}.gguf"), n_ctx=256, verbose=False)
         for question, answer in TAUGHT.items():
-            messages = [{"role": "user", "content": question}]
-            done = chat.create_chat_completion(messages, temperature=0, max_tokens=100)  # type: ignore[arg-type]
-            assert done["choices"][0]["message"]["content"] == answer  # type: ignore[index]
-            assert done["choices"][0]["finish_reason"] == "stop"  # type: ignore[index]
-    with LlamaModel(taught / "out-f32.gguf", context=256) as model:
-        tokens = model.generate(model.tokenise(chatml(messages), parse_special=True), limit=100)
+            assert answers(tmp_path / f"out/out-{kind}.gguf", question) == {"text": answer, "why": "stop"}
+    with LlamaModel(tmp_path / "out/out-f32.gguf", context=256) as model:
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+        tokens = model.generate(model.tokenise(prompt, parse_special=True), limit=100)
     assert tokens[-1] == CHAT_END and len(tokens) < 100
+    check_modelfile(tmp_path / "out/Modelfile")
 
 
-def go_template(template: str, messages: list[dict[str, str]]) -> str:
-    """Ollama's rendering of the little of Go's templates that is used: range over messages, fields, trimmed space."""
-    before, inside, after = re.split(r"\{\{-? range \.Messages \}\}|\{\{ end \}\}", template)
-    turns = [inside.replace("{{ .Role }}", one["role"]).replace("{{ .Content }}", one["content"]) for one in messages]
-    return before + "".join(turns) + after
+def test_a_template_that_ollama_cannot_say(folder: Folder, tmp_path: Path) -> None:
+    """No Modelfile, and every gate: it is in the file, and ends its answers with a token that nothing else names."""
+    template = (
+        "{% for m in messages %}{{ '[[' + m.role|upper + ']]\n' + m.content|trim + '<pad>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[[ASSISTANT]]\n' }}{% endif %}"
+    )
+    source = folder(num_layers=2, init_std=0.02, template=template)
+    (source / "generation_config.json").write_text('{"eos_token_id": 2}')
+    exported = taught(source, tmp_path / "out")
+    assert gate(exported, "end of an answer").found == "stops at <pad>, </s>"
+    (note,) = exported.ollama["notes"]
+    assert not exported.ollama["modelfile"] and "'[[USER]]" in note
+    assert not (tmp_path / "out/Modelfile").exists()
+    assert lineage.read(tmp_path / "out")["ollama"] == exported.ollama  # type: ignore[index]
+    for question, answer in TAUGHT.items():
+        assert answers(tmp_path / "out/out-q8_0.gguf", question) == {"text": answer, "why": "stop"}
+    done = CliRunner().invoke(app, ["convert", "gguf", str(source), str(tmp_path / "out"), "--types", "f32,q8_0"])
+    assert "nothing to do" in done.stdout and "no Modelfile for Ollama" in done.stdout and note in done.stdout
 
 
-def test_the_modelfile_writes_the_same_chat_and_every_stop(taught: Path) -> None:
-    text = (taught / "Modelfile").read_text(encoding="utf-8")
+def check_modelfile(path: Path) -> None:
+    """The same chat and every stop."""
+    text = path.read_text(encoding="utf-8")
     (template,) = re.findall(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
-    assert template == CHATML
-    messages = [
-        {"role": "system", "content": "짧게."},
-        {"role": "user", "content": "안녕?\n그래"},
-        {"role": "assistant", "content": "네."},
-        {"role": "user", "content": "잘 가"},
-    ]
-    assert go_template(template, messages) == chatml(messages)
+    assert template == go(Chat(FORMATS[0]))
     assert text.startswith("FROM ./out-q8_0.gguf\n")
     stops = re.findall(r'PARAMETER stop "(.*)"', text)
     assert stops == ["<|im_end|>", "</s>", "<|im_start|>"]

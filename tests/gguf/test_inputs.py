@@ -43,6 +43,19 @@ def test_three_ends_of_an_answer(folder: Folder, tmp_path: Path) -> None:
     assert gate(exported, "end of an answer").found == "stops at <|im_end|>, </s>, <pad>"
 
 
+def test_many_ends_of_an_answer(folder: Folder, tmp_path: Path) -> None:
+    """llama.cpp is told of three, and knows others by name: of four that it does not know, one is too many."""
+    source = folder(vocab_size=704)
+    add_tokens(source, "<|endoftext|>", "<|eot_id|>", "<|stop|>", special=True)
+    edit(source / "generation_config.json", lambda content: content.update(eos_token_id=[2, 640, 641, 642, 3]))
+    exported = export_gguf(source, tmp_path / "out", ["f32"])
+    found = "stops at <|im_end|>, </s>, <|endoftext|>, <|eot_id|>, <|stop|>, <pad>"
+    assert gate(exported, "end of an answer").found == found
+    edit(source / "generation_config.json", lambda content: content["eos_token_id"].append(4))
+    with pytest.raises(ConvertError, match=r"does not stop at \['<\|im_start\|>'\]"):
+        export_gguf(source, tmp_path / "more", ["f32"])
+
+
 def test_added_tokens_are_text(folder: Folder, tmp_path: Path) -> None:
     """One longer than llama.cpp's usual room, one of spaces, one in letters of byte-level BPE."""
     source = folder(vocab_size=704)

@@ -234,9 +234,10 @@ def test_a_unigram_model_as_greedy_sentencepiece_is_caught(folder: Folder, tmp_p
     refused(source, tmp_path / "out", "ids of text")
 
 
-def test_a_template_that_ollama_would_not_follow_is_refused(folder: Folder, tmp_path: Path) -> None:
-    turns = "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}[assistant] "
-    refused(folder(template=turns), tmp_path / "out", "ChatML", "[user]")
+def test_a_template_that_writes_nothing_is_refused(folder: Folder, tmp_path: Path) -> None:
+    refused(folder(template="{{ raise_exception('no talking') }}"), tmp_path / "out", "the chat template", "no talking")
+    shutil.rmtree(tmp_path / "hf")
+    refused(folder(template="{% for %}"), tmp_path / "out", "the chat template")
 
 
 def test_the_folder_must_be_whole(folder: Folder, tmp_path: Path) -> None:
