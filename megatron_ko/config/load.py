@@ -72,10 +72,14 @@ def build(schema: type[S], tree: Tree, origin: str) -> S:
         text = json.dumps(tree, default=str)
     except TypeError as error:
         raise ConfigError(f"a key in {origin} is no text", got=str(error), expected="keys that are names") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"something in {origin} contains itself", expected="an anchor outside of its alias") from None
     try:
         # Through JSON, because pydantic's strict mode then still turns text into paths and lists into tuples.
         return schema.model_validate_json(text)
     except ValidationError as error:
+        if (first := error.errors()[0])["type"] == "json_invalid":  # half a character, hundreds of brackets
+            raise ConfigError(f"{origin} holds what no value can be", got=first["ctx"]["error"]) from None
         raise_problems(from_validation(error, schema), origin)
         raise AssertionError("a validation error without errors") from error
 
@@ -145,7 +149,10 @@ def _read_yaml(path: Path) -> Tree:
 def _parse(text: str) -> Any:
     reader = YAML(typ="safe")
     reader.Constructor = _Texts
-    return reader.load(text)
+    try:
+        return reader.load(text)
+    except RecursionError:
+        raise YAMLError("brackets within brackets, too deep to read") from None
 
 
 def _anchor_paths(tree: Tree, folder: Path) -> None:

@@ -24,7 +24,7 @@ class RunSection(Section):
 
     dir: Path = Field(description="Run directory: everything that the run writes is in it.")
     name: str = Field("run", min_length=1, description="Name in reports and trackers.")
-    seed: int = Field(1234, ge=0, description="Decides initial weights, sample order and dropout.")
+    seed: int = Field(1234, ge=0, lt=2**32, description="Decides initial weights, sample order and dropout.")
 
 
 class RunConfig(Section):

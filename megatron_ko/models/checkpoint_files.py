@@ -24,6 +24,8 @@ from megatron_ko.log import get_logger
 MANIFEST = "manifest.json"
 LATEST = "latest"
 _TEMPORARY = ".tmp-"
+_OWN_HASH = "manifest_xxh3_128"  # of all other entries: a wrong number in them would silently read other samples
+_OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 _NAME = re.compile(r"step_(\d+)")
 _CHUNK = 8 << 20
 _log = get_logger(__name__)
@@ -73,8 +75,9 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """The text of ``manifest.json``."""
-        return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+        """The text of ``manifest.json``: the manifest and its own hash."""
+        content = orjson.loads(orjson.dumps(self))
+        return orjson.dumps({**content, _OWN_HASH: _hash_content(content)}, option=_OPTIONS)
 
 
 def name_of(step: int) -> str:
@@ -98,6 +101,9 @@ def read_manifest(directory: Path) -> Manifest:
     """
     try:
         content = orjson.loads((directory / MANIFEST).read_bytes())
+        own_hash = content.pop(_OWN_HASH, None)
+        if own_hash not in (None, _hash_content(content)):  # earlier versions wrote none
+            raise CheckpointError("the checkpoint's manifest was changed or damaged", got=directory)
         files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
         manifest = Manifest(files=files, **content)
     except FileNotFoundError:
@@ -107,6 +113,10 @@ def read_manifest(directory: Path) -> Manifest:
     if manifest.complete is not True:
         raise CheckpointError("the checkpoint is not complete", got=directory)
     return manifest
+
+
+def _hash_content(content: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(orjson.dumps(content, option=_OPTIONS))
 
 
 def problems_of(directory: Path, records: Iterable[tuple[str, FileRecord]], hashes: bool = True) -> list[str]:

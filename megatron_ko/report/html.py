@@ -145,7 +145,9 @@ def _gib(size: float | None) -> str:
 
 def _sessions_told(figures: Summary) -> str:
     resumed = len(figures.resumed_from_steps)
-    return f"resumed {_many(resumed, 'time')}" if resumed else "one session"
+    if resumed or figures.sessions < 2:
+        return f"resumed {_many(resumed, 'time')}" if resumed else "one session"
+    return f"started {_many(figures.sessions, 'time')}"
 
 
 def _utilisation(figures: Summary) -> str:

@@ -41,6 +41,14 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
+class Found:
+    """A checkpoint that was verified, and what it says of itself."""
+
+    directory: Path
+    manifest: files.Manifest
+
+
+@dataclass(frozen=True)
 class Restored:
     """What a restored checkpoint says besides tensors.
 
@@ -182,20 +190,17 @@ class Checkpointer:
             created=time.time(),
         )
 
-    def restore(self) -> Restored | None:
-        """Load the newest valid checkpoint into model, optimizer and RNG, and say from where.
+    def restore(self, found: Found) -> Restored:
+        """Load a checkpoint into model, optimizer and RNG, and say from where.
 
         Returns:
-            What it says about the run, or None when the run has no checkpoint yet.
+            What it says about the run.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is valid.
+            CheckpointError: its weights cannot be read.
             ConfigError: the configuration does not fit it.
         """
-        found = self._newest_valid()
-        if found is None:
-            return None
-        directory, manifest = found
+        directory, manifest = found.directory, found.manifest
         changed = check_resumable(self._config, self._identity.tokenizer, manifest, self._identity.versions)
         self._load_tensors(directory / MODEL)
         exact = {**self._layout, **manifest.layout} == self._layout  # an axis that it does not name was not there yet
@@ -211,30 +216,35 @@ class Checkpointer:
             _log.warning("  saved under %s, now %s", manifest.layout, self._layout)
         return Restored(TrainState.from_dict(manifest.state), manifest.metrics)
 
-    def _newest_valid(self) -> tuple[Path, files.Manifest] | None:
-        """The newest checkpoint whose files are as its manifest says; ranks share the reading."""
-        problems: list[str] = []
-        steps: list[int] = broadcast_object(files.steps_in(self._folder))
-        for step in steps:
-            directory = self._folder / files.name_of(step)
-            manifest, found = verify(directory, self._groups)
-            if manifest is not None and not found:
-                return directory, manifest
-            problems.append(f"{directory.name}: {found[0]}")
-            _log.warning("damaged checkpoint passed over: %s", problems[-1])
-        if problems:
-            raise CheckpointError(
-                "the run has checkpoints, but none is valid",
-                got="; ".join(problems),
-                remedy="restore one from a copy, or move the folder away to start from the beginning",
-            )
-        return None
-
     def _load_tensors(self, directory: Path) -> None:
         load_weights(self._model, directory)
         wanted = {"optimizer": self._sharded_state(is_loading=True)["optimizer"]}
         loaded = dist_checkpointing.load(wanted, str(directory))
         self._optimizer.load_state_dict(loaded["optimizer"])
+
+
+def find_newest(folder: Path, groups: Groups) -> Found | None:
+    """The newest checkpoint whose files are as its manifest says, if the run has any. A collective.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is valid.
+    """
+    problems: list[str] = []
+    steps: list[int] = broadcast_object(files.steps_in(folder))  # another rank may not see the folder yet
+    for step in steps:
+        directory = folder / files.name_of(step)
+        manifest, wrong = verify(directory, groups)
+        if manifest is not None and not wrong:
+            return Found(directory, manifest)
+        problems.append(f"{directory.name}: {wrong[0]}")
+        _log.warning("damaged checkpoint passed over: %s", problems[-1])
+    if problems:
+        raise CheckpointError(
+            "the run has checkpoints, but none is valid",
+            got="; ".join(problems),
+            remedy="restore one from a copy, or move the folder away to start from the beginning",
+        )
+    return None
 
 
 def verify(directory: Path, groups: Groups) -> tuple[files.Manifest | None, list[str]]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ko.errors import KoError
+from megatron_ko.log import get_logger
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.train.routing import routing_means, routing_record
 from megatron_ko.train.sinks import JsonLines, Sink
 from megatron_ko.train.state import Evaluation, Record, StepResult, TrainState
 
 TRAIN, VALID, EXPERTS, SUPERSEDED = "train.jsonl", "valid.jsonl", "experts.jsonl", "superseded.jsonl"
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,10 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
     cut = 0
     for name in (TRAIN, VALID, EXPERTS):
         path, position = directory / name, positions.get(name, 0)
-        if not path.is_file() or path.stat().st_size <= position:
+        size = path.stat().st_size if path.is_file() else 0
+        if size < position:
+            _tell_loss(path, size, position)
+        if size <= position:
             continue
         with path.open("r+b") as stream:
             stream.seek(position)
@@ -154,3 +159,11 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
             stream.truncate(position)
         cut += len(tail.splitlines())
     return cut
+
+
+def _tell_loss(path: Path, size: int, position: int) -> None:
+    """Say that records are gone, and end the line that they break off in, so that the next one is whole."""
+    _log.warning("%s has %d bytes; the checkpoint had seen %d: records were lost", path, size, position)
+    if size and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as stream:
+            stream.write(b"\n")

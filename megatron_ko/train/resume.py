@@ -18,9 +18,6 @@ _BOUND = (
     "model.head_dim",
     "model.vocab_size",
     "model.rope.theta",
-    "model.rope.scaling.type",
-    "model.rope.scaling.factor",
-    "model.rope.scaling.original_max_position_embeddings",
     "model.windows",
     "model.moe.num_experts",
     "model.moe.top_k",
@@ -34,13 +31,14 @@ _BOUND = (
     "parallel.distributed_optimizer",
     "precision.dtype",
 )
+_BOUND_SECTIONS = ("model.rope.scaling.",)
 # Where a run lies, and what only people see, cannot change a result.
 _SILENT = ("run.dir", "run.name", "logging.", "checkpoint.", "launch.", "resilience.")
 
 
 def is_bound(path: str) -> bool:
     """Whether weights belong to the value at a dotted path."""
-    return path in _BOUND
+    return path in _BOUND or path.startswith(_BOUND_SECTIONS)
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -19,7 +19,7 @@ from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.plan.flops import flops_per_token
-from megatron_ko.train.checkpoint import Checkpointer, verify
+from megatron_ko.train.checkpoint import Checkpointer, find_newest, verify
 from megatron_ko.train.console import make_console
 from megatron_ko.train.exclusive import hold
 from megatron_ko.train.lineage import identify, layout_of, write_lineage
@@ -99,17 +99,18 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         for name in files.remove_leftovers(config.run.dir / "checkpoints"):
             _log.info("removed what an interrupted save left: %s", name)
     tokenizer = _tokenizer(config)
-    datasets = _datasets(config, tokenizer)
+    newest = find_newest(config.run.dir / "checkpoints", groups)
+    datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
-    if config.checkpoint.start_from and not broadcast_object(files.steps_in(config.run.dir / "checkpoints")):
+    if config.checkpoint.start_from and newest is None:
         load_start(config, chunks, tokenizer)
     model = wrap_data_parallel(config, chunks, groups)
     optimizer = build_optimizer(config, model, groups)
     identity = identify(config, tokenizer.fingerprint)
     checkpointer = Checkpointer(config, groups, model, optimizer, identity)
     checkpointer.check_room()
-    restored = checkpointer.restore()
+    restored = checkpointer.restore(newest) if newest else None
     state = restored.state if restored else TrainState()
     _open_ledger(state, datasets)
     if first:
@@ -164,9 +165,11 @@ def _tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _datasets(config: RunConfig, tokenizer: Tokenizer) -> Datasets:
-    samples = (config.training.steps * config.training.global_batch_size, config.eval.samples, 0)
-    return build_datasets(config.data, tokenizer, samples, config.run.seed)
+def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: files.Manifest | None) -> Datasets:
+    """Data for what was read until the newest checkpoint, at whatever batch, and for the steps that are left."""
+    done, read = (newest.step, newest.samples) if newest else (0, 0)
+    wanted = read + (config.training.steps - done) * config.training.global_batch_size
+    return build_datasets(config.data, tokenizer, (wanted, config.eval.samples, 0), config.run.seed)
 
 
 def _open_ledger(state: TrainState, datasets: Datasets) -> None:
@@ -195,7 +198,8 @@ def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: di
         plain: dict[str, Any] = config.model_dump(mode="json")
         sinks.append(WandbSink(config.logging.wandb_project, config.run.name, plain, directory))
     if config.logging.console:
-        sinks.append(make_console(config.training.steps, per_step * config.training.steps))
+        left = config.training.steps - state.step
+        sinks.append(make_console(config.training.steps, state.tokens + per_step * left))
     return MetricStore(directory, sinks, rates, record_interval(config.training.steps) if config.model.moe else 0)
 
 

@@ -11,7 +11,7 @@ from train_runs import NewRun, assert_a_stop_changes_nothing
 
 from megatron_ko.models.checkpoint_files import Manifest, name_of, read_manifest
 from megatron_ko.train.lineage import versions
-from megatron_ko.train.resume import check_resumable
+from megatron_ko.train.resume import check_resumable, is_bound
 
 
 def test_five_kills_change_no_bit(new_run: NewRun) -> None:
@@ -153,6 +153,12 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(new_run: NewRun) -> No
         assert refused.returncode == 2 and f"{change.partition('=')[0]}: {told}" in refused.stderr
         assert "set them back" in refused.stderr and "Traceback" not in refused.stderr
     assert run.losses() == losses and "ffn_hidden_size: 64" in (run.folder / "config.resolved.yaml").read_text()
+
+
+def test_weights_belong_to_the_whole_rotary_scaling() -> None:
+    """Whoever starts from weights with other factors of YaRN gets another function without a word otherwise."""
+    paths = ("model.rope.scaling.mscale", "model.rope.scaling.beta_fast", "model.rope.scaling.low_freq_factor")
+    assert all(is_bound(path) for path in paths) and not is_bound("model.init_std")
 
 
 def test_a_newer_format_and_another_tokenizer_are_refused(new_run: NewRun) -> None:

@@ -104,6 +104,16 @@ def test_a_source_that_is_no_longer_read_stays_in_the_ledger(new_run: NewRun, mi
     assert last["tokens"] == sum(before.values()) + last["tokens/newspaper"]
 
 
+def test_a_mixture_lasts_when_the_batch_shrinks(new_run: NewRun, mixed: str) -> None:
+    """Samples are numbered by what was read, not by steps of the present batch."""
+    run = new_run("run", mixed, "checkpoint.interval=100", "eval.samples=0", "optim.schedule=constant")
+    assert run.train("training.steps=4", "training.global_batch_size=32").returncode == 0
+    ended = run.train("training.steps=6", "training.global_batch_size=2", "training.micro_batch_size=1")
+    assert ended.returncode == 0, ended.stderr
+    assert run.lines("train")[-1]["samples"] == 4 * 32 + 2 * 2
+    assert "tokens 4.22k/4.22k" in ended.stdout.splitlines()[-1]
+
+
 def test_one_source_is_told_once(new_run: NewRun) -> None:
     run = new_run("run", "training.steps=2")
     assert run.train().returncode == 0

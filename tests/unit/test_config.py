@@ -240,6 +240,10 @@ def test_missing_file(tmp_path: Path) -> None:
         ("model: {from: none.yaml}\n", "'model.from'"),
         ("? [a, b]\n: 3\n", "is no text"),
         ("optim: {? [a] : 1}\n", "is no text"),
+        ("optim: &a {lr: *a}\n", "contains itself"),
+        ("run: {name: " + 3000 * "[" + 3000 * "]" + "}\n", "too deep"),
+        ("run: {name: " + 300 * "[" + 300 * "]" + "}\n", "what no value can be"),
+        ('run: {name: "\\ud800"}\n', "what no value can be"),
     ],
 )
 def test_references_and_keys_that_are_none(tmp_path: Path, content: str, expected: str) -> None:

@@ -124,6 +124,11 @@ def test_key_figures_are_on_the_page(run: Path) -> None:
         assert part in text, part
 
 
+def test_a_restart_from_the_beginning_is_no_single_session(tmp_path: Path) -> None:
+    text = write_report(write_run(tmp_path, steps=12, resumed=0)).read_text(encoding="utf-8")
+    assert "started 2 times" in text and "one session" not in text and text.count("<td>the beginning</td>") == 2
+
+
 def test_sessions_and_skips_are_marked_on_every_plot(run: Path) -> None:
     text = page_of(run)
     assert text.count('<path class="resumed" d="M500.0 0V1000"/>') == len(PLOTS)

@@ -49,6 +49,19 @@ def test_publish_and_read_back(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".tmp")] == []
 
 
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    """It holds the position in the data: one wrong digit there would go on with other samples."""
+    path = write(tmp_path, 20) / "manifest.json"
+    text = path.read_text()
+    for old, new in (('"samples": 80', '"samples": 88'), ('"name": "x"', '"name": "y"')):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointError, match="changed or damaged"):
+            files.read_manifest(path.parent)
+    earlier = {name: value for name, value in json.loads(text).items() if name != "manifest_xxh3_128"}
+    path.write_text(json.dumps(earlier))  # as versions wrote it that did not hash it
+    assert files.read_manifest(path.parent).samples == 80
+
+
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     others = ("checkpoint-best", "step_x", ".tmp-step_00200000-a")
     for name in ("step_00099500", "step_00100000", "step_100000000", *others):

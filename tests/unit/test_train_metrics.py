@@ -60,6 +60,17 @@ def test_rewind_moves_what_a_checkpoint_had_not_seen(tmp_path: Path) -> None:
     assert rewind(tmp_path / "absent", {}) == 0
 
 
+def test_lost_records_are_told_and_spoil_no_later_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from megatron_ko.train.metrics import rewind
+
+    train = tmp_path / "train.jsonl"
+    train.write_bytes(b'{"step":1}\n{"st')
+    with caplog.at_level("WARNING", "megatron_ko"):
+        assert rewind(tmp_path, {"train.jsonl": 22, "valid.jsonl": 11}) == 0
+    assert train.read_bytes() == b'{"step":1}\n{"st\n'
+    assert f"{train} has 15 bytes" in caplog.text and f"{tmp_path / 'valid.jsonl'} has 0 bytes" in caplog.text
+
+
 def test_plain_console_tells_a_step_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     console = PlainConsole(Progress(total_steps=10, total_tokens=10000))
     console.write_step(STEP)
