@@ -68,6 +68,13 @@ class ModelConfig(Section):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
+    def dropless(self) -> "ModelConfig":
+        """The same network with experts that take every token: what a token becomes is then its own affair."""
+        if self.moe is None:
+            return self
+        return self.model_copy(update={"moe": self.moe.model_copy(update={"capacity_factor": None})})
+
+    @property
     def qk_norm(self) -> bool:
         """Whether query and key heads are normalised."""
         return self.family in QK_NORM_FAMILIES

@@ -57,7 +57,7 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
         if source.tokenizer is not None:
             shutil.copytree(source.tokenizer, folder / TOKENIZER)
-        proof = compare_native((source.model, source.weights), (_dropless(model), folder / WEIGHTS))
+        proof = compare_native((source.model, source.weights), (model, folder / WEIGHTS))
         write_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         write_manifest(folder)
     return proof
@@ -89,11 +89,6 @@ def upcycled(model: ModelConfig, moe: MoeConfig) -> ModelConfig:
             remedy="top_k 2 or more, and the other options at their defaults",
         )
     return model.model_copy(update={"family": _FAMILIES[model.family], "moe": moe})
-
-
-def _dropless(model: ModelConfig) -> ModelConfig:
-    assert model.moe is not None
-    return model.model_copy(update={"moe": model.moe.model_copy(update={"capacity_factor": None})})
 
 
 def _leading(part: Part, model: ModelConfig, moe: MoeConfig) -> tuple[int, ...]:

@@ -84,10 +84,15 @@ def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> 
 
 
 def single_rank(config: RunConfig) -> RunConfig:
-    """The same model on one rank, without a recipe; Transformer Engine's layers become portable ones without CUDA."""
+    """The same model on one rank, without a recipe or a capacity of experts.
+
+    Transformer Engine's layers become portable ones without CUDA.
+    """
     backend = "portable" if config.precision.layer_backend == "portable" else "auto"
     precision = config.precision.model_copy(update={"backend": backend, "recipe": "none", "fp8_weights": False})
-    return config.model_copy(update={"parallel": ParallelConfig(), "precision": precision})
+    return config.model_copy(
+        update={"model": config.model.dropless, "parallel": ParallelConfig(), "precision": precision}
+    )
 
 
 def _check_tokenizer(tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:

@@ -24,11 +24,14 @@ _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def inference_config(model: ModelConfig, dtype: torch.dtype = torch.float32) -> RunConfig:
-    """A configuration around a network, for what needs a whole one; its run and its data are nowhere."""
+    """A configuration around a network, for what needs a whole one; its run and its data are nowhere.
+
+    A capacity of experts belongs to training: it would let a text depend on those beside it.
+    """
     nowhere = Path("nowhere")
     return RunConfig(
         run=RunSection(dir=nowhere),
-        model=model,
+        model=model.dropless,
         precision=PrecisionConfig.model_validate({"dtype": _NAMES[dtype], "backend": "portable"}),
         data=DataConfig(tokenizer=nowhere, sources=(Source(prefix=nowhere),), sequence_length=1),
         optim=OptimConfig(lr=1.0),

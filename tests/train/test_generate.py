@@ -18,10 +18,11 @@ from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
 from megatron_ko.errors import CheckpointError, DataError, TokenizerError
 from megatron_ko.eval.generate import continue_tokens, generate
-from megatron_ko.eval.load import Loaded, load_run
+from megatron_ko.eval.load import Loaded, load_run, single_rank
 from megatron_ko.eval.sampling import Sampler, Sampling
 from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models.build import build_model
+from megatron_ko.models.inference import inference_config
 from megatron_ko.models.weights import sharded_weights
 from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.seed import seed_everything
@@ -153,6 +154,16 @@ def check_half(work: Path) -> None:
             assert torch.equal(value, theirs[name.removeprefix("module.")].bfloat16()), name
     texts = generate(half, PROMPTS, Sampling(max_new_tokens=10, seed=3))
     assert all(completion.tokens for completion in texts)
+
+
+def test_experts_of_generation_and_conversion_drop_nothing(tmp_path: Path) -> None:
+    """A capacity is shared by what is computed together: a text would depend on those beside it."""
+    moe = {"num_experts": 4, "top_k": 2, "capacity_factor": 0.5}
+    config = make_config(tmp_path, "fp32", {}, family="mixtral", moe=moe)
+    for served in (single_rank(config).model, inference_config(config.model).model):
+        assert served.moe is not None and config.model.moe is not None
+        assert served.moe.capacity_factor is None and served.moe.top_k == 2
+        assert config.model.moe.capacity_factor == 0.5 and served.dropless == served
 
 
 def test_half_precision_runs_are_read_as_they_are(work: Path) -> None:
