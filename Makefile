@@ -4,7 +4,7 @@ PYTHON312 ?= $(shell bash tools/find_python.sh 3.12)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test check test-slow test-gpu test-gguf test-py312 bench bench-gpu docs clean
+.PHONY: help install demo test check test-slow test-gpu test-slurm test-gguf test-py312 bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -27,10 +27,13 @@ test: check      ## every quick test on two cores, with coverage
 
 test-slow: install   ## chaos and scale tests
 	$(BIN)/python -m pytest -m slow tests/train/test_learning.py
-	$(BIN)/python -m pytest -m slow --ignore tests/train/test_learning.py -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m slow --ignore tests/train/test_learning.py --ignore tests/train/test_slurm_real.py -n 2 --dist worksteal
 
 test-gpu: install    ## tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs
+
+test-slurm: install  ## a real Slurm; root, and Debian's slurmctld slurmd slurm-client munge iproute2
+	$(BIN)/python -m pytest -m slow tests/train/test_slurm_real.py -rs
 
 test-gguf: $(VENV)/.installed-gguf   ## GGUF files in llama.cpp, which is compiled once, in minutes
 	$(BIN)/python -m pytest tests/gguf -n 2 --dist worksteal -rs

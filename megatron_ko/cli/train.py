@@ -29,9 +29,9 @@ def train(
     log.configure(0, config.logging.level)
     # megatron-core warns about its own inner workings, when imported and on every rank; nothing that one could change.
     warnings.filterwarnings("ignore", module=r"(megatron\.core|torch)\b")
-    from megatron_ko.parallel import spawn
+    from megatron_ko.parallel import cluster, spawn
 
-    joined = spawn.cluster_world_size()
+    joined = cluster.cluster_world_size()
     world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world, spawn.device_count())
     raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
     if dry_run:
@@ -43,7 +43,7 @@ def train(
 
     threads, timeout_s = config.launch.threads_per_rank, config.resilience.timeout_s
     if joined:
-        code = spawn.join_cluster(setup.main, (config,), threads=threads, timeout_s=timeout_s)
+        code = cluster.join_cluster(setup.main, (config,), threads=threads, timeout_s=timeout_s)
     else:
         code = spawn.run_ranks(setup.main, world_size, (config,), threads=threads, timeout_s=timeout_s)
     raise typer.Exit(code)

@@ -99,8 +99,12 @@ def take_place(place: Place, threads: int | None) -> None:
 
 def threads_per_rank(local_size: int) -> int:
     """CPU threads of one rank when the cores that this process may use are shared evenly."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // local_size)
+    return max(1, usable_cores() // local_size)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def join_world(store: dist.Store | None, place: Place, timeout_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Starting ranks: forked on this machine, or joined to the world that torchrun or srun has started.
+"""Starting ranks on this machine.
 
 Ranks are forked after torch and megatron-core are imported, so that N of them start as fast as one. A fork keeps only
 the calling thread: nothing may have computed with several threads, or initialised CUDA, in this process before.
@@ -199,55 +199,6 @@ def _tell(endings: list[Ending], stopped: set[int]) -> int:
     return first.exit_code
 
 
-def cluster_world_size() -> int | None:
-    """Ranks in the world that torchrun or srun has started; None when this process was started plainly."""
-    place = _cluster_place()
-    return place.world_size if place else None
-
-
 def device_count() -> int:
     """Accelerators of this machine, 0 on a CPU; CUDA stays uninitialised."""
     return get_platform().device_count
-
-
-def _cluster_place() -> Place | None:
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        world_size = int(env["WORLD_SIZE"])
-        local_size = int(env.get("LOCAL_WORLD_SIZE", world_size))
-        return Place(int(env["RANK"]), int(env.get("LOCAL_RANK", env["RANK"])), world_size, local_size)
-    if "SLURM_PROCID" in env and "SLURM_NTASKS" in env and "SLURM_STEP_ID" in env:
-        world_size = int(env["SLURM_NTASKS"])
-        # "4" on every node alike; "4(x2),3" where nodes differ: the first number is enough to share out cores.
-        local_size = int(env.get("SLURM_NTASKS_PER_NODE") or env.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0])
-        return Place(int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", 0)), world_size, local_size)
-    return None
-
-
-def join_cluster(
-    target: Target, args: tuple[Any, ...] = (), *, threads: int | None = None, timeout_s: float = 600.0
-) -> int:
-    """Run ``target(*args)`` as one rank of the world that torchrun or srun has started. Returns its exit code.
-
-    Raises:
-        LaunchError: the variables that say which rank this is, or where the ranks meet, are missing.
-    """
-    place = _cluster_place()
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if place is None or missing:
-        raise LaunchError(
-            "this process does not know its world",
-            got=f"without {', '.join(missing)}" if place else "neither torchrun's nor srun's variables",
-            expected="RANK and WORLD_SIZE, or SLURM_PROCID and SLURM_NTASKS; MASTER_ADDR and MASTER_PORT",
-            remedy="start with torchrun, or export MASTER_ADDR (the first node) and MASTER_PORT (a free port) for srun",
-        )
-    known = place
-
-    def join() -> None:
-        take_place(known, threads)
-        join_world(None, known, timeout_s)
-
-    ending = run_rank(target, args, known, join)
-    if ending.failed:
-        print(f"megatron-ko: {ending.message}" if ending.repairable else ending.message, file=sys.stderr, flush=True)
-    return ending.exit_code

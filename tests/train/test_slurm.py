@@ -18,14 +18,15 @@ import os, signal, subprocess, sys
 words = sys.argv[1:]
 while words[0].startswith("--"):
     words.pop(0)
-names = [dict(SLURM_PROCID=rank, SLURM_LOCALID=rank, SLURM_NTASKS=2, SLURM_STEP_ID=0) for rank in range(2)]
+step = dict(SLURM_NTASKS=2, SLURM_STEP_ID=0, SLURM_STEP_NODELIST="127.0.0.1", SLURM_STEP_TASKS_PER_NODE="2")
+names = [dict(SLURM_PROCID=rank, SLURM_LOCALID=rank, **step) for rank in range(2)]
 tasks = [subprocess.Popen(words, env=os.environ | {{k: str(v) for k, v in name.items()}}) for name in names]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
 open(os.environ["SRUN_PID"], "w").write(str(os.getpid()))
 sys.exit(max(task.wait() for task in tasks))
 """
 SCONTROL = """#!/usr/bin/env bash
-if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
+echo "$@" >> "$REQUEUED"
 """
 MEGATRON_KO = f"""#!/usr/bin/env bash
 exec {sys.executable} -W ignore -m megatron_ko.cli.main "$@"
@@ -43,7 +44,6 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     return os.environ | {
         "PATH": f"{folder}:{os.environ['PATH']}",
         "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NODELIST": "node[1]",
         "SRUN_PID": str(tmp_path / "srun.pid"),
         "REQUEUED": str(tmp_path / "requeued"),
         "MEGATRON_KO_DEVICE": "cpu",

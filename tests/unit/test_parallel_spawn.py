@@ -15,8 +15,9 @@ from isolated import isolated
 from patience import PATIENCE
 
 from megatron_ko.errors import ConfigError, LaunchError
-from megatron_ko.parallel import spawn
+from megatron_ko.parallel import cluster, spawn
 from megatron_ko.parallel.collectives import all_reduce_sum, any_rank, barrier, broadcast_object
+from megatron_ko.parallel.rank import Place
 
 
 def meet(folder: Path) -> None:
@@ -174,7 +175,7 @@ MEMBER = """
 import sys
 import torch
 import torch.distributed as dist
-from megatron_ko.parallel.spawn import cluster_world_size, join_cluster
+from megatron_ko.parallel.cluster import cluster_world_size, join_cluster
 
 def add():
     total = torch.tensor(float(dist.get_rank() + 1))
@@ -204,12 +205,31 @@ def test_joining_a_world_that_a_launcher_started(launcher: str) -> None:
 
 
 def test_a_launcher_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert spawn.cluster_world_size() is None
+    assert cluster.cluster_world_size() is None
     with pytest.raises(LaunchError, match="does not know its world"):
-        spawn.join_cluster(meet)
+        cluster.join_cluster(meet)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    assert spawn.cluster_world_size() == 2
+    assert cluster.cluster_world_size() == 2
     with pytest.raises(LaunchError, match="MASTER_ADDR"):
-        spawn.join_cluster(meet)
+        cluster.join_cluster(meet)
+
+
+def test_a_step_of_slurm_says_who_is_where_and_where_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"JOB_ID": 70000, "STEP_ID": 2, "STEP_NODELIST": "gpu[007,9]", "STEP_TASKS_PER_NODE": "2,1", "NTASKS": 3}
+    for name, value in {**step, "PROCID": 1, "LOCALID": 1, "NTASKS_PER_NODE": 8}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert cluster._cluster_place() == Place(rank=1, local_rank=1, world_size=3, local_size=2)
+    assert cluster._meeting_point() == {"MASTER_ADDR": "gpu007", "MASTER_PORT": "22202"}
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert cluster._own_cores() == 1
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # an interactive shell on one node
+    assert cluster.cluster_world_size() is None
+    monkeypatch.setenv("RANK", "0")  # torchrun as that task
+    assert cluster._own_cores() is None
+
+
+def test_the_first_name_of_a_list_of_hosts() -> None:
+    names = {"a": "a", "a,b": "a", "n[1-3]": "n1", "gpu[007-009,12],m1": "gpu007", "r[2-4]n[01,5]-ib": "r2n01-ib"}
+    assert {nodes: cluster.first_host(nodes) for nodes in names} == names
