@@ -34,9 +34,12 @@ def stats(
 
     Example: megatron-ko data stats data/web data/books --plot lengths.png
     """
+    from megatron_ko.data.figures import check_picture
     from megatron_ko.data.mixing import read_sources
     from megatron_ko.data.stats import lengths_png, source_stats, table
 
+    if plot is not None:
+        check_picture(plot)
     sources = read_sources(prefixes)
     found = source_stats(sources)
     if plot is not None:

@@ -84,7 +84,7 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
     from megatron_ko.data.clean.job import parts_folder
 
     start = time.monotonic()
-    with kept(parts_folder(options.output)), bar_over_bytes("cleaning", options.inputs) as progress:
+    with kept(parts_folder(options.output)), bar_over_bytes("cleaning", options.inputs, options.size) as progress:
         report = run(options, progress)
     seconds = time.monotonic() - start
     if report is None:

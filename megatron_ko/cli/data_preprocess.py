@@ -97,7 +97,7 @@ def run_and_report(options: "PreprocessOptions", as_json: bool = False) -> None:
     from megatron_ko.data.preprocess import preprocess as run
 
     start = time.monotonic()
-    with kept(job_folder(options.output)), bar_over_bytes("encoding", options.inputs) as progress:
+    with kept(job_folder(options.output)), bar_over_bytes("encoding", options.inputs, options.size) as progress:
         written = run(options, progress)
     if options.size == 1:
         _report(written, time.monotonic() - start, as_json)

@@ -3,9 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 import typer
+
+_LINE_SECONDS = 60.0
 
 
 @contextmanager
@@ -20,26 +24,29 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def bar_over_bytes(title: str, inputs: tuple[Path, ...]) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the inputs, on a terminal; silence elsewhere."""
+def bar_over_bytes(title: str, inputs: tuple[Path, ...], ranks: int = 1) -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of the inputs, or of this rank's share, on a terminal; elsewhere a line a minute."""
+    total = sum(path.stat().st_size for path in inputs if path.is_file()) // ranks
     if not sys.stderr.isatty():
-        yield lambda _: None
+        tell = _told_in_lines()
+        of = f" of {total / 1e6:,.1f}" if total else ""
+        yield lambda read: tell(f"{title}: {read / 1e6:,.1f}{of} MB")
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    total = sum(path.stat().st_size for path in inputs if path.is_file())
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(TextColumn("{task.description}"), *columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total or None)
         yield lambda read: bar.update(task, completed=read)
 
 
 @contextmanager
 def bars_of_passes() -> Iterator[Callable[[str, float], None]]:
-    """A bar for each pass, on a terminal; silence elsewhere."""
+    """A bar for each pass, on a terminal; elsewhere a line a minute."""
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        tell = _told_in_lines()
+        yield lambda name, share: tell(f"{name}: {share:.0%}")
         return
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -53,3 +60,17 @@ def bars_of_passes() -> Iterator[Callable[[str, float], None]]:
             bar.update(tasks[name], completed=share)
 
         yield show
+
+
+def _told_in_lines() -> Callable[[str], None]:
+    """Prints what it is given, at most once a minute, so that the log of a batch job shows where it is."""
+    start = told = monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal told
+        now = monotonic()
+        if now - told >= _LINE_SECONDS:
+            told = now
+            typer.echo(f"{line}, after {timedelta(seconds=int(now - start))}", err=True)
+
+    return tell

@@ -210,8 +210,11 @@ def compare(
     """
     from dataclasses import asdict
 
+    from megatron_ko.data.figures import check_picture
     from megatron_ko.data.tokenizer.compare import compare_tokenizers, table
 
+    if plot is not None:
+        check_picture(plot)
     # `--input A B` leaves B to the positional arguments.
     inputs = [*files, *(path for path in folders if path.is_file())]
     tokenizers = [path for path in folders if not path.is_file()]

@@ -1,6 +1,6 @@
 """Inputs to chunks: what one worker does at a time, what is lost in a kill. Their borders depend on the inputs only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from megatron_ko.data.blocks import FileSpan, RowGroup, Span, is_divisible, open
 from megatron_ko.data.inputs import input_bytes
 from megatron_ko.data.records import Block, Reading
 from megatron_ko.data.streams import COMPRESSED, STDIN
+from megatron_ko.errors import DataError
 
-__all__ = ["ORDER", "Chunk", "Reading", "input_identity", "read_chunks"]
+__all__ = ["ORDER", "Chunk", "Reading", "check_unchanged", "input_identity", "read_chunks"]
 
 # Beside the names of the files in ``input_identity``.
 ORDER = "(order)"
@@ -78,6 +79,31 @@ def input_identity(inputs: tuple[Path, ...]) -> dict[str, object]:
         str(path): [input_bytes(path), _sampled_hash(path)] if path != STDIN else "standard input" for path in inputs
     }
     return {**files, ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
+
+
+def check_unchanged(identity: Mapping[str, object], folder: Path) -> None:
+    """Refuse inputs that are no longer what ``input_identity`` saw, for example of a download that still runs.
+
+    Args:
+        identity: the result of ``input_identity``, also after a way through JSON.
+        folder: where the parts are that were made of them.
+
+    Raises:
+        DataError: which file.
+    """
+    for name, seen in identity.items():
+        path = Path(name)
+        if name == ORDER or path == STDIN:
+            continue
+        now = input_identity((path,))[name] if path.is_file() else None
+        if now != seen:
+            assert isinstance(seen, list | tuple)
+            raise DataError(
+                f"{path} has changed since it was read",
+                got=f"{path.stat().st_size:,} bytes" if now else "no such file",
+                expected=f"{seen[0]:,} bytes, the same at its beginning, middle and end",
+                remedy=f"put it back as it was, or remove {folder} and start anew when nobody writes to it",
+            )
 
 
 def chunk_bytes(inputs: tuple[Path, ...]) -> int:

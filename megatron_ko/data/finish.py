@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.data.chunks import ORDER
+from megatron_ko.data.chunks import ORDER, check_unchanged
 from megatron_ko.data.indexed import beside, token_dtype
 from megatron_ko.data.inputs import content_hash, input_bytes
 from megatron_ko.data.jobs import Part, job_parts, read_identity, remove_job
@@ -62,13 +62,14 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         verify_with: folder of the tokenizer to decode samples with.
 
     Raises:
-        DataError: ranks that have not finished, an empty corpus, a full disk.
+        DataError: ranks that have not finished, inputs that changed, an empty corpus, a full disk.
     """
     folder = job_folder(output)
     identity = read_identity(folder)
     verified: dict[str, Verified] = {}
     if not finish_publishing(folder):
         parts = job_parts(folder, verify=True)
+        check_unchanged(identity["inputs"], folder)
         totals = _Totals(parts)
         if not totals.documents:
             remove_job(folder)

@@ -1,6 +1,7 @@
 """How much of every source a run reads: weights for a budget of tokens, and how often each source is then repeated."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ def blend(available: Mapping[str, int], options: BlendOptions) -> list[Share]:
             got=", ".join(f"{share.name}: {share.epochs:.2f} epochs" for share in often),
             expected=f"at most {options.max_epochs:g} epochs of each",
             remedy=f"a budget of at most {int(reach):,} tokens with these weights (unimax reaches {int(most):,}), more "
-            f"text, or --max-epochs {max(share.epochs for share in often):.2f}",
+            f"text, or --max-epochs {math.ceil(max(share.epochs for share in often) * 100) / 100:g}",
         )
     return shares
 

@@ -138,6 +138,12 @@ def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str,
 
 
 def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
+    if any("/" in name for name in options.names) or (len(options.keys) > 1 and "/" in "".join(options.keys)):
+        raise DataError(
+            "a key is part of the names of the files, and cannot have a '/' in it",
+            got=", ".join(options.keys),
+            remedy="rename that field, or encode it alone: --json-key KEY --output PREFIX",
+        )
     plain = [path for path in inputs if kind_of(path, options.kind) in ("txt", "wet")]
     if len(set(options.keys)) < len(options.keys) or (len(options.keys) > 1 and plain):
         raise DataError(

@@ -55,7 +55,9 @@ def borders(views: Sequence[PartView], shards: int) -> tuple[int, ...]:
     documents = [0, *accumulate(view.documents for view in views)]
     tokens = [0, *accumulate(sum(view.statistics["tokens"]) for view in views)]
     if documents[-1] < shards:
-        raise DataError(f"{documents[-1]} documents cannot be divided into {shards} shards", remedy="fewer --shards")
+        raise DataError(
+            f"{documents[-1]} documents cannot be divided into {shards} shards", remedy="fewer --shards, and --restart"
+        )
     found = [0]
     for number in range(1, shards):
         target = tokens[-1] * number // shards

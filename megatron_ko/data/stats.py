@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from megatron_ko.data.figures import save_png
 from megatron_ko.data.mixing import SourceData
 
 _COLUMNS = 3
@@ -76,14 +76,11 @@ def lengths_png(sources: Sequence[SourceData], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.axvline(float(np.median(values)), color=_LINE, linewidth=1.5)
-        axes.set_title(
-            f"{source.name}: {source.documents:,} documents, {source.tokens / 1e6:,.1f} M tokens", fontsize=9
-        )
+        axes.set_title(f"{source.name}: {source.documents:,} documents, {source.tokens:,} tokens", fontsize=9)
         axes.set_xlabel("tokens a document", fontsize=8)
         axes.set_ylabel("documents", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(sources) :]:
         axes.set_visible(False)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    save_png(figure, path)

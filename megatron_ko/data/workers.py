@@ -44,7 +44,7 @@ def map_unordered(
     of_main = b"__main__" in pickle.dumps(function)
     try:
         for item in items:
-            with nullcontext() if of_main else _without_main():
+            with nullcontext() if of_main else _without_main(), _without_interrupts():
                 running.add(pool.submit(_run, item))
             if len(running) >= workers * _IN_FLIGHT:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -75,12 +75,22 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C is the parent's to handle, also while workers start: they inherit that it waits; here it comes after."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _function: Callable[[Any], Any] | None = None
 
 
 def _start_worker(function: Callable[[Any], Any], parent: int) -> None:
     global _function
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_ko.data.chunks import Reading, input_identity, read_chunks
+from megatron_ko.data.chunks import Reading, check_unchanged, input_identity, read_chunks
 from megatron_ko.data.dedup.options import DedupOptions, Input
 from megatron_ko.data.dedup.run import dedup
 from megatron_ko.data.documents import Document, Rejected, parse_block, read_documents
@@ -371,3 +371,17 @@ def test_of_many_archives_each_is_read_by_a_worker(tmp_path: Path) -> None:
         (str(tmp_path / "99.txt"), "평문"),
     ]
     assert chunk.read == sum(path.stat().st_size for path in inputs)
+
+
+def test_inputs_that_change_while_they_are_read_are_told(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.txt", b"x" * 300_000)
+    seen = json.loads(json.dumps(input_identity((path, Path("-")))))
+    check_unchanged(seen, tmp_path)
+    with path.open("ab") as stream:
+        stream.write(b"more\n")
+    with pytest.raises(DataError, match=r"a\.txt has changed") as caught:
+        check_unchanged(seen, tmp_path)
+    assert "300,005 bytes" in str(caught.value)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        check_unchanged(seen, tmp_path)

@@ -3,17 +3,24 @@
 import gzip
 import json
 import os
+import signal
+import warnings
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from matplotlib.figure import Figure
 
+from megatron_ko.cli.data_progress import bar_over_bytes, bars_of_passes
 from megatron_ko.data.dedup.options import DedupOptions, Input
 from megatron_ko.data.dedup.run import dedup
 from megatron_ko.data.documents import Document, read_documents
+from megatron_ko.data.figures import check_picture, save_png
 from megatron_ko.data.inputs import check_inputs, expand_inputs
+from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.workers import map_unordered
 from megatron_ko.data.writers import DocumentWriter
 from megatron_ko.errors import DataError
 
@@ -159,3 +166,55 @@ def test_fields_that_parquet_cannot_hold_are_told(tmp_path: Path, values: list[o
             for value in values:
                 writer.write(Document("글", "a", 1, {"field": value}))
     assert "jsonl.zst" in str(caught.value.remedy) and not list(tmp_path.iterdir())
+
+
+def test_a_key_that_no_file_name_can_hold_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.jsonl", "하나")
+    for keys, prefixes in ((("a/b", "text"), ()), (("a/b",), ("a_a/b_document",))):
+        options = PreprocessOptions((path,), tmp_path / "tok", tmp_path / "a", keys=keys, names=prefixes)
+        with pytest.raises(DataError, match="cannot have a '/'"):
+            preprocess(options)
+
+
+def test_pictures_have_names_of_pictures_and_korean_letters(tmp_path: Path) -> None:
+    for name in (tmp_path, tmp_path / "a.xyz", tmp_path / "a"):
+        with pytest.raises(DataError, match=r"ends in \.png"):
+            check_picture(name)
+    check_picture(tmp_path / "new/a.png")
+    with warnings.catch_warnings(record=True) as missing:
+        warnings.simplefilter("always")
+        for text in ("가나", "다라"):
+            figure = Figure()
+            figure.text(0.5, 0.5, text, fontsize=40)
+            save_png(figure, tmp_path / f"new/{text}.png")
+    first, second = ((tmp_path / f"new/{text}.png").read_bytes() for text in ("가나", "다라"))
+    assert first.startswith(b"\x89PNG") and (missing or first != second)  # a box a letter where no font has them
+    written(tmp_path / "file", "x")
+    with pytest.raises(DataError, match="in the way"):
+        save_png(Figure(), tmp_path / "file/a.png")
+
+
+def interrupted(_: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_workers_do_not_hear_ctrl_c_while_they_start() -> None:
+    assert list(map_unordered(interrupted, range(2), 2)) == [True, True]
+    assert not interrupted(0)
+
+
+def test_a_log_gets_a_line_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter([0.0, 59.0, 61.0, 90.0, 125.0, 0.0, 59.0, 100.0])
+    monkeypatch.setattr("megatron_ko.cli.data_progress.monotonic", lambda: next(now))
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(bytes(4_000_000))
+    with bar_over_bytes("encoding", (path,), ranks=2) as progress:
+        for read in (100_000, 500_000, 1_000_000, 1_500_000):
+            progress(read)
+    with bars_of_passes() as passes:
+        passes("sign", 0.25)
+        passes("write", 0.5)
+    lines = ["encoding: 0.5 of 2.0 MB, after 0:01:01", "encoding: 1.5 of 2.0 MB, after 0:02:05"]
+    assert capsys.readouterr().err.splitlines() == [*lines, "write: 50%, after 0:01:40"]

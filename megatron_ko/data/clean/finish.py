@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from megatron_ko import __version__
-from megatron_ko.data.chunks import ORDER
+from megatron_ko.data.chunks import ORDER, check_unchanged
 from megatron_ko.data.clean.chunk import rejected_path
 from megatron_ko.data.clean.plots import retention_png
 from megatron_ko.data.clean.report import report_of
@@ -37,9 +37,10 @@ def finish(folder: Path, output: Path, identity: Mapping[str, Any]) -> dict[str,
         the report.
 
     Raises:
-        DataError: nothing to clean, a part was changed, a full disk.
+        DataError: nothing to clean, a part or an input was changed, a full disk.
     """
     parts = job_parts(folder)
+    check_unchanged(identity["inputs"], folder)
     tally = Tally.merged(part.statistics["tally"] for part in parts) if parts else Tally([])
     tally.check()
     if not tally.taken.documents:

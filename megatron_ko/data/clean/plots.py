@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from megatron_ko.data.figures import save_png
 
 _LEFT, _LOST, _LIMIT = "#2f6f9f", "#d8dde3", "#c0392b"
 _COLUMNS = 3
@@ -43,14 +44,15 @@ def retention_png(report: Mapping[str, Any], path: Path) -> None:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     figure.axes[0].invert_yaxis()
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def histograms_png(measures: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One histogram a measured quantity, with its limits; ``measures`` as in ``sample.calibrate``."""
-    rows = math.ceil(len(measures) / _COLUMNS)
-    figure = Figure(figsize=(4.2 * _COLUMNS, 2.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+    columns = min(_COLUMNS, len(measures))
+    rows = math.ceil(len(measures) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, measure in zip(grid, measures, strict=False):
         edges, counts = measure["histogram"]["edges"], measure["histogram"]["counts"]
         axes.bar(edges[:-1], counts, width=edges[1] - edges[0], align="edge", color=_LEFT)
@@ -69,9 +71,4 @@ def histograms_png(measures: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.spines[["top", "right", "left"]].set_visible(False)
     for axes in grid[len(measures) :]:
         axes.set_visible(False)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    save_png(figure, path)

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from megatron_ko.data.figures import save_png
 from megatron_ko.data.tokenizer.compare import Comparison
 
 _BAR, _BEST = "#9db8cc", "#2f6f9f"
@@ -32,5 +32,4 @@ def comparison_png(comparison: Comparison, path: Path) -> None:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     figure.axes[0].invert_yaxis()
     figure.suptitle(f"{comparison.documents:,} documents, {comparison.bytes / 1e6:.1f} MB", fontsize=10)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    save_png(figure, path)

@@ -1,0 +1,37 @@
+"""Pictures: written whole or not at all, with names in Korean readable."""
+
+from pathlib import Path
+
+from matplotlib import font_manager, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from megatron_ko.data.files import explained
+from megatron_ko.errors import DataError
+
+# The first that is installed draws what matplotlib's own font has no letters for.
+_KOREAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse, before any work, a name that is not that of a new or older picture.
+
+    Raises:
+        DataError: another suffix than .png, or a folder.
+    """
+    if path.suffix != ".png" or path.is_dir():
+        raise DataError(f"no name of a picture: {path}", expected="a name that ends in .png", remedy="--plot NAME.png")
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Draw into a file; the same figure gives the same bytes on the same machine.
+
+    Raises:
+        DataError: it cannot be written there.
+    """
+    names = set(font_manager.get_font_names())
+    korean = [name for name in _KOREAN if name in names][:1]
+    FigureCanvasAgg(figure)
+    with explained(path), rc_context({"font.family": ["DejaVu Sans", *korean]}):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
