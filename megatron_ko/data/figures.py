@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from matplotlib import font_manager, rc_context
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from megatron_ko.data.files import explained
 from megatron_ko.errors import DataError
 
 # The first that is installed draws what matplotlib's own font has no letters for.
-_KOREAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
+KOREAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
 
 
 def check_picture(path: Path) -> None:
@@ -30,8 +31,10 @@ def save_png(figure: Figure, path: Path) -> None:
         DataError: it cannot be written there.
     """
     names = set(font_manager.get_font_names())
-    korean = [name for name in _KOREAN if name in names][:1]
+    korean = [name for name in KOREAN if name in names][:1]
     FigureCanvasAgg(figure)
-    with explained(path), rc_context({"font.family": ["DejaVu Sans", *korean]}):
+    for text in figure.findobj(Text):
+        text.set_fontfamily(["DejaVu Sans", *korean])
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
