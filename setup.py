@@ -24,6 +24,8 @@ CORE = [
     "protobuf",  # reads and edits SentencePiece models
     "tokenizers>=0.20",
     "transformers>=5,<6",
+    "huggingface-hub",  # hf:OWNER/NAME as an input of the data verbs
+    "jinja2",  # what chat templates are written in
     "safetensors",
     "orjson",
     "zstandard",
@@ -39,7 +41,6 @@ CLEAN = ["ftfy", "selectolax"]
 EXTRAS = {
     "cuda": ["transformer-engine[pytorch]"],
     "wandb": ["wandb"],
-    "hub": ["datasets"],  # hf:OWNER/NAME as an input of the data verbs
     "clean": CLEAN,
     "gguf": ["gguf>=0.19", "llama-cpp-python>=0.3.36"],  # convert gguf: the second compiles llama.cpp
     # datatrove and python-stdnum are oracles: outside implementations that the tests compare with

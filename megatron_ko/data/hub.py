@@ -14,9 +14,11 @@ from typing import Any
 from megatron_ko.errors import DataError
 
 PREFIX = "hf:"
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test"} | dict.fromkeys(
-    ("validation", "valid", "val", "dev"), "validation"
-)
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 @dataclass(frozen=True)
