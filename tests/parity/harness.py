@@ -130,14 +130,14 @@ def merge(ranks: list[RankOutcome]) -> Outcome:
 
 def micro_batches(config: RunConfig, groups: Groups, step: int) -> list[TokenBatch]:
     """This rank's micro-batches: fixed random tokens, of which every sample masks a different number."""
-    micro = config.training.micro_batch_size
-    firsts = range(groups.dp_rank * micro, SAMPLES, micro * groups.dp_size)
+    micro, samples = config.training.micro_batch_size, config.training.global_batch_size
+    firsts = range(groups.dp_rank * micro, samples, micro * groups.dp_size)
     collate = Collator(
         document_start=DOCUMENT_START if config.data.document_mask else None,
         cp_rank=groups.cp_rank,
         cp_size=groups.cp_size,
     )
-    return [collate(_Samples(), range(step * SAMPLES + first, step * SAMPLES + first + micro)) for first in firsts]
+    return [collate(_Samples(), range(step * samples + first, step * samples + first + micro)) for first in firsts]
 
 
 class _Samples:
@@ -178,7 +178,8 @@ def train_rank(config: RunConfig, steps: int) -> RankOutcome:
         result = train_step(run, micro_batches(config, groups, step))
         if step == 0:
             gradients = gradients_of(chunks, model, groups)
-        run.state.advance(SAMPLES, SAMPLES * SEQUENCE, result.skipped)
+        samples = config.training.global_batch_size
+        run.state.advance(samples, samples * SEQUENCE, result.skipped)
         losses.append(result.loss)
         norms.append(result.grad_norm)
     destroy()

@@ -83,6 +83,10 @@ NAMED = [
 ]
 
 
+def case_config(family: str, layout: dict[str, Any] | None = None) -> RunConfig:
+    return tiny_config(layout, model=FAMILIES[family], training={"global_batch_size": 4})
+
+
 def train_all(configs: list[RunConfig]) -> list[RankOutcome]:
     return [train_rank(config, STEPS) for config in configs]
 
@@ -94,13 +98,13 @@ def outcomes(configs: list[RunConfig], world_size: int) -> list[Outcome]:
 
 @cache
 def alone() -> dict[str, Outcome]:
-    return dict(zip(FAMILIES, outcomes([tiny_config(model=model) for model in FAMILIES.values()], 1), strict=True))
+    return dict(zip(FAMILIES, outcomes([case_config(family) for family in FAMILIES], 1), strict=True))
 
 
 @cache
 def spread(world_size: int) -> dict[tuple[str, str], Outcome]:
     cases = [(family, name, layout) for name, (families, layout) in CASES[world_size].items() for family in families]
-    configs = [tiny_config(layout, model=FAMILIES[family]) for family, _, layout in cases]
+    configs = [case_config(family, layout) for family, _, layout in cases]
     return {
         (family, name): outcome for (family, name, _), outcome in zip(cases, outcomes(configs, world_size), strict=True)
     }

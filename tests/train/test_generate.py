@@ -61,7 +61,7 @@ def make_config(folder: Path, dtype: str, parallel: dict[str, int], **more: Any)
 
 def write_checkpoint(config: RunConfig, step: int, fingerprint: str) -> None:
     """What one rank does to save initial weights; every rank of the layout runs it."""
-    groups = initialise(config.parallel, 60)
+    groups = initialise(config.parallel, PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
     temporary = config.run.dir / "temporary"

@@ -192,14 +192,14 @@ def compare(name: str, texts: Iterator[str]) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def sample(shared_data: Path) -> list[str]:
-    """All long documents, and every 60th of the short ones; the slow test takes them all."""
-    return [text for index, text in enumerate(real_documents(shared_data)) if index < 396 or index % 60 == 0]
+    """All long documents, and every 240th of the short ones; the slow test takes them all."""
+    return [text for index, text in enumerate(real_documents(shared_data)) if index < 396 or index % 240 == 0]
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_filters_agree_on_real_documents(name: str, sample: list[str]) -> None:
     decisions = compare(name, iter(sample))
-    assert decisions.total() > 12_000
+    assert decisions.total() > 3_000
     assert len(decisions) > 1, "nothing is decided"
 
 

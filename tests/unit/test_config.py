@@ -241,7 +241,7 @@ def test_missing_file(tmp_path: Path) -> None:
         ("? [a, b]\n: 3\n", "is no text"),
         ("optim: {? [a] : 1}\n", "is no text"),
         ("optim: &a {lr: *a}\n", "contains itself"),
-        ("run: {name: " + 3000 * "[" + 3000 * "]" + "}\n", "too deep"),
+        ("run: {name: " + 1000 * "[" + 1000 * "]" + "}\n", "too deep"),
         ("run: {name: " + 300 * "[" + 300 * "]" + "}\n", "what no value can be"),
         ('run: {name: "\\ud800"}\n', "what no value can be"),
     ],

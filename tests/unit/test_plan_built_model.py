@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from megatron_ko.config import ModelConfig, RunConfig, load_model_config
 from megatron_ko.config.load import build
@@ -69,7 +70,7 @@ def check_built(models: dict[str, ModelConfig], tensor: int, without_memory: boo
         torch.cuda.current_device = lambda: torch.device("meta")
     for name, model in models.items():
         config = run_config(model, tensor)
-        groups = initialise(config.parallel, 60)
+        groups = initialise(config.parallel, PATIENCE)
         seed_everything(1, groups)
         found = count_built(config, groups)
         count, padding = count_parameters(model), padding_parameters(model, tensor)
