@@ -38,9 +38,20 @@ def wait_for_state(cluster: Cluster, job: str, state: str, restarts: int = 0) ->
 
 
 def queued_again(cluster: Cluster, job: str, restarts: int) -> None:
-    """Wait until it is, and start it at once: Slurm would wait for two minutes."""
+    """Wait until it is, and start it soon: Slurm would wait for two minutes.
+
+    Not at once, because a node refuses a job that starts in the second in which it ended there.
+    """
     wait_for_state(cluster, job, "PENDING", restarts)
-    cluster.check("scontrol", "update", f"jobid={job}", "starttime=now")
+    cluster.check("scontrol", "update", f"jobid={job}", "starttime=now+3")
+
+
+def wait_for_step(cluster: Cluster, job: str, run: Run, step: int) -> None:
+    def reached() -> bool:
+        assert cluster.job(job)["JobState"] != "FAILED", log_of(cluster, job)
+        return run.last_step() >= step
+
+    wait_for(f"step {step}", reached)
 
 
 def log_of(cluster: Cluster, job: str) -> str:
@@ -50,14 +61,14 @@ def log_of(cluster: Cluster, job: str) -> str:
 def test_a_run_outlives_a_signal_a_requeue_and_a_node(cluster: Cluster, new_run: NewRun) -> None:
     control, run = (new_run(name, "training.steps=240", *_SETTINGS) for name in ("control", "run"))
     job = submit(cluster, run)
-    wait_for("training", lambda: run.last_step() >= 20)
+    wait_for_step(cluster, job, run, 20)
     cluster.check("scancel", "--signal=USR1", job)
     queued_again(cluster, job, 1)
     assert "step_00000050" not in run.checkpoints and len(run.checkpoints) > 1, "the signal saves, not the interval"
-    wait_for("training again", lambda: run.last_step() >= 60)
+    wait_for_step(cluster, job, run, 60)
     cluster.check("scontrol", "requeue", job)
     queued_again(cluster, job, 2)
-    wait_for("training a third time", lambda: run.last_step() >= 120)
+    wait_for_step(cluster, job, run, 120)
     cluster.power_off("n2")
     queued_again(cluster, job, 3)
     cluster.power_on("n2")
@@ -69,7 +80,7 @@ def test_a_run_outlives_a_signal_a_requeue_and_a_node(cluster: Cluster, new_run:
 def test_a_time_limit_saves_and_queues_again(cluster: Cluster, new_run: NewRun) -> None:
     run = new_run("run", *_LONG, "checkpoint.interval=1000000")
     job = submit(cluster, run, "--time=60", "--signal=USR1@50", tasks=2)
-    wait_for("training", lambda: run.last_step() >= 5)
+    wait_for_step(cluster, job, run, 5)
     minutes = int(cluster.job(job)["RunTime"].split(":")[1])
     cluster.check("scontrol", "update", f"jobid={job}", f"timelimit={minutes + 2}")
     wait_for_state(cluster, job, "PENDING", 1)
@@ -87,7 +98,7 @@ def test_what_a_user_has_to_repair_is_not_tried_again(cluster: Cluster, new_run:
 def test_a_killed_rank_ends_the_others(cluster: Cluster, new_run: NewRun) -> None:
     run = new_run("run", *_LONG)
     job = submit(cluster, run)
-    wait_for("training", lambda: run.last_step() >= 5)
+    wait_for_step(cluster, job, run, 5)
     cluster.tasks(job)[1].send_signal(signal.SIGKILL)
     assert wait_for_state(cluster, job, "FAILED")["ExitCode"] == "137:0"
     assert not cluster.tasks(job)
@@ -96,7 +107,7 @@ def test_a_killed_rank_ends_the_others(cluster: Cluster, new_run: NewRun) -> Non
 def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, new_run: NewRun) -> None:
     run = new_run("run", *_LONG, "checkpoint.interval=1000000")
     job = submit(cluster, run)
-    wait_for("training", lambda: run.last_step() >= 5)
+    wait_for_step(cluster, job, run, 5)
     cluster.check("scancel", job)
     wait_for("the end of the ranks", lambda: not cluster.tasks(job))
     wait_for_state(cluster, job, "CANCELLED")
