@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_ko.data.streams import unpacked
 from megatron_ko.errors import DataError
 
 PREFIX = "hf:"
@@ -138,8 +139,7 @@ def _as_expression(pattern: str) -> str:
 
 
 def _kind(file: str) -> str:
-    path = Path(file)
-    return Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
+    return unpacked(Path(file)).suffix
 
 
 def _missing(name: HubName, what: str, got: str, known: Sequence[str]) -> DataError:

@@ -11,7 +11,7 @@ import xxhash
 from megatron_ko.data.hub import PREFIX as HUB
 from megatron_ko.data.hub import hub_files
 from megatron_ko.data.records import BLOCK_BYTES, Kind
-from megatron_ko.data.streams import COMPRESSED, STDIN, opened, standard_input
+from megatron_ko.data.streams import STDIN, opened, standard_input, unpacked
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 
@@ -85,7 +85,7 @@ def kind_of(path: Path, kind: Kind | None = None) -> Kind:
     Raises:
         DataError: unknown suffix.
     """
-    inner = Path(path.stem) if path.suffix in COMPRESSED else path
+    inner = unpacked(path)
     found = kind or ("jsonl" if path == STDIN else SUFFIXES.get(inner.suffix))
     if found is None or (found in _RANDOM_ACCESS and inner is not path):
         raise DataError(
@@ -197,7 +197,7 @@ def _written_here(folder: Path) -> list[Path] | None:
 
 
 def _has_kind(path: Path) -> bool:
-    inner = Path(path.stem) if path.suffix in COMPRESSED else path
+    inner = unpacked(path)
     return inner.suffix in SUFFIXES and (inner is path or SUFFIXES[inner.suffix] not in _RANDOM_ACCESS)
 
 

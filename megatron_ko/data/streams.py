@@ -24,6 +24,11 @@ _LARGEST_WINDOW = 1 << 31
 _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
 
+def unpacked(path: Path) -> Path:
+    """The name without .gz or .zst."""
+    return Path(path.stem) if path.suffix in COMPRESSED else path
+
+
 class Readable(Protocol):
     """What this module reads from."""
 

@@ -174,11 +174,11 @@ def train_rank(config: RunConfig, steps: int) -> RankOutcome:
     losses: list[float] = []
     norms: list[float | None] = []
     gradients: Pieces = []
+    samples = config.training.global_batch_size
     for step in range(steps):
         result = train_step(run, micro_batches(config, groups, step))
         if step == 0:
             gradients = gradients_of(chunks, model, groups)
-        samples = config.training.global_batch_size
         run.state.advance(samples, samples * SEQUENCE, result.skipped)
         losses.append(result.loss)
         norms.append(result.grad_norm)

@@ -4,28 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from refusals import problems
+from refusals import MODEL, problems, run_text
 
 from megatron_ko.config import ModelConfig, RunConfig, check_world, dump, load_config, load_model_config, run_schema
 
 ROOT = Path(__file__).parents[2]
 
-MODEL = """
-num_layers: 4
-hidden_size: 64
-ffn_hidden_size: 128
-num_attention_heads: 4
-num_query_groups: 2
-vocab_size: 1000
-max_position_embeddings: 128
-"""
-RUN = """
-run: {dir: out}
-model: {from: model.yaml, tie_embeddings: true}
-data: {tokenizer: tok, sources: [{prefix: shards/a}], sequence_length: 64}
-optim: {lr: 3e-4}
-training: {steps: 10, global_batch_size: 4}
-"""
+RUN = run_text("{from: model.yaml, tie_embeddings: true}")
 
 
 @pytest.fixture

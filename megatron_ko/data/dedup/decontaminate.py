@@ -21,6 +21,8 @@ from megatron_ko.data.dedup.output import Decisions, WriteWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
 from megatron_ko.data.dedup.workplace import (
     MANIFEST,
+    REJECTED,
+    REMOVED,
     Progress,
     Workplace,
     fresh_folder,
@@ -215,8 +217,8 @@ def _assemble(
     matched, written = passes
     folder = fresh_folder(place.folder / "output")
     outputs = write_outputs(folder, options.input, written, options.suffix)
-    _write_removed(folder / "removed.jsonl.zst", options, matched)
-    write_rejected(folder / "rejected.jsonl", matched)
+    _write_removed(folder / REMOVED, options, matched)
+    write_rejected(folder / REJECTED, matched)
 
     def total(parts: Sequence[Part], name: str) -> int:
         return sum(part.statistics[name] for part in parts)

@@ -21,6 +21,9 @@ from megatron_ko.data.dedup.summary import check_number, describe_inputs, reject
 from megatron_ko.data.dedup.verify import VerifyWork, document_ranges
 from megatron_ko.data.dedup.workplace import (
     MANIFEST,
+    REJECTED,
+    REMOVED,
+    REPORT,
     Progress,
     Workplace,
     fresh_folder,
@@ -35,7 +38,6 @@ from megatron_ko.data.jobs import Part, remove_job
 from megatron_ko.data.writers import merge_documents
 
 FORMAT = 1
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -175,8 +177,8 @@ class _Dedup:
         options = self._options
         folder = fresh_folder(self._place.folder / "output")
         outputs = write_outputs(folder, options.input, written, options.suffix)
-        merge_documents([part.path for part in removed], folder / "removed.jsonl.zst")
-        write_rejected(folder / "rejected.jsonl", signed)
+        merge_documents([part.path for part in removed], folder / REMOVED)
+        write_rejected(folder / REJECTED, signed)
         manifest = {
             "format": FORMAT,
             "created_by": f"megatron_ko {__version__}",

@@ -25,8 +25,9 @@ _log = get_logger(__name__)
 
 # Bytes of input that one process has read before others have started.
 _SMALL = 16 << 20
-MANIFEST = "manifest.json"
-RESERVED = (MANIFEST, "report.json", "rejected.jsonl", "removed.jsonl.zst")
+# What is written beside the documents.
+MANIFEST, REPORT, REJECTED, REMOVED = "manifest.json", "report.json", "rejected.jsonl", "removed.jsonl.zst"
+_RESERVED = (MANIFEST, REPORT, REJECTED, REMOVED)
 # In the folder of the parts: the hash of the manifest, from the moment on when the output may have its name.
 _PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
@@ -177,7 +178,7 @@ def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
         if stems.count(stem) > 1 and path.parent.name:
             stem = f"{path.parent.name}-{stem}"
         name = stem
-        while name in taken or name + suffix in RESERVED:
+        while name in taken or name + suffix in _RESERVED:
             taken[stem] += 1
             name = f"{stem}-{taken[stem] + 1}"
         taken[name] += 0
