@@ -52,7 +52,7 @@ FORMATS = {
     BASELINE: ("precision.dtype=bf16",),
     "mxfp8 e4m3": EMULATED,
     "mxfp8 hybrid": (*EMULATED, "precision.fp8_format=hybrid"),
-    "mxfp8 e4m3, scales up": (*EMULATED, "precision.mxfp8.scale_rounding=up"),
+    "mxfp8 e4m3, scales down": (*EMULATED, "precision.mxfp8.scale_rounding=down"),
 }
 COLOURS = dict(zip(FORMATS, ("#222222", "#1f77b4", "#2ca02c", "#d62728", "#ff7f0e"), strict=True))
 SEEDS = (11, 12, 13)

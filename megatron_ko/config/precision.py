@@ -19,9 +19,9 @@ class Mxfp8Config(Section):
         False, description="Round as the hardware would and compute in full precision, with portable layers, anywhere."
     )
     scale_rounding: Literal["down", "up"] = Field(
-        "down",
-        description="Emulation only. down: as the specification says, the largest values of a block saturate; up: as "
-        "Transformer Engine does on Blackwell, none does.",
+        "up",
+        description="Emulation only. up: the next power of two where the largest value of a block would saturate, as "
+        "Transformer Engine and Blackwell do; down: as the text of the specification says, it saturates.",
     )
 
 

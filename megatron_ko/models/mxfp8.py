@@ -71,22 +71,22 @@ class Blocks:
 
 
 def quantise(
-    values: torch.Tensor, element: ElementFormat, dim: int = -1, scale_rounding: ScaleRounding = "down"
+    values: torch.Tensor, element: ElementFormat, dim: int = -1, scale_rounding: ScaleRounding = "up"
 ) -> Blocks:
     """Convert a tensor to MXFP8, in blocks of 32 consecutive elements along one dimension (specification, 6.3).
 
-    The scale is 2^(floor(log2(largest magnitude)) - emax), kept in E8M0's range. Elements are rounded to nearest, ties
-    to even, and saturate: with this scale, magnitudes above 1.75 times the largest's power of two do. What the
-    specification leaves open: a block with an infinity or a NaN becomes NaN altogether, so that it is noticed; a block
-    of zeros has the smallest scale.
+    The scale is 2^(floor(log2(largest magnitude)) - emax), kept in E8M0's range, or twice that (``scale_rounding``).
+    Elements are rounded to nearest, ties to even, and saturate. What the specification leaves open: a block with an
+    infinity or a NaN becomes NaN altogether, so that it is noticed (Transformer Engine confines it to one element); a
+    block of zeros has the smallest scale.
 
     Args:
         values: floating-point numbers.
         element: format of the elements.
         dim: the dimension of the blocks, which a matrix product sums over. A last block that is not full is filled up
             with zeros.
-        scale_rounding: "up" takes the next power of two where the largest magnitude would saturate, as Transformer
-            Engine does on Blackwell.
+        scale_rounding: "up" takes twice the scale where the largest magnitude would saturate, as Transformer Engine
+            does on Blackwell; "down" is the specification's text: magnitudes above 1.75 times a power of two saturate.
     """
     dim = dim % values.dim()
     length = values.shape[dim]
@@ -101,7 +101,7 @@ def quantise(
 
 
 def round_trip(
-    values: torch.Tensor, element: ElementFormat, dim: int = -1, scale_rounding: ScaleRounding = "down"
+    values: torch.Tensor, element: ElementFormat, dim: int = -1, scale_rounding: ScaleRounding = "up"
 ) -> torch.Tensor:
     """What is left of a tensor after MXFP8, in its own type, which holds it exactly: fp32, bf16 and fp16 all have more
     bits than an element, and a value is never rounded to a finer grid than it came from.

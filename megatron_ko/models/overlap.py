@@ -1,6 +1,5 @@
 """Communication behind arithmetic: between tensor-parallel ranks, and on the way to experts."""
 
-from functools import cache
 from typing import Any
 
 from megatron_ko.config import RunConfig
@@ -34,12 +33,25 @@ def overlap_settings(config: RunConfig) -> dict[str, Any]:
     return {"tp_comm_overlap": parallel.overlap_tensor, "overlap_moe_expert_parallel_comm": parallel.overlap_experts}
 
 
-@cache
-def _allocate_buffers(tokens: int, hidden_size: int, ranks: int, low_precision: bool) -> None:
-    """Transformer Engine's user buffers, once a process: [tokens, hidden_size] is what these ranks exchange."""
-    from transformer_engine.pytorch.module.base import UserBufferQuantizationMode, initialize_ub
+_allocated: list[tuple[int, int, int, bool]] = []  # the buffers of this process, one entry at most
 
+
+def _allocate_buffers(tokens: int, hidden_size: int, ranks: int, low_precision: bool) -> None:
+    """Transformer Engine's user buffers: [tokens, hidden_size] is what these ranks exchange.
+
+    A process has one set of them, which its layers find by name. Another shape replaces it, and models that were built
+    for the former one can no longer be run.
+    """
+    from transformer_engine.pytorch.module.base import UserBufferQuantizationMode, destroy_ub, initialize_ub
+
+    wanted = (tokens, hidden_size, ranks, low_precision)
+    if _allocated == [wanted]:
+        return
+    if _allocated:
+        destroy_ub()
+        _allocated.clear()
     modes = [UserBufferQuantizationMode.NONE]
     if low_precision:
         modes.insert(0, UserBufferQuantizationMode.FP8)
     initialize_ub(shape=[tokens, hidden_size], tp_size=ranks, quantization_modes=modes, bootstrap_backend="nccl")
+    _allocated.append(wanted)

@@ -6,6 +6,7 @@ from typing import Any
 
 from megatron_ko.config import PrecisionConfig, RunConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.parallel.compat import INSTALL_ENGINE
 from megatron_ko.parallel.platform import get_platform
 
 Capability = tuple[int, int]
@@ -117,7 +118,7 @@ def why_not(recipe: str, capability: Capability | None, engine: str | None) -> s
         span = f"sm_{_digits(need.lowest)}" + (" or later" if need.below == _ANY else f" to sm_{need.below[0] - 1}x")
         return f"the device is sm_{_digits(capability)}, and the recipe needs {span}"
     if engine is None:
-        return 'Transformer Engine is not installed: pip install "transformer-engine[pytorch]"'
+        return f"Transformer Engine is not installed: {INSTALL_ENGINE}"
     if _release(engine) < _release(need.transformer_engine):
         return f"Transformer Engine is {engine}, and the recipe needs {need.transformer_engine}"
     return None

@@ -9,9 +9,10 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from megatron_ko.models.router_stats import RouterTotals
-from megatron_ko.parallel.compat import define_missing_names
+from megatron_ko.parallel.compat import accept_empty_states, define_missing_names
 
 define_missing_names()
+accept_empty_states()
 
 
 class Router(TopKRouter):

@@ -20,6 +20,7 @@ from megatron_ko.models.documents import keep_documents_apart
 from megatron_ko.models.moe import portable_experts, use_router
 from megatron_ko.models.norm import RMSNorm
 from megatron_ko.models.windows import set_windows
+from megatron_ko.parallel.compat import INSTALL_ENGINE
 from megatron_ko.parallel.platform import get_platform
 
 
@@ -36,7 +37,7 @@ def uses_transformer_engine(backend: str) -> bool:
             "precision.backend=transformer_engine cannot be used here",
             got="no CUDA device" if installed else "transformer_engine is not installed",
             expected="a CUDA device and the package transformer-engine",
-            remedy='precision.backend=auto, or pip install "transformer-engine[pytorch]"',
+            remedy=f"precision.backend=auto, or {INSTALL_ENGINE}",
         )
     return backend != "portable" and installed and on_cuda
 

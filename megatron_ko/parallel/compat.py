@@ -1,10 +1,12 @@
 """Differences between megatron-core 0.16 and 0.19, and between installations of them. Nothing else knows a version."""
 
 import contextlib
+import importlib
 import importlib.util
 import logging
 import warnings
 from importlib.metadata import version
+from typing import Any
 
 from megatron_ko.errors import LaunchError
 
@@ -20,13 +22,16 @@ _NOISY_LOGGERS = (
 )
 # Imported on every machine from this release on, for kernels that only a GPU runs; PyTorch for CPUs does not bring it.
 _NEEDS_TRITON = (0, 17)
+# Without the option pip compiles the extension against whatever PyTorch it downloads for that purpose.
+INSTALL_ENGINE = 'pip install --no-build-isolation "transformer-engine[pytorch]"'
 
 
 def prepare_imports() -> None:
     """Make sure that megatron-core can be imported, and keep it quiet. Call before its first import.
 
     Raises:
-        LaunchError: a package is missing that megatron-core needs and does not declare.
+        LaunchError: a package is missing that megatron-core needs and does not declare, or Transformer Engine is
+            there and broken.
     """
     for module in _NOISY_MODULES:
         for category in (UserWarning, FutureWarning, DeprecationWarning):
@@ -37,6 +42,30 @@ def prepare_imports() -> None:
     if release >= _NEEDS_TRITON and importlib.util.find_spec("triton") is None:
         # An inert module in its place would break PyTorch's own compiler, which takes it for the real one.
         raise LaunchError(f"megatron-core {version('megatron-core')} needs triton", remedy="pip install triton")
+    _import_engine()
+
+
+def _import_engine() -> None:
+    """Import Transformer Engine where it is installed, as megatron-core will, which survives an ImportError only.
+
+    Its package without the compiled extension, or an extension made for another PyTorch, is found by ``find_spec``.
+
+    Raises:
+        LaunchError: it cannot be imported.
+    """
+    if importlib.util.find_spec("transformer_engine") is None:
+        return
+    try:
+        with warnings.catch_warnings():  # a missing extension is a warning of the package and an error of its part
+            warnings.simplefilter("ignore")
+            importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # RuntimeError, FileNotFoundError, AssertionError, OSError, by release and by what lacks
+        raise LaunchError(
+            "Transformer Engine is installed, but cannot be imported",
+            got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            expected="its compiled extension, made for this PyTorch, or no Transformer Engine at all",
+            remedy=f"{INSTALL_ENGINE}, or pip uninstall transformer-engine",
+        ) from error
 
 
 class _NoFp8:
@@ -63,3 +92,24 @@ def define_missing_names() -> None:
     vars(random).setdefault("FP8GlobalStateManager", _NoFp8)
     for name in ("fp8_autocast", "activation_recompute_forward"):
         vars(random).setdefault(name, _nothing_around)
+
+
+def accept_empty_states() -> None:
+    """Let megatron-core 0.16 save experts of Transformer Engine 2.16 and later.
+
+    A recipe that keeps nothing from step to step has an empty state there. 0.16 divides the state of a layer among its
+    experts and expects to find one; later releases know. To be called before a model of these layers is saved.
+    """
+    from megatron.core.extensions import transformer_engine as engine
+
+    experts = getattr(engine, "TEGroupedLinear", None)  # None where Transformer Engine is not installed
+    if experts is None:
+        return
+    split = experts._split_extra_state
+
+    def split_unless_empty(this: Any, state: Any) -> list[Any]:
+        empty = this._decode_extra_state(state) is None
+        parts: list[Any] = [state] * this.num_gemms if empty else split(this, state)
+        return parts
+
+    experts._split_extra_state = split_unless_empty

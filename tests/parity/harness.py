@@ -1,7 +1,8 @@
 """Running a tiny model under any layout, and bringing back what can be compared: losses, global gradients, weights."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,14 +196,29 @@ def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], gr
                 # Each data-parallel rank has reduced its own shard only.
                 own = bucket.grad_data.view(replicas.size(), -1)[replicas.rank()].clone()
                 torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=replicas)
-    parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-    kept = [parameter.data for parameter in parameters]
-    for parameter in parameters:
-        parameter.data = parameter.main_grad
-    pieces = pieces_of(chunks)
-    for parameter, data in zip(parameters, kept, strict=True):
-        parameter.data = data
-    return pieces
+    with _gradients_in_place_of_weights(chunks):
+        return pieces_of(chunks)
+
+
+@contextmanager
+def _gradients_in_place_of_weights(chunks: list[torch.nn.Module]) -> Iterator[None]:
+    """While inside, the modules' parameters are their fp32 gradients. The parameters themselves are left alone: one
+    that has had data of another type put into it is no longer the tensor that the wrapper listens to."""
+    places = [
+        (module, name, parameter)
+        for chunk in chunks
+        for module in chunk.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    for module, name, parameter in places:
+        stand_in = torch.nn.Parameter(parameter.main_grad, requires_grad=False)
+        stand_in.__dict__.update(parameter.__dict__)  # how it is split over ranks
+        module._parameters[name] = stand_in
+    try:
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
 
 
 def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -41,7 +41,7 @@ def run_file(tmp_path: Path) -> Path:
             "parallel.sequence_parallel=true",
         ),
         ("precision.recipe=nvfp4", "precision.last_layers_high=4", "parallel.pipeline=2"),
-        (*EMULATED, "precision.dtype=fp32", "precision.backend=portable", "precision.mxfp8.scale_rounding=up"),
+        (*EMULATED, "precision.dtype=fp32", "precision.backend=portable", "precision.mxfp8.scale_rounding=down"),
         (*EMULATED, "precision.first_layers_high=3", "parallel.pipeline=4", "precision.fp8_format=hybrid"),
     ],
 )
@@ -119,7 +119,7 @@ def test_fp8_needs_multiples_of_16(run_file: Path) -> None:
         (("precision.recipe=nvfp4", "precision.fp8_format=e4m3"), "precision.fp8_format", "a recipe with 8 bits"),
         ((*EMULATED, "precision.fp8_weights=true"), "precision.fp8_weights", "not emulated"),
         (
-            ("precision.recipe=mxfp8", "precision.mxfp8.scale_rounding=up"),
+            ("precision.recipe=mxfp8", "precision.mxfp8.scale_rounding=down"),
             "precision.mxfp8.scale_rounding",
             "precision.mxfp8.emulate=true",
         ),
@@ -204,7 +204,7 @@ def test_emulation_is_at_home_in_the_portable_layers(run_file: Path) -> None:
     ("overrides", "summary"),
     [
         ((), "bf16"),
-        (EMULATED, "bf16 with mxfp8, gradients e4m3, emulated with scales rounded down"),
+        (EMULATED, "bf16 with mxfp8, gradients e4m3, emulated with scales rounded up"),
         (
             ("precision.recipe=fp8_current", "precision.fp8_weights=true", "precision.last_layers_high=2"),
             "bf16 with fp8_current, gradients e5m2, weights in 8 bits, 0 first and 2 last layers high",

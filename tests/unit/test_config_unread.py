@@ -31,7 +31,7 @@ OPTIONS = [
     ("precision.fp8_format=hybrid", "", FP8),
     ("precision.fp8_weights=true", "", FP8),
     ("precision.mxfp8.emulate=true", "", "precision.recipe=mxfp8"),
-    ("precision.mxfp8.scale_rounding=up", "precision.recipe=mxfp8", "precision.mxfp8.emulate=true"),
+    ("precision.mxfp8.scale_rounding=down", "precision.recipe=mxfp8", "precision.mxfp8.emulate=true"),
     ("precision.initial_loss_scale=2.0", "", "precision.dtype=fp16"),
     ("precision.min_loss_scale=2.0", "", "precision.dtype=fp16"),
     ("precision.loss_scale_window=2", "", "precision.dtype=fp16"),
