@@ -17,6 +17,7 @@ from megatron_ko.parallel.platform import get_platform
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/performance.md"
+ELSEWHERE = "measured: "
 PACKAGES = ("torch", "megatron-core", "transformers")
 INTRODUCTION = """# Performance
 
@@ -30,14 +31,21 @@ def main() -> None:
     done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     print(done.stdout)
     title = f"## {' '.join(command)}"
-    section = f"{title}\n\n{conditions()}\n\n```\n{done.stdout.rstrip()}\n```\n"
+    measured, output = separate(done.stdout)
+    section = f"{title}\n\n{measured}\n\n```\n{output.rstrip()}\n```\n"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else INTRODUCTION
     rest = re.sub(rf"\n{re.escape(title)}\n.*?(?=\n## |\Z)", "", page, flags=re.DOTALL)
     PAGE.write_text(f"{rest.rstrip()}\n\n{section}", encoding="utf-8")
 
 
+def separate(output: str) -> tuple[str, str]:
+    """The conditions of a measurement, and its table. One that was made elsewhere says its own in its first line."""
+    first, _, rest = output.partition("\n")
+    return (first.removeprefix(ELSEWHERE), rest) if first.startswith(ELSEWHERE) else (conditions(), output)
+
+
 def conditions() -> str:
-    """Date, device and versions of this measurement."""
+    """Date, device and versions of a measurement that was made here, now."""
     device = get_platform()
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     today = datetime.now(UTC).date().isoformat()

@@ -1,10 +1,8 @@
 """Number formats on a CUDA device: emulation gives the CPU's bits, hardware gives emulation's values, recipes train."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from test_cuda import losses, run_file  # noqa: F401  (a fixture)
+from rehearsal import Losses
 
 from megatron_ko.models.mxfp8 import E4M3, E5M2, ElementFormat, quantise, round_trip
 from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear
@@ -100,26 +98,24 @@ def test_transformer_engine_quantises_as_is_emulated(element: ElementFormat) -> 
     assert theirs.to(torch.bfloat16).equal(round_trip(values, element, 1, "up"))
 
 
+@pytest.mark.xdist_group("recipes")
 @pytest.mark.parametrize("recipe", NEEDS)
-def test_every_recipe_of_this_device_trains(run_file: Path, tmp_path: Path, recipe: str) -> None:  # noqa: F811
+def test_every_recipe_of_this_device_trains(trained: Losses, recipe: str) -> None:
     need(recipe)
-    plain = [loss for loss, _ in losses(run_file, tmp_path / "bf16")]
-    low = [loss for loss, _ in losses(run_file, tmp_path / recipe, f"precision.recipe={recipe}")]
-    assert low == pytest.approx(plain, rel=0.05) and low != plain
+    plain, low = trained(), trained(f"precision.recipe={recipe}")
+    assert low == pytest.approx(plain, rel=0.02) and low != plain
 
 
+@pytest.mark.xdist_group("recipes")
 @pytest.mark.parametrize("recipe", ["fp8_current", "mxfp8"])
-def test_weights_in_8_bits_train(run_file: Path, tmp_path: Path, recipe: str) -> None:  # noqa: F811
+def test_weights_in_8_bits_train(trained: Losses, recipe: str) -> None:
     need(recipe)
     words = (f"precision.recipe={recipe}", "precision.first_layers_high=1")
-    plain = [loss for loss, _ in losses(run_file, tmp_path / "wide", *words)]
-    low = [loss for loss, _ in losses(run_file, tmp_path / "narrow", *words, "precision.fp8_weights=true")]
-    assert low == pytest.approx(plain, rel=0.05)
+    assert trained(*words, "precision.fp8_weights=true") == pytest.approx(trained(*words), rel=0.02)
 
 
-def test_emulated_training_is_like_hardwares(run_file: Path, tmp_path: Path) -> None:  # noqa: F811
+@pytest.mark.xdist_group("recipes")
+def test_emulated_training_is_like_hardwares(trained: Losses) -> None:
     need("mxfp8")
     words = ("precision.recipe=mxfp8", "precision.mxfp8.emulate=true", "precision.mxfp8.scale_rounding=up")
-    emulated = [loss for loss, _ in losses(run_file, tmp_path / "emulated", *words)]
-    real = [loss for loss, _ in losses(run_file, tmp_path / "real", "precision.recipe=mxfp8")]
-    assert emulated == pytest.approx(real, rel=0.02)
+    assert trained(*words) == pytest.approx(trained("precision.recipe=mxfp8"), rel=0.02)
