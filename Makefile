@@ -3,8 +3,12 @@ PYTHON ?= $(shell bash tools/find_python.sh 3.11 3.12 3.13)
 PYTHON312 ?= $(shell bash tools/find_python.sh 3.12)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# gpu-check runs where nothing is installed: on a GPU machine without a network PyTorch is that of the system.
+DEVICE ?= cuda
+GPU_PYTHON ?= $(shell [ -x $(BIN)/python ] && echo $(BIN)/python || echo python3)
+RESULTS ?= runs/gpu-check/RESULTS.json
 
-.PHONY: help install demo test check test-slow test-gpu test-slurm test-gguf test-py312 bench bench-gpu docs clean
+.PHONY: help install demo test check test-slow test-gpu test-slurm test-gguf test-py312 gpu-pack gpu-check bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -30,7 +34,7 @@ test-slow: install   ## chaos and scale tests
 	$(BIN)/python -m pytest -m slow --ignore tests/train/test_learning.py --ignore tests/train/test_slurm_real.py -n 2 --dist worksteal
 
 test-gpu: install    ## tests that need a CUDA device
-	$(BIN)/python -m pytest tests/gpu -m gpu -rs
+	$(BIN)/python -m pytest tests/gpu -m gpu -rs -n 6 --dist loadgroup
 
 test-slurm: install  ## a real Slurm; root, and Debian's slurmctld slurmd slurm-client munge iproute2
 	$(BIN)/python -m pytest -m slow tests/train/test_slurm_real.py -rs
@@ -55,8 +59,14 @@ bench: install   ## the benchmarks that run on a CPU; their tables go to docs/pe
 	$(BIN)/python benchmarks/record.py preprocess.py
 	$(BIN)/python benchmarks/record.py export.py
 
-bench-gpu: install   ## throughput of one GPU against transformers; its table goes to docs/performance.md
-	$(BIN)/python benchmarks/record.py gpu/throughput.py
+gpu-pack: install    ## .gpu/, all that gpu-check needs without a network; WHEELS=folder of Transformer Engine's
+	$(BIN)/python benchmarks/gpu/pack.py $(if $(WHEELS),--wheels "$(WHEELS)")
+
+gpu-check: $(if $(filter cpu,$(DEVICE)),install)   ## one GPU checked and measured in ten minutes; DEVICE=cpu rehearses it
+	$(GPU_PYTHON) benchmarks/gpu/check.py --device $(DEVICE) $(CHECK)
+
+bench-gpu: install   ## the table that gpu-check has left goes to docs/performance.md
+	$(BIN)/python benchmarks/record.py gpu/report.py $(RESULTS)
 
 docs: install    ## what programs print in docs/, and the README's picture from the run that `make demo` left
 	$(BIN)/python tools/fill_docs.py
