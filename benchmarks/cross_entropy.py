@@ -19,7 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from megatron_ko.config import ParallelConfig
-from megatron_ko.models.cross_entropy import Vocabulary, linear_cross_entropy
+from megatron_ko.models.cross_entropy import linear_cross_entropy
+from megatron_ko.models.vocabulary import Vocabulary
 from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.platform import get_platform
 

@@ -1,5 +1,6 @@
 """`megatron-ko train`: check the configuration, start the ranks, and pass their exit code on."""
 
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,8 @@ def train(
     """
     config = load_config(run_file, overrides or [])
     log.configure(0, config.logging.level)
+    for name, value in config.launch.environment.items():  # before anything reads them: PyTorch does on import
+        os.environ.setdefault(name, value)
     # megatron-core warns about its own inner workings, when imported and on every rank; nothing that one could change.
     warnings.filterwarnings("ignore", module=r"(megatron\.core|torch)\b")
     from megatron_ko.parallel import cluster, spawn

@@ -5,7 +5,7 @@ from megatron_ko.config.data import DataConfig, Source
 from megatron_ko.config.evaluation import EvalConfig
 from megatron_ko.config.launch import LaunchConfig
 from megatron_ko.config.load import dump, load_config, load_model_config
-from megatron_ko.config.logging import LoggingConfig
+from megatron_ko.config.logging import LoggingConfig, ProfileConfig
 from megatron_ko.config.model import ModelConfig
 from megatron_ko.config.moe import MoeConfig
 from megatron_ko.config.objective import ObjectiveConfig
@@ -33,6 +33,7 @@ __all__ = [
     "ParallelConfig",
     "PrecisionConfig",
     "Problem",
+    "ProfileConfig",
     "ResilienceConfig",
     "RopeConfig",
     "RunConfig",

@@ -13,5 +13,7 @@ class CheckpointConfig(Section):
     start_from: Path | None = Field(
         None, description="Native model or run whose weights a new run starts with; a continued one has its own."
     )
-    interval: int = Field(1000, gt=0, description="Steps between checkpoints; the last step is always saved.")
+    interval: int = Field(
+        1000, ge=0, description="Steps between checkpoints; the last step is saved, too. 0: nothing is, to measure."
+    )
     keep: int = Field(2, gt=0, description="Newest checkpoints kept; older ones are removed after a save succeeded.")

@@ -15,3 +15,7 @@ class LaunchConfig(Section):
     threads_per_rank: int | None = Field(
         None, gt=0, description="CPU threads of one rank; None: the cores shared evenly."
     )
+    environment: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment variables of all ranks, such as NCCL's. What is set outside already stays.",
+    )

@@ -52,6 +52,11 @@ class PrecisionConfig(Section):
         description="Keep the layers' weights in 8 bits only, beside the fp32 master weights of the distributed "
         "optimizer: less memory. All recipes but mxfp8 gather them in 8 bits, too.",
     )
+    unfused_attention: bool = Field(
+        False,
+        description="Go on where Transformer Engine has no fused attention for a run on a GPU: slow, with all scores "
+        "in memory. In fp32 there is none, and that is a warning in any case.",
+    )
     mxfp8: Mxfp8Config = Field(default_factory=Mxfp8Config, description="Options of the recipe mxfp8.")
     initial_loss_scale: float = Field(65536.0, gt=0, description="fp16 only: first scale of the loss.")
     min_loss_scale: float = Field(1.0, gt=0, description="fp16 only: the scale never falls below this.")

@@ -25,6 +25,9 @@ class TrainingConfig(Section):
     offload_layers: int = Field(
         0, ge=0, description="Layers whose activations wait in host memory for the backward pass; needs TE."
     )
-    logits_mib: int = Field(
-        256, gt=0, description="Memory for fp32 logits on one rank; what needs more is computed in pieces, and twice."
+    logits_mib: int | None = Field(
+        None,
+        gt=0,
+        description="Memory for fp32 logits on one rank; what needs more is computed in pieces, and twice. None: a "
+        "sixteenth of a GPU's memory, 256 on a CPU.",
     )

@@ -10,8 +10,10 @@ from megatron.core.transformer import MegatronModule, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
+from megatron_ko.models.attention_choice import name_kernel
 from megatron_ko.models.attention_kernels import View, attend
 from megatron_ko.models.context_parallel import gather_in_order, positions_of
+from megatron_ko.parallel.platform import get_platform
 
 
 class PortableAttention(MegatronModule):
@@ -41,6 +43,7 @@ class PortableAttention(MegatronModule):
         assert attention_type == "self" and attn_mask_type == AttnMaskType.causal
         self._window: int | None = config.window_size[0] if config.window_size else None
         self._scale = softmax_scale
+        self.attention_kernel: str | None = None
         self._context = pg_collection.cp if pg_collection and config.context_parallel_size > 1 else None
 
     def forward(
@@ -83,6 +86,8 @@ class PortableAttention(MegatronModule):
         return context.permute(2, 0, 1, 3).flatten(2)  # [s, b, n * d]
 
     def _attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.attention_kernel is None and get_platform().device_type == "cuda":
+            self.attention_kernel = name_kernel(query, key, value)
         with self._random_state():
             return F.scaled_dot_product_attention(
                 query,

@@ -7,7 +7,6 @@ batch that is within the limit is computed in one piece, and once.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +17,8 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """A vocabulary over tensor-parallel ranks.
-
-    Attributes:
-        size: token ids.
-        group: the ranks; each holds equally many rows, and the last rows may be padding.
-    """
-
-    size: int
-    group: dist.ProcessGroup
-
-    def rows_in_use(self, rows: int) -> int:
-        """How many of this rank's rows are tokens; the others are at its end."""
-        return max(0, min(rows, self.size - self.group.rank() * rows))
+from megatron_ko.models.fused_cross_entropy import FusedLinearCrossEntropy
+from megatron_ko.models.vocabulary import Vocabulary
 
 
 def linear_cross_entropy(
@@ -44,6 +29,7 @@ def linear_cross_entropy(
     *,
     sequence_parallel: bool,
     limit: int,
+    fused: bool = False,
 ) -> Tensor:
     """Loss of each token: the negative log-probability of its label under softmax(hidden @ weight.T).
 
@@ -56,13 +42,18 @@ def linear_cross_entropy(
         vocabulary: which rows these are.
         sequence_parallel: whether ``hidden`` is split along the sequence.
         limit: bytes that fp32 logits may take at a time on this rank.
+        fused: whether Transformer Engine's kernels are used for a batch within the limit.
 
     Returns:
         [b, s] in fp32, the same on all ranks of the group.
     """
     spread = gather_from_sequence_parallel_region if sequence_parallel else copy_to_tensor_model_parallel_region
     hidden = spread(hidden, group=vocabulary.group)
-    losses = _LinearCrossEntropy.apply(hidden.flatten(0, 1), weight, labels.t().flatten(), vocabulary, limit)
+    hidden, targets = hidden.flatten(0, 1), labels.t().flatten()
+    if fused and 4 * len(hidden) * len(weight) <= limit:
+        losses = FusedLinearCrossEntropy.apply(hidden, weight, targets, vocabulary)
+    else:
+        losses = _LinearCrossEntropy.apply(hidden, weight, targets, vocabulary, limit)
     return losses.view(labels.shape[1], labels.shape[0]).t().contiguous()
 
 

@@ -5,7 +5,8 @@ from typing import Any
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from megatron_ko.models.cross_entropy import Vocabulary, linear_cross_entropy
+from megatron_ko.models.cross_entropy import linear_cross_entropy
+from megatron_ko.models.vocabulary import Vocabulary
 
 
 class Decoder(GPTModel):
@@ -14,12 +15,13 @@ class Decoder(GPTModel):
     Args:
         token_ids: size of the vocabulary; further rows of the output layer are padding.
         logits_limit: bytes on this rank.
+        fused_loss: whether Transformer Engine's kernels compute the loss of a batch within the limit.
         kwargs: GPTModel's.
     """
 
-    def __init__(self, *, token_ids: int, logits_limit: int, **kwargs: Any) -> None:
+    def __init__(self, *, token_ids: int, logits_limit: int, fused_loss: bool, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._token_ids, self._logits_limit = token_ids, logits_limit
+        self._token_ids, self._logits_limit, self._fused_loss = token_ids, logits_limit, fused_loss
 
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **kwargs: Any) -> Tensor:
         """From the last hidden states [s, b, h] to losses [b, s], or to what GPTModel makes of them without labels."""
@@ -34,4 +36,5 @@ class Decoder(GPTModel):
             Vocabulary(self._token_ids, self.pg_collection.tp),
             sequence_parallel=self.config.sequence_parallel,
             limit=self._logits_limit,
+            fused=self._fused_loss,
         )

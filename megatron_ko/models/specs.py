@@ -14,8 +14,10 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+from megatron_ko.config import PrecisionConfig
 from megatron_ko.errors import ConfigError
 from megatron_ko.models.attention import PortableAttention
+from megatron_ko.models.attention_choice import watch_choice
 from megatron_ko.models.documents import keep_documents_apart
 from megatron_ko.models.moe import portable_experts, use_router
 from megatron_ko.models.norm import RMSNorm
@@ -49,19 +51,20 @@ def has_fused_weight_gradient() -> bool:
 
 
 def decoder_spec(
-    config: TransformerConfig, backend: str, vp_stage: int | None, windows: Sequence[int | None] | None
+    config: TransformerConfig, precision: PrecisionConfig, vp_stage: int | None, windows: Sequence[int | None] | None
 ) -> TransformerBlockSubmodules:
     """Layers and final norm of one model chunk.
 
     Args:
         config: the model.
-        backend: ``precision.backend``.
+        precision: which back end, and whether its attention may be unfused.
         vp_stage: number of the chunk on this pipeline stage; None without interleaving.
         windows: ``model.windows``.
     """
-    if uses_transformer_engine(backend):
+    if uses_transformer_engine(precision.layer_backend):
         spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         keep_documents_apart(spec)
+        watch_choice(spec, precision.unfused_attention)
         for layer in spec.layer_specs if config.num_moe_experts else []:
             use_router(layer.submodules.mlp)
     else:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Container, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ko.errors import CheckpointError
+from megatron_ko.parallel.compat import allow_pickled_states
 
 
 def sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
@@ -27,12 +29,14 @@ def sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     return {f"chunk{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
 
 
-def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
+def load_weights(chunks: Sequence[torch.nn.Module], path: Path, *, states: bool = False) -> None:
     """Read the weights of a checkpoint, written at any layout, into model chunks. A collective: every rank calls it.
 
     Args:
         chunks: model chunks as ``build_model`` gives them.
         path: folder that ``dist_checkpointing`` wrote.
+        states: whether to read scaling states of 8-bit layers, too, where there are any. They are Python objects that
+            can run code when they are read: only for what this run has written itself.
 
     Raises:
         CheckpointError: the folder is not a checkpoint, or one of another model.
@@ -42,7 +46,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
             # megatron-core's reader calls what PyTorch has deprecated; nothing that a user could change.
             warnings.simplefilter("ignore", FutureWarning)
             stored = FileSystemReader(path).read_metadata().state_dict_metadata
-            wanted = {name: _without_absent_states(part, stored) for name, part in sharded_weights(chunks).items()}
+            kept = stored if states else ()
+            wanted = {name: _without_absent_states(part, kept) for name, part in sharded_weights(chunks).items()}
             loaded = dist_checkpointing.load(wanted, str(path))
     except (CheckpointingException, CheckpointException, FileNotFoundError) as error:
         # PyTorch's collects what went wrong on each rank; one of them is enough to see it.
@@ -50,12 +55,15 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path) -> None:
         raise CheckpointError(
             "weights cannot be read", got=f"{path}: {reason}", expected="weights of the configured model"
         ) from error
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[f"chunk{index}"])
+    with allow_pickled_states() if states else nullcontext():
+        for index, chunk in enumerate(chunks):
+            # Some modules of Transformer Engine insist on a state: where none was read, theirs of this moment.
+            own = {name: value for name, value in chunk.state_dict().items() if name.endswith("_extra_state")}
+            chunk.load_state_dict({**own, **loaded[f"chunk{index}"]})
 
 
 def _without_absent_states(part: dict[str, Any], stored: Container[str]) -> dict[str, Any]:
-    """Leave out the scaling states of 8-bit layers where a checkpoint has none, as an imported one."""
+    """Leave out the scaling states of 8-bit layers that a checkpoint does not have, as an imported one."""
     return {
         name: value
         for name, value in part.items()

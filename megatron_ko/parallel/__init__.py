@@ -1,5 +1,6 @@
 """Devices, ranks, process groups and random states: everything that depends on where and how wide a run is."""
 
-from megatron_ko.parallel import compat
+from megatron_ko.parallel import compat, device
 
+device.prepare()
 compat.prepare_imports()

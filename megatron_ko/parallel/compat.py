@@ -4,7 +4,9 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import os
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -113,3 +115,18 @@ def accept_empty_states() -> None:
         return parts
 
     experts._split_extra_state = split_unless_empty
+
+
+@contextlib.contextmanager
+def allow_pickled_states() -> Iterator[None]:
+    """While inside, Transformer Engine reads the state of delayed scaling, which 2.20 refuses: a Python pickle."""
+    name = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

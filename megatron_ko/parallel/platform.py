@@ -14,6 +14,7 @@ import torch
 
 from megatron_ko.errors import LaunchError
 from megatron_ko.parallel import cpu_compat
+from megatron_ko.parallel.device import device_type
 from megatron_ko.parallel.host_memory import keep_freed_memory
 
 # Dense peaks in FLOP/s by a part of the device name; the vendor's data sheets, without structured sparsity.
@@ -23,6 +24,8 @@ _PEAKS: dict[str, dict[str, float]] = {
     "H100": {"bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
     "A100": {"bf16": 312e12, "fp16": 312e12},
 }
+
+_ALLOCATIONS = 200_000  # remembered for a snapshot: some steps of a model of 80 layers
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,18 @@ class Platform:
 
     @property
     def device_count(self) -> int:
-        """Accelerators of this machine; 0 on a CPU. Leaves CUDA uninitialised, so that a process may fork after it."""
+        """Accelerators of this machine; 0 on a CPU."""
         return torch.cuda.device_count() if self.device_type == "cuda" else 0
+
+    @property
+    def total_memory(self) -> int | None:
+        """Bytes of memory of the GPU; None on a CPU."""
+        return int(torch.cuda.get_device_properties().total_memory) if self.device_type == "cuda" else None
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether a rank may be forked from a process that has imported megatron-core: CUDA does not survive a fork."""
+        return self.device_type == "cpu"
 
     @property
     def compute_capability(self) -> tuple[int, int] | None:
@@ -119,6 +132,20 @@ class Platform:
         if self.device_type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
+    def memory_summary(self) -> str:
+        """What the caching allocator holds, as PyTorch's table; empty on a CPU."""
+        return torch.cuda.memory_summary() if self.device_type == "cuda" else ""
+
+    def record_allocations(self) -> None:
+        """Remember from now on where each allocation on a GPU was made."""
+        if self.device_type == "cuda":
+            torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
+
+    def dump_allocations(self, path: Path) -> None:
+        """Write what was remembered, for pytorch.org/memory_viz."""
+        if self.device_type == "cuda":
+            torch.cuda.memory._dump_snapshot(str(path))
+
     def synchronize(self) -> None:
         """Wait until the device has done all that was queued; work on a CPU is never queued."""
         if self.device_type == "cuda":
@@ -140,15 +167,12 @@ def get_platform() -> Platform:
     wanted = os.environ.get("MEGATRON_KO_DEVICE", "")
     if wanted not in ("", "cpu", "cuda"):
         raise LaunchError("unknown device in MEGATRON_KO_DEVICE", got=wanted, expected="cpu or cuda")
-    # Asked through NVML: the ordinary question initialises CUDA, and ranks could not be forked any more.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
+    if device_type() == "cuda" and torch.cuda.is_available():
+        return Platform("cuda", "nccl")
+    if wanted == "cuda":
         raise LaunchError(
             "MEGATRON_KO_DEVICE=cuda, but PyTorch finds no CUDA device", remedy="unset it, or install PyTorch for CUDA"
         )
-    if available and wanted != "cpu":
-        return Platform("cuda", "nccl")
     cpu_compat.install()
     return Platform("cpu", "gloo")
 

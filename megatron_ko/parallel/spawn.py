@@ -1,7 +1,8 @@
 """Starting ranks on this machine.
 
-Ranks are forked after torch and megatron-core are imported, so that N of them start as fast as one. A fork keeps only
-the calling thread: nothing may have computed with several threads, or initialised CUDA, in this process before.
+On a CPU ranks are forked after torch and megatron-core are imported, so that N of them start as fast as one. A fork
+keeps only the calling thread: nothing may have computed with several threads in this process before. CUDA does not
+survive a fork, and a mere question to it by any package counts: there each rank is a new interpreter.
 """
 
 import ctypes
@@ -15,10 +16,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import torch.distributed as dist
 
@@ -35,6 +38,31 @@ _LOOPBACK = "127.0.0.1"
 _log = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class _World:
+    """What every rank is given.
+
+    Attributes:
+        target: what it runs.
+        args: with these arguments.
+        size: number of ranks.
+        listener: a bound socket, where rank 0 lets the others meet.
+        reports: folder for a file a rank, which says how it ended.
+        parent: process that started it.
+        threads: CPU threads of one rank; None: the cores shared evenly.
+        timeout_s: limit of a collective.
+    """
+
+    target: Target
+    args: tuple[Any, ...]
+    size: int
+    listener: socket.socket
+    reports: Path
+    parent: int
+    threads: int | None
+    timeout_s: float
+
+
 def run_ranks(
     target: Target,
     world_size: int,
@@ -44,7 +72,7 @@ def run_ranks(
     timeout_s: float = 600.0,
     grace_s: float = 5.0,
 ) -> int:
-    """Fork ``world_size`` ranks on this machine, run ``target(*args)`` in each, and wait for all of them.
+    """Start ``world_size`` ranks on this machine, run ``target(*args)`` in each, and wait for all of them.
 
     Signals SIGTERM, SIGINT and SIGUSR1 to this process are passed on to every rank. A rank that fails makes the others
     stop. Ranks die with this process, however it dies.
@@ -52,7 +80,7 @@ def run_ranks(
     Args:
         target: what a rank runs; its return value (None: 0) is the rank's exit code.
         world_size: number of ranks.
-        args: arguments of the target. They are inherited, not pickled.
+        args: arguments of the target. On CUDA both are pickled; on a CPU they are inherited.
         threads: CPU threads of one rank; None: the cores shared evenly.
         timeout_s: seconds after which a collective that does not complete is an error.
         grace_s: seconds between SIGTERM and SIGKILL for ranks that have to stop because another one failed.
@@ -64,7 +92,7 @@ def run_ranks(
     Raises:
         LaunchError: this process has an initialised process group.
     """
-    get_platform()
+    platform = get_platform()
     if dist.is_initialized():  # they would inherit a process group without its threads, and wait for it forever
         raise LaunchError(
             "ranks cannot be started by a process that computes in a world itself",
@@ -73,42 +101,45 @@ def run_ranks(
         )
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((_LOOPBACK, 0), backlog=max(128, world_size)))
-        reports: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(world_size)]
-        parent = os.getpid()
-
-        def rank_main(rank: int) -> None:
-            _die_with(parent)
-            os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
-            for number in _FORWARDED:
-                signal.signal(number, signal.SIG_DFL)
-            place = Place(rank, rank, world_size, world_size)
-            ending = run_rank(target, args, place, lambda: _join(place, listener, threads, timeout_s))
-            reports[rank].write(pickle.dumps(ending))
-            reports[rank].flush()
-            sys.exit(ending.exit_code)
-
-        fork = multiprocessing.get_context("fork")
-        ranks = [fork.Process(target=rank_main, args=(rank,), name=f"rank {rank}") for rank in range(world_size)]
+        reports = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="megatron-ko-")))
+        world = _World(target, args, world_size, listener, reports, os.getpid(), threads, timeout_s)
+        context = multiprocessing.get_context("fork" if platform.may_fork else "spawn")
+        ranks: list[BaseProcess] = [
+            context.Process(target=_rank_main, args=(world, rank), name=f"rank {rank}")  # type: ignore[attr-defined]
+            for rank in range(world_size)
+        ]
         with _forwarding(ranks):
             stack.callback(_kill, ranks)
             for process in ranks:
                 process.start()
             listener.close()
             stopped = _watch(ranks, reports, grace_s)
-        return _tell([_ending(process, report) for process, report in zip(ranks, reports, strict=True)], stopped)
+        return _tell([_ending(process, reports / process.name) for process in ranks], stopped)
 
 
-def _kill(ranks: list[ForkProcess]) -> None:
+def _rank_main(world: _World, rank: int) -> None:
+    _die_with(world.parent)
+    os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
+    for number in _FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
+    place = Place(rank, rank, world.size, world.size)
+    ending = run_rank(world.target, world.args, place, lambda: _join(place, world))
+    (world.reports / f"rank {rank}").write_bytes(pickle.dumps(ending))
+    sys.exit(ending.exit_code)
+
+
+def _kill(ranks: list[BaseProcess]) -> None:
     for process in ranks:
         if process.pid is not None and process.is_alive():
             process.kill()
             process.join()
 
 
-def _join(place: Place, listener: socket.socket, threads: int | None, timeout_s: float) -> None:
-    take_place(place, threads)
+def _join(place: Place, world: _World) -> None:
+    take_place(place, world.threads)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     first = place.rank == 0
+    listener = world.listener
     port = listener.getsockname()[1]
     # The parent bound the port, so nobody else can have taken it; rank 0 serves on the parent's own socket.
     store = dist.TCPStore(
@@ -121,7 +152,7 @@ def _join(place: Place, listener: socket.socket, threads: int | None, timeout_s:
     )
     if not first:
         listener.close()
-    join_world(store, place, timeout_s)
+    join_world(store, place, world.timeout_s)
 
 
 def _die_with(parent: int) -> None:
@@ -133,7 +164,7 @@ def _die_with(parent: int) -> None:
 
 
 @contextmanager
-def _forwarding(ranks: list[ForkProcess]) -> Iterator[None]:
+def _forwarding(ranks: list[BaseProcess]) -> Iterator[None]:
     def forward(number: int, frame: FrameType | None) -> None:
         for process in ranks:
             if process.pid is not None and process.exitcode is None:
@@ -147,7 +178,7 @@ def _forwarding(ranks: list[ForkProcess]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _watch(ranks: list[ForkProcess], reports: list[IO[bytes]], grace_s: float) -> set[int]:
+def _watch(ranks: list[BaseProcess], reports: Path, grace_s: float) -> set[int]:
     """Wait for all ranks; when one fails, stop the others. Returns the ranks that were told to stop."""
     running = set(range(len(ranks)))
     stopped: set[int] = set()
@@ -157,7 +188,7 @@ def _watch(ranks: list[ForkProcess], reports: list[IO[bytes]], grace_s: float) -
         wait([ranks[rank].sentinel for rank in running], timeout=left)
         ended = {rank for rank in running if ranks[rank].exitcode is not None}
         running -= ended
-        if deadline is None and any(_ending(ranks[rank], reports[rank]).failed for rank in ended):
+        if deadline is None and any(_ending(ranks[rank], reports / ranks[rank].name).failed for rank in ended):
             deadline = time.monotonic() + grace_s
             stopped = set(running)
             for rank in running:
@@ -168,13 +199,11 @@ def _watch(ranks: list[ForkProcess], reports: list[IO[bytes]], grace_s: float) -
     return stopped
 
 
-def _ending(process: ForkProcess, report: IO[bytes]) -> Ending:
+def _ending(process: BaseProcess, report: Path) -> Ending:
     process.join()
     code = process.exitcode or 0
-    report.seek(0)
-    content = report.read()
-    if content:
-        ending: Ending = pickle.loads(content)
+    if report.exists():
+        ending: Ending = pickle.loads(report.read_bytes())
         return ending
     if code < 0:
         return Ending(128 - code, f"{process.name} was killed by {signal.Signals(-code).name}")

@@ -217,7 +217,7 @@ class Checkpointer:
         return Restored(TrainState.from_dict(manifest.state), manifest.metrics)
 
     def _load_tensors(self, directory: Path) -> None:
-        load_weights(self._model, directory)
+        load_weights(self._model, directory, states=True)
         wanted = {"optimizer": self._sharded_state(is_loading=True)["optimizer"]}
         loaded = dist_checkpointing.load(wanted, str(directory))
         self._optimizer.load_state_dict(loaded["optimizer"])

@@ -3,16 +3,20 @@
 import time
 
 from megatron_ko.errors import KoError
+from megatron_ko.log import get_logger
+from megatron_ko.models.attention_choice import kernels_of
 from megatron_ko.train.evaluate import evaluate
 from megatron_ko.train.run import Run
 from megatron_ko.train.step import train_step
+
+_log = get_logger(__name__)
 
 
 def train(run: Run) -> bool:
     """Train until the last step, or until a stop is requested.
 
     Returns:
-        Whether the last step was reached. Either way the newest state is saved.
+        Whether the last step was reached. Either way the newest state is saved, unless nothing ever is.
 
     Raises:
         KoError: more than ``resilience.max_consecutive_skips`` steps in a row could not be applied.
@@ -23,18 +27,29 @@ def train(run: Run) -> bool:
         validate(run)
     while not state.done(config.training.steps) and not stop:
         started = time.perf_counter()
+        run.profiler.begin(state.step + 1)
         result = train_step(run, run.batches.next())
+        tell_attention(run)
         read = run.batches.newest_by_source()
         state.advance(config.training.global_batch_size, run.tokens_per_step, result.skipped, read)
-        run.metrics.record(state, result, time.perf_counter() - started)
+        run.metrics.record(state, result, time.perf_counter() - started, run.attention)
+        run.profiler.end(state.step)
         run.starvation.see(state, result)
         stop_if_stuck(run)
         stop = run.signals.agreed()
         if evaluation_due(run) and (not stop or state.done(config.training.steps)):
             validate(run)
-        if checkpoint_due(run) or stop:
+        if checkpoint_due(run, stop):
             run.checkpoint.save(state, run.metrics.positions())
     return state.done(config.training.steps)
+
+
+def tell_attention(run: Run) -> None:
+    """Say once in a session which kernels attention runs on."""
+    if run.attention is None:
+        run.attention = kernels_of(run.model)
+        if run.attention:
+            _log.info("attention   %s", run.attention)
 
 
 def validate(run: Run) -> None:
@@ -51,10 +66,12 @@ def evaluation_due(run: Run) -> bool:
     return state.done(run.config.training.steps) or bool(settings.interval and state.step % settings.interval == 0)
 
 
-def checkpoint_due(run: Run) -> bool:
-    """Whether this step is saved: every ``checkpoint.interval`` steps, and the last one."""
-    state = run.state
-    return state.done(run.config.training.steps) or state.step % run.config.checkpoint.interval == 0
+def checkpoint_due(run: Run, stop: bool) -> bool:
+    """Whether this step is saved: every ``checkpoint.interval`` steps, and the last one, also of a run that stops."""
+    state, interval = run.state, run.config.checkpoint.interval
+    if interval == 0:
+        return False
+    return stop or state.done(run.config.training.steps) or state.step % interval == 0
 
 
 def stop_if_stuck(run: Run) -> None:

@@ -51,8 +51,8 @@ class MetricStore:
         self._experts = JsonLines(directory / EXPERTS) if directory and routing_interval else None
         self._sinks, self._rates, self._routing_interval = list(sinks), rates, routing_interval
 
-    def record(self, state: TrainState, result: StepResult, seconds: float) -> None:
-        """Write the record of the step that ``state`` has just finished in ``seconds``."""
+    def record(self, state: TrainState, result: StepResult, seconds: float, attention: str | None = None) -> None:
+        """Write the record of the step that ``state`` has just finished in ``seconds``, on this attention kernel."""
         if self._train is None:
             return
         rates, memory = self._rates, get_platform().memory()
@@ -78,6 +78,7 @@ class MetricStore:
             **result.metrics,
             **routing_means(result.routing),
             **_by_source("tokens", state.source_tokens),
+            **({"attention": attention} if attention else {}),
         }
         self._write(self._train, record)
         if self._experts is not None and state.step % self._routing_interval == 0:

@@ -27,6 +27,7 @@ def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], gro
     """Wrap every model chunk in megatron-core's DistributedDataParallel; gradients are reduced in fp32."""
     parallel = config.parallel
     _set_experts_apart(chunks)
+    _add_gradients_in_layers(chunks)
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=parallel.distributed_optimizer,
@@ -57,6 +58,16 @@ def _set_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
     for module in (module for chunk in chunks for module in chunk.modules() if isinstance(module, MoELayer)):
         for parameter in module.experts.parameters():
             parameter.allreduce = False
+
+
+def _add_gradients_in_layers(chunks: Sequence[torch.nn.Module]) -> None:
+    """Let Transformer Engine's layers add weight gradients to the fp32 buffer, as part of the product that makes them.
+
+    megatron-core's setting for it also asks for a kernel of apex, which only its own linear layers would need.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if getattr(module, "fuse_wgrad_accumulation", None) is False:
+            module.fuse_wgrad_accumulation = True
 
 
 def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Groups) -> ChainedOptimizer:

@@ -12,6 +12,7 @@ from megatron_ko.objectives import Objective
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.train.checkpoint import Checkpointer
 from megatron_ko.train.metrics import MetricStore
+from megatron_ko.train.profiler import StepProfiler
 from megatron_ko.train.resilience.signals import StopSignals
 from megatron_ko.train.routing import StarvationWatch
 from megatron_ko.train.state import TrainState
@@ -37,6 +38,8 @@ class Run:
         starvation: what warns of experts without tokens.
         checkpoint: writer of checkpoints.
         signals: requests to stop.
+        profiler: what watches some steps.
+        attention: kernels that attention runs on, empty where there is no choice; None before the first step.
     """
 
     config: RunConfig
@@ -53,6 +56,8 @@ class Run:
     starvation: StarvationWatch
     checkpoint: Checkpointer
     signals: StopSignals
+    profiler: StepProfiler
+    attention: str | None = None
 
     @property
     def tokens_per_step(self) -> int:

@@ -26,6 +26,8 @@ from megatron_ko.train.lineage import identify, layout_of, write_lineage
 from megatron_ko.train.loop import train
 from megatron_ko.train.metrics import MetricStore, Rates, rewind
 from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
+from megatron_ko.train.out_of_memory import explaining_out_of_memory
+from megatron_ko.train.profiler import StepProfiler
 from megatron_ko.train.resilience.signals import StopSignals
 from megatron_ko.train.resume import check_bound
 from megatron_ko.train.routing import StarvationWatch, record_interval
@@ -56,6 +58,15 @@ def main(config: RunConfig) -> int:
     if finished(config, groups):
         destroy()
         return EXIT_DONE
+    with explaining_out_of_memory(config.run.dir / "memory", groups.rank, config.logging.memory_history):
+        complete = _build_and_train(config, groups, signals)
+    barrier()
+    destroy()
+    return EXIT_DONE if complete else EXIT_REQUEUE
+
+
+def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals) -> bool:
+    """Whether the run has reached its last step."""
     run = build_run(config, groups, signals)
     # What exists now lives as long as the run. Without it the collections that megatron-core asks for in every save
     # would walk a million objects of imported modules.
@@ -66,10 +77,9 @@ def main(config: RunConfig) -> int:
         run.metrics.close()
     if len(run.state.source_tokens) > 1:
         _log.info(tell_sources(run.state.source_tokens))
-    barrier()
-    destroy()
-    _log.info("%s at step %d", "done" if complete else "stopped on request; start again to continue", run.state.step)
-    return EXIT_DONE if complete else EXIT_REQUEUE
+    again = "start again to continue" if config.checkpoint.interval else "nothing was saved"
+    _log.info("%s at step %d", "done" if complete else f"stopped on request; {again}", run.state.step)
+    return complete
 
 
 def finished(config: RunConfig, groups: Groups) -> bool:
@@ -109,7 +119,8 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     optimizer = build_optimizer(config, model, groups)
     identity = identify(config, tokenizer.fingerprint)
     checkpointer = Checkpointer(config, groups, model, optimizer, identity)
-    checkpointer.check_room()
+    if config.checkpoint.interval:
+        checkpointer.check_room()
     restored = checkpointer.restore(newest) if newest else None
     state = restored.state if restored else TrainState()
     _open_ledger(state, datasets)
@@ -150,6 +161,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         metrics=_metrics(config, groups, state, restored.metrics if restored else {}),
         checkpoint=checkpointer,
         signals=signals,
+        profiler=StepProfiler(config.run.dir / "profile", config.logging.profile if first else None),
     )
 
 

@@ -7,7 +7,8 @@ from harness import collect_from_ranks
 from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig
-from megatron_ko.models.cross_entropy import Vocabulary, linear_cross_entropy
+from megatron_ko.models.cross_entropy import linear_cross_entropy
+from megatron_ko.models.vocabulary import Vocabulary
 from megatron_ko.parallel.groups import destroy, initialise
 
 SEQUENCE, BATCH, HIDDEN, VOCABULARY = 12, 3, 16, 61

@@ -215,3 +215,15 @@ def test_a_run_directory_that_is_a_file_is_told(new_run: NewRun) -> None:
     ended = run.train()
     assert ended.returncode == 2 and "in the way" in ended.stderr and "Traceback" not in ended.stderr
     assert run.folder.read_text() == "mine"
+
+
+def test_a_run_to_measure_saves_nothing_and_tells_where_its_time_went(new_run: NewRun) -> None:
+    run = new_run("profile", "training.steps=4", "checkpoint.interval=0", "logging.profile.start=2")
+    ended = run.train()
+    assert ended.returncode == 0, ended.stderr
+    assert "device busy" in ended.stdout + ended.stderr
+    assert run.column("step") == [1, 2, 3, 4] and not (run.folder / "checkpoints").exists()
+    summary = json.loads((run.folder / "profile/summary.json").read_text(encoding="utf-8"))
+    assert summary["steps"] == 2 and 0 < summary["device_busy_ms"] <= summary["wall_ms"]
+    assert summary["by_kind"]["matrix products"] > 0
+    assert {path.name for path in (run.folder / "profile").iterdir()} == {"trace.json.gz", "table.txt", "summary.json"}

@@ -17,6 +17,7 @@ from patience import PATIENCE
 from megatron_ko.errors import ConfigError, LaunchError
 from megatron_ko.parallel import cluster, spawn
 from megatron_ko.parallel.collectives import all_reduce_sum, any_rank, barrier, broadcast_object
+from megatron_ko.parallel.platform import Platform
 from megatron_ko.parallel.rank import Place
 
 
@@ -30,7 +31,9 @@ def meet(folder: Path) -> None:
     (folder / str(rank)).write_text(f"{torch.get_num_threads()} {os.environ['LOCAL_RANK']} {os.environ['WORLD_SIZE']}")
 
 
-def test_ranks_meet_and_exchange(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forked", [True, False])
+def test_ranks_meet_and_exchange(forked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Platform, "may_fork", forked)
     assert spawn.run_ranks(meet, 4, (tmp_path,), threads=1) == 0
     assert [(tmp_path / str(rank)).read_text() for rank in range(4)] == [f"1 {rank} 4" for rank in range(4)]
 
@@ -80,7 +83,11 @@ def all_wrong() -> None:
     raise ConfigError(f"seen by rank {dist.get_rank()}")
 
 
-def test_an_error_of_all_ranks_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("forked", [True, False])
+def test_an_error_of_all_ranks_is_told_once(
+    forked: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Platform, "may_fork", forked)
     assert spawn.run_ranks(all_wrong, 3, (), threads=1) == 2
     assert capfd.readouterr().err.count("seen by rank") == 1
 

@@ -1,0 +1,39 @@
+"""Output layer and cross entropy with Transformer Engine's kernels, for logits that memory has room for.
+
+The kernels read the logits once in the forward pass, and once more in the backward pass to turn them into their
+gradient; what PyTorch's elementwise operations do is a dozen passes over them.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_ko.models.vocabulary import Vocabulary
+
+
+class FusedLinearCrossEntropy(torch.autograd.Function):
+    """[t, h], [v, h] and labels [t] to losses [t]. Gradients of ``hidden`` are those of this rank's rows alone.
+
+    bf16 and fp32. Rows that pad the vocabulary have no probability.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Tensor:
+        from transformer_engine.pytorch import parallel_cross_entropy
+
+        logits = (hidden @ weight.t()).unsqueeze(0)
+        logits[..., vocabulary.rows_in_use(len(weight)) :] = torch.finfo(logits.dtype).min
+        group = vocabulary.group if vocabulary.group.size() > 1 else None
+        with torch.enable_grad():
+            losses = parallel_cross_entropy(logits.requires_grad_(), labels.unsqueeze(0), dist_process_group=group)
+        ctx.save_for_backward(hidden, weight)
+        ctx.logits, ctx.losses = logits, losses
+        return losses.detach().squeeze(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        (slopes,) = torch.autograd.grad(ctx.losses, ctx.logits, gradients[0].unsqueeze(0))
+        slopes = slopes.squeeze(0)
+        return slopes @ weight, slopes.t() @ hidden, None, None

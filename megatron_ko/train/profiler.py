@@ -1,0 +1,147 @@
+"""Where the time of a step goes: PyTorch's profiler over a few steps of a run, as a trace, a table and a summary."""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from megatron_ko.config import ProfileConfig
+from megatron_ko.log import get_logger
+from megatron_ko.parallel.platform import get_platform
+
+# What a kernel does, by a part of its name; the first that fits. On a CPU the names are those of operators.
+_KINDS = (
+    ("communication", ("nccl", "gloo", "all_reduce", "allgather", "reduce_scatter", "c10d")),
+    ("attention", ("flash", "fmha", "attention", "sdpa", "softmax")),
+    ("cross entropy", ("cross_entropy",)),
+    ("experts", ("permute_kernel", "unpermute", "grouped", "topk")),
+    ("matrix products", ("linear", "gemm", "cutlass", "nvjet", "matmul", "::mm", "::bmm", "addmm", "cublas", "xmma")),
+    ("norms", ("norm",)),
+    ("rotary positions", ("rope", "rotary")),
+    ("optimizer", ("adam", "multi_tensor")),
+    ("casts and scales", ("cast", "quantize", "amax", "transpose", "scale")),
+    ("copies", ("copy", "memcpy", "memset", "fill", "zero_", "cat")),
+)
+_ROWS = 40
+_log = get_logger(__name__)
+
+
+class StepProfiler:
+    """Watches the configured steps of this session; does nothing on ranks other than the first, or without settings.
+
+    Args:
+        directory: ``profile`` of the run.
+        settings: which steps; None: none.
+    """
+
+    def __init__(self, directory: Path, settings: ProfileConfig | None) -> None:
+        self._directory, self._settings = directory, settings
+        self._profile: Any = None
+        self._started = 0.0
+
+    def begin(self, step: int) -> None:
+        """Start watching if ``step``, which comes next, is the first one to be watched."""
+        if self._settings is None or step != self._settings.start:
+            return
+        on_cuda = get_platform().device_type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
+        get_platform().synchronize()
+        self._profile = profile(activities=activities)
+        self._profile.__enter__()
+        self._started = time.perf_counter()
+
+    def end(self, step: int) -> None:
+        """Stop and write what was seen if ``step``, which has just ended, is the last one to be watched."""
+        if self._settings is None or self._profile is None or step < self._settings.start + self._settings.steps - 1:
+            return
+        get_platform().synchronize()
+        wall_ms = 1e3 * (time.perf_counter() - self._started)
+        self._profile.__exit__(None, None, None)
+        self._directory.mkdir(exist_ok=True)
+        self._profile.export_chrome_trace(str(self._directory / "trace.json.gz"))
+        on_cuda = get_platform().device_type == "cuda"
+        order = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+        table = self._profile.key_averages().table(sort_by=order, row_limit=_ROWS, max_name_column_width=90)
+        (self._directory / "table.txt").write_text(table, encoding="utf-8")
+        summary = summarise_events(_work(self._profile.events(), on_cuda), wall_ms, self._settings.steps)
+        (self._directory / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+        for line in describe_summary(summary):
+            _log.info(line)
+        self._profile = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something that ran on the device; times in microseconds.
+
+    Attributes:
+        name: of the kernel, or of the operator on a CPU.
+        begin, end: when it ran.
+        own: its time without that of the operators that it called; a kernel calls none.
+    """
+
+    name: str
+    begin: float
+    end: float
+    own: float
+
+
+def _work(events: Iterable[Any], on_cuda: bool) -> list[Work]:
+    """What ran on the device: kernels, or the operators of a CPU."""
+    kind = DeviceType.CUDA if on_cuda else DeviceType.CPU
+    return [
+        Work(
+            event.name,
+            event.time_range.start,
+            event.time_range.end,
+            event.time_range.elapsed_us() if on_cuda else event.self_cpu_time_total,
+        )
+        for event in events
+        if event.device_type == kind
+    ]
+
+
+def summarise_events(work: list[Work], wall_ms: float, steps: int) -> dict[str, Any]:
+    """Time of a step by kind, and how long the device was busy: overlapping work counts once in ``device_busy_ms``.
+
+    Args:
+        work: what ran in the watched steps.
+        wall_ms: their duration.
+        steps: how many they were.
+    """
+    busy, covered = 0.0, float("-inf")
+    for item in sorted(work, key=lambda item: item.begin):
+        busy += max(0.0, item.end - max(item.begin, covered))
+        covered = max(covered, item.end)
+    kinds: dict[str, float] = {}
+    for item in work:
+        kind = kind_of(item.name)
+        kinds[kind] = kinds.get(kind, 0.0) + item.own / 1e3 / steps
+    return {
+        "steps": steps,
+        "wall_ms": wall_ms / steps,
+        "device_busy_ms": busy / 1e3 / steps,
+        "kernels": len(work) // steps,
+        "by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])),
+    }
+
+
+def kind_of(name: str) -> str:
+    """What a kernel or operator of this name does, in a word."""
+    lower = name.lower()
+    return next((kind for kind, parts in _KINDS if any(part in lower for part in parts)), "elementwise and others")
+
+
+def describe_summary(summary: dict[str, Any]) -> list[str]:
+    """Lines for people."""
+    busy, wall = summary["device_busy_ms"], summary["wall_ms"]
+    kinds = ", ".join(f"{kind} {ms:.1f}" for kind, ms in summary["by_kind"].items())
+    return [
+        f"profile     device busy {busy:.1f} of {wall:.1f} ms a step, {summary['kernels']:,} kernels",
+        f"            ms: {kinds}",
+    ]
