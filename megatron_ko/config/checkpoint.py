@@ -4,11 +4,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class CheckpointConfig(Section):
     """Checkpoints of a run."""
+
+    resume = Resume.SILENT
 
     start_from: Path | None = Field(
         None, description="Native model or run whose weights a new run starts with; a continued one has its own."

@@ -4,11 +4,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class Source(Section):
     """One indexed dataset."""
+
+    resume = Resume.FREE
 
     prefix: Path = Field(description="Path of the .bin/.idx pair without its suffix.")
     weight: float | None = Field(
@@ -24,6 +26,8 @@ class Source(Section):
 
 class DataConfig(Section):
     """The corpus of a run."""
+
+    resume = Resume.FREE
 
     tokenizer: Path = Field(description="Folder of the tokenizer that the corpus was encoded with.")
     sources: tuple[Source, ...] = Field(min_length=1, description="Indexed datasets.")

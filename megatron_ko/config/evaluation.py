@@ -2,11 +2,13 @@
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class EvalConfig(Section):
     """When and on how much data the model is validated."""
+
+    resume = Resume.FREE
 
     interval: int = Field(0, ge=0, description="Steps between validations; 0: only after the last step.")
     samples: int = Field(

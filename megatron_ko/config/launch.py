@@ -2,11 +2,13 @@
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class LaunchConfig(Section):
     """Ranks that `train` starts by itself. Under torchrun or srun their environment decides instead."""
+
+    resume = Resume.SILENT
 
     nodes: int = Field(1, gt=0, description="Machines; more than one needs srun or torchrun.")
     ranks_per_node: int | None = Field(

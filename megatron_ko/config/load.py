@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import YAMLError
@@ -17,14 +17,12 @@ from megatron_ko.config.model import ModelConfig
 from megatron_ko.config.problems import from_validation, raise_problems
 from megatron_ko.config.run import RunConfig
 from megatron_ko.config.section import Section
+from megatron_ko.config.tree import sections_in
 from megatron_ko.config.validate import check
 from megatron_ko.errors import ConfigError
 
 S = TypeVar("S", bound=Section)
 Tree = dict[str, Any]
-
-# Paths in a file are relative to that file, so that a run can be started from any folder.
-_PATH_FIELDS = {("data", "tokenizer"), ("data", "cache_dir"), ("run", "dir"), ("checkpoint", "start_from")}
 
 
 class _Texts(SafeConstructor):
@@ -155,16 +153,18 @@ def _parse(text: str) -> Any:
         raise YAMLError("brackets within brackets, too deep to read") from None
 
 
-def _anchor_paths(tree: Tree, folder: Path) -> None:
-    for section, key in _PATH_FIELDS:
-        holder = tree.get(section)
-        if isinstance(holder, dict) and isinstance(holder.get(key), str):
-            holder[key] = str(_anchored(holder[key], folder))
-    data = tree.get("data")
-    sources = data.get("sources") if isinstance(data, dict) else None
-    for source in sources if isinstance(sources, list) else []:
-        if isinstance(source, dict) and isinstance(source.get("prefix"), str):
-            source["prefix"] = str(_anchored(source["prefix"], folder))
+def _anchor_paths(tree: Tree, folder: Path, sections: Sequence[type[BaseModel]] = (RunConfig,)) -> None:
+    """Make the values of path fields absolute, in place: those of a file are relative to it."""
+    for key, value in tree.items():
+        for field in (section.model_fields[key] for section in sections if key in section.model_fields):
+            if isinstance(value, str):
+                if Path in (field.annotation, *get_args(field.annotation)):
+                    tree[key] = str(_anchored(value, folder))
+                continue
+            inner = [section for section, _ in sections_in(field.annotation)]
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, dict):
+                    _anchor_paths(item, folder, inner)
 
 
 def _anchored(value: str | Path, folder: Path) -> Path:

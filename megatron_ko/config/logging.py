@@ -4,11 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class ProfileConfig(Section):
     """Steps that PyTorch's profiler watches on rank 0; they are slower than others."""
+
+    resume = Resume.SILENT
 
     start: int = Field(gt=0, description="First step that is watched; let five or more pass before it.")
     steps: int = Field(2, gt=0, description="Steps that are watched.")
@@ -16,6 +18,8 @@ class ProfileConfig(Section):
 
 class LoggingConfig(Section):
     """Sinks besides the metric store."""
+
+    resume = Resume.SILENT
 
     console: bool = Field(True, description="Progress on the terminal.")
     tensorboard: bool = Field(True, description="TensorBoard events under metrics/tensorboard.")

@@ -1,13 +1,13 @@
 """What the network is: its family and its dimensions."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from megatron_ko.config.moe import MoeConfig
 from megatron_ko.config.rope import RopeConfig
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 Family = Literal["llama", "qwen3", "mixtral", "qwen3_moe", "keural"]
 # Families whose query and key heads are normalised before the rotation, and those whose feed-forward layer has experts.
@@ -35,7 +35,7 @@ class ModelConfig(Section):
         None, gt=0, description="Width of one head; None: hidden_size / num_attention_heads, which must be exact."
     )
     vocab_size: int = Field(gt=0, description="Token ids of the tokenizer, without padding rows.")
-    max_position_embeddings: int = Field(gt=0, description="Longest context in tokens.")
+    max_position_embeddings: Annotated[int, Resume.FREE] = Field(gt=0, description="Longest context in tokens.")
     rope: RopeConfig = Field(default_factory=RopeConfig, description="Rotary position embedding.")
     windows: tuple[int | None, ...] | None = Field(
         None, description="For each layer, earlier tokens that a token sees beside itself; null: all of them."
@@ -45,10 +45,16 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(
         False, description="Share the input embedding with the output layer; saves much of a small model."
     )
-    init_std: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
-    hidden_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the residual branches; 0 in pre-training.")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights; 0 in pre-training.")
-    vocab_multiple: int = Field(
+    init_std: Annotated[float, Resume.FREE] = Field(
+        0.02, gt=0, description="Standard deviation of the initial weights."
+    )
+    hidden_dropout: Annotated[float, Resume.FREE] = Field(
+        0.0, ge=0, lt=1, description="Dropout on the residual branches; 0 in pre-training."
+    )
+    attention_dropout: Annotated[float, Resume.FREE] = Field(
+        0.0, ge=0, lt=1, description="Dropout on attention weights; 0 in pre-training."
+    )
+    vocab_multiple: Annotated[int, Resume.FREE] = Field(
         128, gt=0, description="The embedding has a multiple of this many rows, for fast matrix products."
     )
 

@@ -4,11 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class OptimConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101) with fp32 master weights."""
+
+    resume = Resume.FREE
 
     lr: float = Field(gt=0, description="Peak learning rate.")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="Final learning rate as a share of the peak.")

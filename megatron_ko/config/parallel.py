@@ -1,15 +1,17 @@
 """How the model is spread over ranks."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class ParallelConfig(Section):
     """Sizes of the parallel axes. Data parallelism takes the ranks that are left over."""
+
+    resume = Resume.FREE
 
     tensor: int = Field(1, gt=0, description="Ranks that share each matrix. Keep it within one node.")
     pipeline: int = Field(1, gt=0, description="Pipeline stages.")
@@ -39,7 +41,7 @@ class ParallelConfig(Section):
     sequence_parallel: bool = Field(
         False, description="Split norms and dropout along the sequence over the tensor-parallel ranks; saves memory."
     )
-    distributed_optimizer: bool = Field(
+    distributed_optimizer: Annotated[bool, Resume.BOUND] = Field(
         True, description="Shard the optimizer state over the data-parallel ranks (ZeRO-1); costs no accuracy."
     )
     overlap_grad_reduce: bool = Field(False, description="Reduce gradients while the backward pass runs.")

@@ -1,10 +1,10 @@
 """The numbers that the model is computed in."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 Recipe = Literal["none", "fp8_delayed", "fp8_current", "fp8_blockwise", "mxfp8", "nvfp4"]
 Fp8Format = Literal["e4m3", "hybrid"]
@@ -14,6 +14,8 @@ _PER_TENSOR_RECIPES = ("fp8_delayed", "fp8_current")
 
 class Mxfp8Config(Section):
     """MXFP8: 8-bit floats with one power-of-two scale for 32 neighbours (OCP Microscaling formats v1.0)."""
+
+    resume = Resume.FREE
 
     emulate: bool = Field(
         False, description="Round as the hardware would and compute in full precision, with portable layers, anywhere."
@@ -28,7 +30,9 @@ class Mxfp8Config(Section):
 class PrecisionConfig(Section):
     """Data type of weights and activations. The optimizer keeps fp32 master weights in every case."""
 
-    dtype: Literal["fp32", "fp16", "bf16"] = Field(
+    resume = Resume.FREE
+
+    dtype: Annotated[Literal["fp32", "fp16", "bf16"], Resume.BOUND] = Field(
         "bf16", description="bf16 on GPUs that have it; fp16 needs loss scaling; fp32 for tests and CPUs."
     )
     backend: Literal["auto", "portable", "transformer_engine"] = Field(

@@ -5,11 +5,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from megatron_ko.config.tree import locate
 from megatron_ko.errors import ConfigError
 
 
@@ -56,7 +57,7 @@ def from_validation(error: ValidationError, schema: type[BaseModel]) -> list[Pro
 
 def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
     loc = [str(part) for part in item["loc"]]
-    here, above = _locate(schema, loc), _locate(schema, loc[:-1])
+    here, above = locate(schema, loc), locate(schema, loc[:-1])
     path = ".".join(here.path)
     if item["type"] == "extra_forbidden":
         names = [name for section in above.sections for name in section.model_fields]
@@ -64,18 +65,18 @@ def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
         remedy = f"did you mean '{'.'.join([*above.path, meant])}'?" if meant else "remove it"
         return Problem(path=path, got=item["input"], expected=f"a known key: {', '.join(names)}", remedy=remedy)
     if item["type"] == "missing":
-        field = _field(above, loc[-1])
+        field = above.field(loc[-1])
         shown = field.examples[0] if field and field.examples else "VALUE"
         expected = "a value" + (f": {field.description}" if field else "")
         remedy = f"for example {path}={shown}" if field else "give the list all its items"
         return Problem(path=path, got=_Nothing(), expected=expected, remedy=remedy)
     if item["type"].startswith("union_tag"):
-        tags = [tag for section in here.sections for tag in _tags(section)]
-        got = item["input"].get("type", _Nothing())
+        tags, key = here.choices(), here.chooser
+        got = item["input"].get(key, _Nothing())
         meant = nearest(str(got), tags)
         guess = f"did you mean '{meant}'?" if meant else "choose one of them"
-        return Problem(path=f"{path}.type", got=got, expected=f"one of {', '.join(tags)}", remedy=guess)
-    advice = _advice(item, _field(above, loc[-1]))
+        return Problem(path=f"{path}.{key}", got=got, expected=f"one of {', '.join(tags)}", remedy=guess)
+    advice = _advice(item, above.field(loc[-1]))
     return Problem(path=path, got=item["input"], expected=_sentence(item["msg"]), remedy=advice)
 
 
@@ -104,61 +105,6 @@ def _advice(item: dict[str, Any], field: FieldInfo | None) -> str:
     return f"{advice}, or leave it out" + (f" for the default {json.dumps(field.default)}" if simple else "")
 
 
-def field_at(schema: type[BaseModel], path: str) -> FieldInfo:
-    """The field at a dotted path below ``schema``.
-
-    Raises:
-        KeyError: there is none.
-    """
-    *above, name = path.split(".")
-    field = _field(_locate(schema, above), name)
-    if field is None:
-        raise KeyError(path)
-    return field
-
-
-def _field(place: "_Location", name: str) -> FieldInfo | None:
-    return next((s.model_fields[name] for s in place.sections if name in s.model_fields), None)
-
-
 def _sentence(message: str) -> str:
     """Pydantic's "Input should be ..." without its subject."""
     return message.removeprefix("Input should be ").removeprefix("Tuple should have ").partition(" after validation")[0]
-
-
-@dataclass(frozen=True)
-class _Location:
-    """Where pydantic points to.
-
-    Attributes:
-        sections: the section there; several where ``type`` chooses one and it was not read yet.
-        path: the keys that lead there, without the choices of ``type``, which pydantic counts as keys.
-    """
-
-    sections: list[type[BaseModel]]
-    path: list[str]
-
-
-def _locate(schema: type[BaseModel], loc: Sequence[str]) -> _Location:
-    sections, path = [schema], []
-    for part in loc:
-        if chosen := [section for section in sections if part in _tags(section)]:
-            sections = chosen
-            continue
-        path.append(part)
-        if not part.isdigit():
-            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
-            sections = [inner for field in fields for inner in _sections_in(field.annotation)]
-    return _Location(sections, path)
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for inner in get_args(annotation) for section in _sections_in(inner)]
-
-
-def _tags(section: type[BaseModel]) -> list[str]:
-    """The values of ``type`` that choose this section among others."""
-    field = section.model_fields.get("type")
-    return [str(tag) for tag in get_args(field.annotation)] if field else []

@@ -1,6 +1,7 @@
 """The whole configuration of a run: one frozen tree."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
@@ -15,16 +16,20 @@ from megatron_ko.config.optim import OptimConfig
 from megatron_ko.config.parallel import ParallelConfig
 from megatron_ko.config.precision import PrecisionConfig
 from megatron_ko.config.resilience import ResilienceConfig
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 from megatron_ko.config.training import TrainingConfig
 
 
 class RunSection(Section):
     """The identity of a run."""
 
+    resume = Resume.SILENT
+
     dir: Path = Field(description="Run directory: everything that the run writes is in it.")
     name: str = Field("run", min_length=1, description="Name in reports and trackers.")
-    seed: int = Field(1234, ge=0, lt=2**32, description="Decides initial weights, sample order and dropout.")
+    seed: Annotated[int, Resume.FREE] = Field(
+        1234, ge=0, lt=2**32, description="Decides initial weights, sample order and dropout."
+    )
 
 
 class RunConfig(Section):

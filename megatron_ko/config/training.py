@@ -4,11 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from megatron_ko.config.section import Section
+from megatron_ko.config.section import Resume, Section
 
 
 class TrainingConfig(Section):
     """Length and batch."""
+
+    resume = Resume.FREE
 
     steps: int = Field(gt=0, description="Optimizer steps.")
     global_batch_size: int = Field(gt=0, description="Sequences in one optimizer step, over all ranks.")

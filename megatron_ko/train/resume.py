@@ -3,49 +3,29 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from megatron_ko.config import RunConfig
+from megatron_ko.config.section import Resume
+from megatron_ko.config.tree import default_at, resume_of
 from megatron_ko.errors import CheckpointError, ConfigError
 from megatron_ko.models.checkpoint_files import Manifest
-
-# Another value here makes other weights of it, or a function that the weights were not trained for.
-_BOUND = (
-    "model.family",
-    "model.num_layers",
-    "model.hidden_size",
-    "model.ffn_hidden_size",
-    "model.num_attention_heads",
-    "model.num_query_groups",
-    "model.head_dim",
-    "model.vocab_size",
-    "model.rope.theta",
-    "model.windows",
-    "model.moe.num_experts",
-    "model.moe.top_k",
-    "model.moe.score",
-    "model.moe.softmax_before_topk",
-    "model.moe.topk_scale",
-    "model.moe.shared_ffn_hidden_size",
-    "model.moe.expert_bias",
-    "model.norm_eps",
-    "model.tie_embeddings",
-    "parallel.distributed_optimizer",
-    "precision.dtype",
-)
-_BOUND_SECTIONS = ("model.rope.scaling.",)
-# Where a run lies, and what only people see, cannot change a result.
-_SILENT = ("run.dir", "run.name", "logging.", "checkpoint.", "launch.", "resilience.")
 
 
 def is_bound(path: str) -> bool:
     """Whether weights belong to the value at a dotted path."""
-    return path in _BOUND or path.startswith(_BOUND_SECTIONS)
+    return resume_of(RunConfig, path) is Resume.BOUND
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted path -> (saved, present) of every value that differs."""
+    """Dotted path -> (saved, present) of every value that differs.
+
+    An option that is newer than what was saved had its default then.
+    """
     before, now = dict(_flat(saved)), dict(_flat(present))
-    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
-    return {path: (before.get(path), now.get(path)) for path in paths}
+    earlier = {path: to_jsonable_python(default_at(RunConfig, path)) for path in now if path not in before}
+    pairs = {path: ({**earlier, **before}.get(path), now.get(path)) for path in {**before, **now}}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versions: dict[str, str]) -> list[str]:
@@ -64,7 +44,7 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
     return [
         f"{path}: {old} -> {new}"
         for path, (old, new) in {**changed, **software}.items()
-        if not path.startswith(_SILENT) and not is_bound(path)
+        if path.startswith("versions.") or resume_of(RunConfig, path) is Resume.FREE
     ]
 
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from megatron_ko.config.problems import Problem, field_at
+from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
+from megatron_ko.config.tree import default_at
 
 
 class Reader(NamedTuple):
@@ -79,7 +80,7 @@ def check_unread(config: RunConfig) -> Iterator[Problem]:
         if reader.is_there(config):
             continue
         for option in reader.options:
-            value, default = _value(config, option), field_at(RunConfig, option).get_default(call_default_factory=True)
+            value, default = _value(config, option), default_at(RunConfig, option)
             if value is not None and value != default:
                 yield Problem(
                     path=option,

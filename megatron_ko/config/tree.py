@@ -1,0 +1,104 @@
+"""The schema as a tree: which sections and fields stand at a dotted path, and which key chooses among several."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from megatron_ko.config.section import Resume, Section
+
+Schema = type[BaseModel]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in the schema.
+
+    Attributes:
+        sections: the section there; several where a key of it chooses one and was not read yet.
+        chooser: that key, None where there is no choice.
+        path: the keys that lead there. pydantic counts a choice as a key; here it is none.
+    """
+
+    sections: list[Schema]
+    chooser: str | None
+    path: list[str]
+
+    def field(self, name: str) -> FieldInfo | None:
+        """The field of this name in one of the sections."""
+        return next((s.model_fields[name] for s in self.sections if name in s.model_fields), None)
+
+    def choices(self) -> list[str]:
+        """The values of the key that chooses a section."""
+        return [choice for section in self.sections for choice in _choices(section, self.chooser)]
+
+
+def locate(schema: Schema, loc: Sequence[str]) -> Location:
+    """The place below ``schema`` that keys, list indices and choices lead to."""
+    sections, chooser, path = [schema], None, list[str]()
+    for part in loc:
+        if chosen := [section for section in sections if part in _choices(section, chooser)]:
+            sections, chooser = chosen, None
+            continue
+        path.append(part)
+        if not part.isdigit():
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            found = [pair for field in fields for pair in sections_in(field.annotation, _discriminator(field))]
+            sections, chooser = [section for section, _ in found], next((key for _, key in found), None)
+    return Location(sections, chooser, path)
+
+
+def sections_in(annotation: Any, chooser: str | None = None) -> list[tuple[Schema, str | None]]:
+    """Sections that an annotation names, each with the key that chooses it among others."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [(annotation, chooser)]
+    for extra in getattr(annotation, "__metadata__", ()):  # of Annotated
+        chooser = (_discriminator(extra) if isinstance(extra, FieldInfo) else None) or chooser
+    return [pair for inner in get_args(annotation) for pair in sections_in(inner, chooser)]
+
+
+def field_at(schema: Schema, path: str) -> FieldInfo:
+    """The field at a dotted path below ``schema``.
+
+    Raises:
+        KeyError: there is none.
+    """
+    *above, name = path.split(".")
+    field = locate(schema, above).field(name)
+    if field is None:
+        raise KeyError(path)
+    return field
+
+
+def default_at(schema: Schema, path: str) -> object:
+    """The default of the field at a dotted path; None where it has none, and where there is no such field."""
+    try:
+        return field_at(schema, path).get_default(call_default_factory=True, validated_data={})
+    except KeyError:
+        return None
+
+
+def resume_of(schema: type[Section], path: str) -> Resume:
+    """What a continued run does with another value at a dotted path, which may be a key of a field that is a mapping.
+
+    For a name that the schema does not know, such as an option of an earlier version: what its section says.
+    """
+    *above, name = path.split(".")
+    place = locate(schema, above)
+    if not place.sections:
+        return resume_of(schema, ".".join(above))
+    field = place.field(name)
+    marks = [mark for mark in (field.metadata if field else []) if isinstance(mark, Resume)]
+    (section,) = {section.resume for section in place.sections if issubclass(section, Section)}
+    return marks[0] if marks else section
+
+
+def _discriminator(field: FieldInfo) -> str | None:
+    return field.discriminator if isinstance(field.discriminator, str) else None
+
+
+def _choices(section: Schema, chooser: str | None) -> list[str]:
+    field = section.model_fields.get(chooser) if chooser else None
+    return [str(value) for value in get_args(field.annotation)] if field else []
