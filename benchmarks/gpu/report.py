@@ -17,10 +17,19 @@ Outcomes = Sequence[Mapping[str, Any]]
 
 
 def main() -> None:
-    content = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    content = merged([json.loads(Path(name).read_text(encoding="utf-8")) for name in sys.argv[1:]])
     # record.py takes this line for the conditions of the measurement, which was not made where it runs.
     print(f"measured: {conditions(content)}")
     print("\n".join(table(content["steps"])))
+
+
+def merged(contents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One content, in the first one's order."""
+    steps: dict[str, Any] = {}
+    for step in (step for content in contents for step in content["steps"]):
+        if step["result"] or step["name"] not in steps:
+            steps[step["name"]] = step
+    return {**contents[0], "steps": list(steps.values())}
 
 
 def conditions(content: Mapping[str, Any]) -> str:

@@ -174,6 +174,14 @@ def test_the_table_tells_pairs_that_differ() -> None:
     assert "0 of 1 alike, 1 not compared" in text and re.search(r"a, b +1.0e-01 +2e-02  too far apart", text)
 
 
+def test_a_later_call_fills_in_what_no_time_was_left_for() -> None:
+    missing = {"name": "b", "status": NOT_RUN, "seconds": 0.0, "result": {}}
+    first = {"date": "2026-01-02", "steps": [measured("a", 1.0, None), missing]}
+    second = {"date": "2026-01-02", "steps": [measured("b", 2.0, None), {**missing, "name": "a"}]}
+    steps = report.merged([first, second])["steps"]
+    assert [(step["name"], step["status"]) for step in steps] == [("a", DONE), ("b", DONE)]
+
+
 def test_a_measurement_made_elsewhere_says_its_own_conditions() -> None:
     assert separate("measured: 2026-01-02, NVIDIA H200\nrow\n") == ("2026-01-02, NVIDIA H200", "row\n")
     here, table = separate("row\n")
