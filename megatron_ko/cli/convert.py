@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_ko.cli.convert_gguf import gguf
+from megatron_ko.convert.folders import expect_hugging_face
+from megatron_ko.models.pretrained import expect_model, find_pretrained
 
 if TYPE_CHECKING:
     from megatron_ko.convert.gates import Proof
@@ -28,6 +30,7 @@ def hf_import(
 
     Example: megatron-ko convert hf-import SmolLM2-135M models/smollm2
     """
+    expect_hugging_face(source)
     from megatron_ko.convert.hf_import import import_hf
 
     _tell(output, import_hf(source, output), as_json)
@@ -53,8 +56,8 @@ def hf_export(
         return
     if output is None:
         raise typer.BadParameter("say which folder to write", param_hint="OUTPUT")
+    expect_model(source)
     from megatron_ko.convert.hf_export import export_hf
-    from megatron_ko.models.pretrained import find_pretrained
 
     _tell(output, export_hf(find_pretrained(source, step), output, dtype), as_json)
 
@@ -76,10 +79,10 @@ def upcycle(
 
     Example: megatron-ko convert upcycle runs/demo models/demo-moe --experts 8 --top-k 2
     """
+    expect_model(source)
     from megatron_ko.config.load import build
     from megatron_ko.config.moe import MoeConfig
     from megatron_ko.convert.upcycle import upcycle as make
-    from megatron_ko.models.pretrained import find_pretrained
 
     fields = {"num_experts": experts, "top_k": top_k, "score": score, "expert_bias": expert_bias}
     moe = build(MoeConfig, fields, origin="the options")
@@ -98,9 +101,6 @@ def merge(
 
     Example: megatron-ko convert merge runs/decay-a runs/decay-b models/soup --weights 0.5 0.5
     """
-    from megatron_ko.convert.merge import merge as make
-    from megatron_ko.models.pretrained import find_pretrained
-
     folders, shares = list(words), list(weights or [])
     if shares:  # what follows the first share came as arguments
         shares += [float(word) for word in folders if _is_number(word)]
@@ -108,6 +108,10 @@ def merge(
     if len(folders) < 2:
         raise typer.BadParameter("name two models or more, and the folder to write", param_hint="DIR... OUTPUT")
     output = Path(folders[-1])
+    for name in folders[:-1]:
+        expect_model(Path(name))
+    from megatron_ko.convert.merge import merge as make
+
     _tell(output, make([find_pretrained(Path(name)) for name in folders[:-1]], output, shares or None), as_json)
 
 

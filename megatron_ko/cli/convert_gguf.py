@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_ko.convert.folders import expect_either
 from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def gguf(
 
     Example: megatron-ko convert gguf exports/demo exports/demo-gguf --types f16,q4_k_m
     """
+    expect_either(source)
     from megatron_ko.convert.gguf_export import export_gguf
 
     try:

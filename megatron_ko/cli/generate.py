@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_ko.errors import DataError
+from megatron_ko.models.pretrained import expect_model
 
 if TYPE_CHECKING:
     from megatron_ko.eval.generate import Completion
@@ -37,6 +38,7 @@ def generate(
     Example: megatron-ko generate runs/demo --prompt "한국의 수도는" --temperature 0
     """
     _check(prompt)
+    expect_model(directory)
     from megatron_ko.eval.generate import generate as continue_prompts
     from megatron_ko.eval.load import load_run
     from megatron_ko.eval.sampling import Sampling

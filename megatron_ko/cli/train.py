@@ -10,6 +10,9 @@ import typer
 from megatron_ko import log
 from megatron_ko.config import LaunchConfig, check_world, load_config, raise_problems
 from megatron_ko.errors import LaunchError
+from megatron_ko.parallel.device import device_count
+from megatron_ko.parallel.place import cluster_world_size
+from megatron_ko.train.summary import summarise
 
 
 def train(
@@ -30,18 +33,15 @@ def train(
     log.configure(0, config.logging.level)
     for name, value in config.launch.environment.items():  # before anything reads them: PyTorch does on import
         os.environ.setdefault(name, value)
+    joined = cluster_world_size()
+    world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world, device_count())
+    raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
+    if dry_run:
+        typer.echo("\n".join(summarise(config, world_size)))
+        return
     # megatron-core warns about its own inner workings, when imported and on every rank; nothing that one could change.
     warnings.filterwarnings("ignore", module=r"(megatron\.core|torch)\b")
     from megatron_ko.parallel import cluster, spawn
-
-    joined = cluster.cluster_world_size()
-    world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world, spawn.device_count())
-    raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
-    if dry_run:
-        from megatron_ko.train.summary import summarise
-
-        typer.echo("\n".join(summarise(config, world_size)))
-        return
     from megatron_ko.train import setup
 
     threads, timeout_s = config.launch.threads_per_rank, config.resilience.timeout_s

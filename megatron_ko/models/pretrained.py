@@ -73,7 +73,25 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
             weights_of(manifest),
             manifest.tokenizer,
         )
-    raise CheckpointError(
+    raise _no_model(folder)
+
+
+def expect_model(folder: Path) -> None:
+    """Refuse a folder without a model or a checkpoint, at once: nothing is opened or verified.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    if (folder / MODEL_FILE).is_file():
+        return
+    if not (folder / "checkpoints").is_dir():
+        raise _no_model(folder)
+    if not files.steps_in(folder / "checkpoints"):
+        files.newest_valid(folder / "checkpoints")  # says that there is none
+
+
+def _no_model(folder: Path) -> CheckpointError:
+    return CheckpointError(
         "there is no native model in this folder",
         got=folder,
         expected=f"a run directory, or a folder with {MODEL_FILE} and {WEIGHTS}/",

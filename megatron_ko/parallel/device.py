@@ -31,6 +31,14 @@ def device_type() -> Literal["cuda", "cpu"]:
     return "cuda" if _has_gpu() else "cpu"
 
 
+def device_count() -> int:
+    """GPUs that this process may use, 0 on a CPU; as the driver and CUDA_VISIBLE_DEVICES say, without CUDA."""
+    if device_type() == "cpu":
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(visible.split(",")) if visible else int(pynvml.nvmlDeviceGetCount())
+
+
 def prepare() -> None:
     """Settle what packages find when they look around. Call before megatron-core's first import; needs no torch."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")

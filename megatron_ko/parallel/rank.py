@@ -1,7 +1,6 @@
 """The life of one rank: take a device and threads, join the world, run, and say how it ended."""
 
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ko.errors import EXIT_DONE, KoError, repairable
+from megatron_ko.parallel.place import Place, threads_per_rank
 from megatron_ko.parallel.platform import get_platform
 
 EXIT_CRASH = 1
@@ -38,23 +38,6 @@ class Ending:
     def failed(self) -> bool:
         """Whether it ended by an exception; a code that was returned on purpose is no failure."""
         return bool(self.message)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank is.
-
-    Attributes:
-        rank: number in the world.
-        local_rank: number on this machine.
-        world_size: ranks in the world.
-        local_size: ranks on this machine.
-    """
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_size: int
 
 
 def run_rank(
@@ -95,16 +78,6 @@ def take_place(place: Place, threads: int | None) -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     get_platform().select(place.local_rank)
     torch.set_num_threads(threads or threads_per_rank(place.local_size))
-
-
-def threads_per_rank(local_size: int) -> int:
-    """CPU threads of one rank when the cores that this process may use are shared evenly."""
-    return max(1, usable_cores() // local_size)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def join_world(store: dist.Store | None, place: Place, timeout_s: float) -> None:

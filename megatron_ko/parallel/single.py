@@ -6,7 +6,8 @@ import torch.distributed as dist
 
 from megatron_ko.config import ParallelConfig
 from megatron_ko.parallel.groups import Groups, initialise
-from megatron_ko.parallel.rank import Place, join_world, take_place
+from megatron_ko.parallel.place import Place
+from megatron_ko.parallel.rank import join_world, take_place
 
 
 @functools.cache

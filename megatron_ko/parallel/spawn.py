@@ -27,8 +27,9 @@ import torch.distributed as dist
 
 from megatron_ko.errors import EXIT_DONE, LaunchError
 from megatron_ko.log import get_logger
+from megatron_ko.parallel.place import Place
 from megatron_ko.parallel.platform import get_platform
-from megatron_ko.parallel.rank import EXIT_CRASH, Ending, Place, join_world, run_rank, take_place
+from megatron_ko.parallel.rank import EXIT_CRASH, Ending, join_world, run_rank, take_place
 
 Target = Callable[..., int | None]
 
@@ -226,8 +227,3 @@ def _tell(endings: list[Ending], stopped: set[int]) -> int:
     first = endings[min(failed, key=cause)]
     print(f"megatron-ko: {first.message}" if first.repairable else first.message, file=sys.stderr, flush=True)
     return first.exit_code
-
-
-def device_count() -> int:
-    """Accelerators of this machine, 0 on a CPU; CUDA stays uninitialised."""
-    return get_platform().device_count

@@ -15,10 +15,10 @@ from isolated import isolated
 from patience import PATIENCE
 
 from megatron_ko.errors import ConfigError, LaunchError
-from megatron_ko.parallel import cluster, spawn
+from megatron_ko.parallel import cluster, place, spawn
 from megatron_ko.parallel.collectives import all_reduce_sum, any_rank, barrier, broadcast_object
+from megatron_ko.parallel.place import Place
 from megatron_ko.parallel.platform import Platform
-from megatron_ko.parallel.rank import Place
 
 
 def meet(folder: Path) -> None:
@@ -182,7 +182,8 @@ MEMBER = """
 import sys
 import torch
 import torch.distributed as dist
-from megatron_ko.parallel.cluster import cluster_world_size, join_cluster
+from megatron_ko.parallel.cluster import join_cluster
+from megatron_ko.parallel.place import cluster_world_size
 
 def add():
     total = torch.tensor(float(dist.get_rank() + 1))
@@ -212,13 +213,13 @@ def test_joining_a_world_that_a_launcher_started(launcher: str) -> None:
 
 
 def test_a_launcher_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cluster.cluster_world_size() is None
+    assert place.cluster_world_size() is None
     with pytest.raises(LaunchError, match="does not know its world"):
         cluster.join_cluster(meet)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    assert cluster.cluster_world_size() == 2
+    assert place.cluster_world_size() == 2
     with pytest.raises(LaunchError, match="MASTER_ADDR"):
         cluster.join_cluster(meet)
 
@@ -227,16 +228,16 @@ def test_a_step_of_slurm_says_who_is_where_and_where_to_meet(monkeypatch: pytest
     step = {"JOB_ID": 70000, "STEP_ID": 2, "STEP_NODELIST": "gpu[007,9]", "STEP_TASKS_PER_NODE": "2,1", "NTASKS": 3}
     for name, value in {**step, "PROCID": 1, "LOCALID": 1, "NTASKS_PER_NODE": 8}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert cluster._cluster_place() == Place(rank=1, local_rank=1, world_size=3, local_size=2)
-    assert cluster._meeting_point() == {"MASTER_ADDR": "gpu007", "MASTER_PORT": "22202"}
+    assert place.cluster_place() == Place(rank=1, local_rank=1, world_size=3, local_size=2)
+    assert place.meeting_point() == {"MASTER_ADDR": "gpu007", "MASTER_PORT": "22202"}
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert cluster._own_cores() == 1
+    assert place.own_cores() == 1
     monkeypatch.setenv("SLURM_NTASKS", "1")  # an interactive shell on one node
-    assert cluster.cluster_world_size() is None
+    assert place.cluster_world_size() is None
     monkeypatch.setenv("RANK", "0")  # torchrun as that task
-    assert cluster._own_cores() is None
+    assert place.own_cores() is None
 
 
 def test_the_first_name_of_a_list_of_hosts() -> None:
     names = {"a": "a", "a,b": "a", "n[1-3]": "n1", "gpu[007-009,12],m1": "gpu007", "r[2-4]n[01,5]-ib": "r2n01-ib"}
-    assert {nodes: cluster.first_host(nodes) for nodes in names} == names
+    assert {nodes: place.first_host(nodes) for nodes in names} == names
