@@ -17,10 +17,10 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_repl
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.optimizer import ChainedOptimizer
 
+from megatron_ko.artifacts import checkpoints
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import CheckpointError
 from megatron_ko.log import get_logger
-from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models.architectures import DTYPES
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.collectives import broadcast_object
@@ -45,7 +45,7 @@ class Found:
     """A checkpoint that was verified, and what it says of itself."""
 
     directory: Path
-    manifest: files.Manifest
+    manifest: checkpoints.Manifest
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Checkpointer:
                 shutil.rmtree(temporary)
         if first:
             apply_retention(self._folder, self._config.checkpoint.keep)
-            name, seconds = files.name_of(state.step), time.perf_counter() - started
+            name, seconds = checkpoints.name_of(state.step), time.perf_counter() - started
             _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
 
     def _check_room(self, needed: int) -> None:
@@ -143,7 +143,7 @@ class Checkpointer:
 
     def _make_room(self, step: int, needed: int) -> Path:
         self._check_room(needed)
-        temporary = files.temporary_beside(self._folder, step)
+        temporary = checkpoints.temporary_beside(self._folder, step)
         (temporary / MODEL).mkdir()
         return temporary
 
@@ -159,23 +159,23 @@ class Checkpointer:
             strategy = FullyParallelSaveStrategyWrapper(strategy, self._groups.pg.dp_cp)
         dist_checkpointing.save(tensors, str(directory), strategy)
 
-    def _record_files(self, temporary: Path) -> dict[str, files.FileRecord]:
+    def _record_files(self, temporary: Path) -> dict[str, checkpoints.FileRecord]:
         """Size and hash of the files that this rank wrote; everything shared counts as rank 0's."""
         rank, found = self._groups.rank, {}
         for path in sorted(entry for entry in temporary.rglob("*") if entry.is_file()):
             owner = path.name.split("_")[2] if path.name.startswith("__") else "0"
             if owner == str(rank):
-                found[str(path.relative_to(temporary))] = files.record_file(path)
+                found[str(path.relative_to(temporary))] = checkpoints.record_file(path)
         return found
 
-    def _publish(self, temporary: Path, manifest: files.Manifest) -> None:
-        files.publish(temporary, manifest)
+    def _publish(self, temporary: Path, manifest: checkpoints.Manifest) -> None:
+        checkpoints.publish(temporary, manifest)
         record_checkpoint(self._config.run.dir, manifest)
 
     def _manifest(
-        self, state: TrainState, metrics: dict[str, int], records: dict[str, files.FileRecord]
-    ) -> files.Manifest:
-        return files.Manifest(
+        self, state: TrainState, metrics: dict[str, int], records: dict[str, checkpoints.FileRecord]
+    ) -> checkpoints.Manifest:
+        return checkpoints.Manifest(
             step=state.step,
             samples=state.samples,
             tokens=state.tokens,
@@ -230,9 +230,9 @@ def find_newest(folder: Path, groups: Groups) -> Found | None:
         CheckpointError: there are checkpoints, but none is valid.
     """
     problems: list[str] = []
-    steps: list[int] = broadcast_object(files.steps_in(folder))  # another rank may not see the folder yet
+    steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
     for step in steps:
-        directory = folder / files.name_of(step)
+        directory = folder / checkpoints.name_of(step)
         manifest, wrong = verify(directory, groups)
         if manifest is not None and not wrong:
             return Found(directory, manifest)
@@ -247,13 +247,13 @@ def find_newest(folder: Path, groups: Groups) -> Found | None:
     return None
 
 
-def verify(directory: Path, groups: Groups) -> tuple[files.Manifest | None, list[str]]:
+def verify(directory: Path, groups: Groups) -> tuple[checkpoints.Manifest | None, list[str]]:
     """The manifest of a checkpoint, where it is readable, and what is wrong. A collective: ranks share the reading."""
-    manifest: files.Manifest | None = None
+    manifest: checkpoints.Manifest | None = None
     try:
-        manifest = files.read_manifest(directory)
+        manifest = checkpoints.read_manifest(directory)
         share = sorted(manifest.files.items())[groups.rank :: groups.world_size]
-        mine = files.problems_of(directory, share)
+        mine = checkpoints.problems_of(directory, share)
     except CheckpointError as error:
         mine = [error.what]
     return manifest, [problem for part in gathered(mine) for problem in part]

@@ -54,10 +54,13 @@ def _set_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
 
     megatron-core does so only where expert parallelism is in use. Then the state of a run without it could not be
     continued with it, and where experts are split over other tensor ranks than the rest, gradients would be missing.
+    Whatever tensor ranks hold of experts is their own: the norm of the gradients has to count it on all of them, and
+    not, as 0.16 does with Transformer Engine's experts, on the first one.
     """
     for module in (module for chunk in chunks for module in chunk.modules() if isinstance(module, MoELayer)):
         for parameter in module.experts.parameters():
             parameter.allreduce = False
+            parameter.tensor_model_parallel = True
 
 
 def _add_gradients_in_layers(chunks: Sequence[torch.nn.Module]) -> None:
