@@ -15,7 +15,7 @@ from typing import Literal
 from megatron_ko.data.clean.config import CleanConfig, load_clean_config
 from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.words import splitter
-from megatron_ko.data.documents import Document
+from megatron_ko.data.text.documents import Document
 
 CONFIGS = Path(__file__).parents[1] / "configs/clean"
 RULES = ("gopher_repetition", "fineweb", "gopher")

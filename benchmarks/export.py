@@ -20,6 +20,7 @@ from pathlib import Path
 import orjson
 import torch
 
+from megatron_ko.artifacts.native import MODEL_FILE, WEIGHTS, find_pretrained
 from megatron_ko.config import ModelConfig, dump, load_model_config
 from megatron_ko.convert import hf_export
 from megatron_ko.convert.families import FAMILIES
@@ -28,7 +29,6 @@ from megatron_ko.convert.mapping import blocks, native_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.staging import write_manifest
 from megatron_ko.convert.verify import Compared, Proof
-from megatron_ko.models.pretrained import MODEL_FILE, WEIGHTS, find_pretrained
 from megatron_ko.plan.params import count_parameters
 
 ROOT = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ko.config import load_config
-from megatron_ko.data.pretrain import build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.training.pretrain import build_datasets
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/runs/learn-korean.yaml"

@@ -14,8 +14,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from megatron_ko.config import ModelConfig, RunConfig, load_config
-from megatron_ko.data.pretrain import TokenBatches, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.training.feed import SampleFeed
+from megatron_ko.data.training.pretrain import build_datasets
 from megatron_ko.train.schedule import lr_at
 
 
@@ -82,7 +83,7 @@ class Llama(nn.Module):
         return self.head(self.norm(x))
 
 
-def run_by_hand(config: RunConfig, batches: TokenBatches) -> tuple[list[float], list[float]]:
+def run_by_hand(config: RunConfig, batches: SampleFeed) -> tuple[list[float], list[float]]:
     """The loop that one would write without a framework."""
     optim, steps = config.optim, config.training.steps
     model = Llama(config.model, config.data.sequence_length)
@@ -99,7 +100,7 @@ def run_by_hand(config: RunConfig, batches: TokenBatches) -> tuple[list[float], 
         started = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, optim, steps)
-        micro_batches, total = batches.next(), 0.0
+        micro_batches, total = batches.next().batches, 0.0
         for batch in micro_batches:
             logits = model(batch.tokens)
             loss = functional.cross_entropy(logits.flatten(0, 1), batch.labels.flatten()) / len(micro_batches)
@@ -116,8 +117,8 @@ def run_by_hand(config: RunConfig, batches: TokenBatches) -> tuple[list[float], 
 class Sequences(torch.utils.data.Dataset):
     """The training sequences in the shape that transformers wants."""
 
-    def __init__(self, batches: TokenBatches, steps: int) -> None:
-        self.rows = [row for _ in range(steps) for batch in batches.next() for row in batch.tokens]
+    def __init__(self, batches: SampleFeed, steps: int) -> None:
+        self.rows = [row for _ in range(steps) for batch in batches.next().batches for row in batch.tokens]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -126,7 +127,7 @@ class Sequences(torch.utils.data.Dataset):
         return {"input_ids": self.rows[index], "labels": self.rows[index]}
 
 
-def run_trainer(config: RunConfig, batches: TokenBatches) -> tuple[list[float], list[float]]:
+def run_trainer(config: RunConfig, batches: SampleFeed) -> tuple[list[float], list[float]]:
     """transformers' Trainer on LlamaForCausalLM with PyTorch attention, everything optional switched off."""
     import transformers
     from peer_models import transformers_model
@@ -200,7 +201,7 @@ def main() -> None:
     size = config.training.global_batch_size
     wanted = (config.training.steps * size, config.eval.samples, 0)
     datasets = build_datasets(config.data, load_tokenizer(config.data.tokenizer), wanted, config.run.seed)
-    batches = TokenBatches(
+    batches = SampleFeed(
         datasets.train,
         consumed_samples=0,
         global_batch=size,

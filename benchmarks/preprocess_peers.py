@@ -16,7 +16,7 @@ _state: dict[str, Any] = {}
 
 def ours(tokenizer: Path, workers: int, output: Path, inputs: list[Path]) -> tuple[int, float]:
     """`megatron-ko data preprocess`: everything from the check of the inputs to the named files."""
-    from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+    from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 
     start = time.perf_counter()
     (written,) = preprocess(PreprocessOptions(tuple(inputs), tokenizer, output, workers))

@@ -7,13 +7,13 @@ from typing import Any
 import peer_models  # noqa: F401  (imports transformers before tests fork, so that no child takes seconds for it)
 import torch
 
+from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained, find_pretrained
 from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.mapping import VOCABULARY, blocks, native_shapes
 from megatron_ko.convert.native import Part, write_native
 from megatron_ko.convert.staging import write_manifest
-from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained, find_pretrained
 
 SIZES: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 6, "num_query_groups": 2,

@@ -9,10 +9,10 @@ from typing import Any
 from gpu.step_options import ROOT, given
 from gpu.worker import train
 from gpu.workers import steps_of
+from megatron_ko.artifacts.checkpoints import name_of, read_manifest
 from megatron_ko.eval.generate import continue_tokens
 from megatron_ko.eval.load import Loaded, load_run
 from megatron_ko.eval.sampling import Sampler, Sampling
-from megatron_ko.models.checkpoint_files import name_of, read_manifest
 from megatron_ko.parallel.platform import get_platform
 
 RUN = """

@@ -31,7 +31,7 @@ def list_(
     """
     import orjson
 
-    from megatron_ko.models.checkpoint_files import list_checkpoints
+    from megatron_ko.artifacts.checkpoints import list_checkpoints
 
     folder = directory / "checkpoints" if (directory / "checkpoints").is_dir() else directory
     if not folder.is_dir():

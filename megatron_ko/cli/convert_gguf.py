@@ -10,7 +10,7 @@ from megatron_ko.convert.folders import expect_either
 from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:
-    from megatron_ko.convert.gguf_export import Exported
+    from megatron_ko.convert.gguf.export import Exported
 
 
 def gguf(
@@ -33,7 +33,7 @@ def gguf(
     Example: megatron-ko convert gguf exports/demo exports/demo-gguf --types f16,q4_k_m
     """
     expect_either(source)
-    from megatron_ko.convert.gguf_export import export_gguf
+    from megatron_ko.convert.gguf.export import export_gguf
 
     try:
         held_out = text.read_text(encoding="utf-8") if text is not None else None

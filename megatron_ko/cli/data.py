@@ -45,7 +45,7 @@ def inspect(
 
     Example: megatron-ko data inspect data/corpus --tokenizer tokenizer --json
     """
-    from megatron_ko.data.inspect import inspect_data
+    from megatron_ko.data.tokens.inspect import inspect_data
 
     view = inspect_data(prefix, tokenizer, samples)
     if as_json:
@@ -81,7 +81,7 @@ def verify(prefix: Prefix, as_json: AsJson = False) -> None:
 
     Example: megatron-ko data verify data/corpus
     """
-    from megatron_ko.data.inspect import verify_data
+    from megatron_ko.data.tokens.inspect import verify_data
 
     checked = verify_data(prefix)
     documents = sum(manifest.documents for _, manifest in checked)

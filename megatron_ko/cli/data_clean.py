@@ -52,8 +52,8 @@ def clean(
     """
     from megatron_ko.data.clean.config import load_clean_config
     from megatron_ko.data.clean.job import CleanOptions, parts_folder
-    from megatron_ko.data.inputs import expand_inputs
-    from megatron_ko.data.jobs import remove_job
+    from megatron_ko.data.jobs.job import remove_job
+    from megatron_ko.data.text.inputs import expand_inputs
 
     if rank >= size:
         raise typer.BadParameter(f"--rank {rank} must be below --size {size}")
@@ -146,7 +146,7 @@ def _print_report(report: Mapping[str, Any]) -> None:
 def _measure(options: "CleanOptions", number: int, as_json: bool) -> None:
     from megatron_ko.data.clean.plots import histograms_png
     from megatron_ko.data.clean.sample import calibrate
-    from megatron_ko.data.files import new_folder
+    from megatron_ko.storage.files import new_folder
 
     found = calibrate(options.reading, options.config, number)
     with new_folder(options.output) as folder:

@@ -72,8 +72,8 @@ def decontaminate(
     from megatron_ko.data.dedup.evaluation import Grams
     from megatron_ko.data.dedup.options import Input, Running
     from megatron_ko.data.dedup.workplace import work_folder
-    from megatron_ko.data.inputs import expand_inputs
-    from megatron_ko.data.jobs import remove_job
+    from megatron_ko.data.jobs.job import remove_job
+    from megatron_ko.data.text.inputs import expand_inputs
 
     size = ngram or DEFAULT_SIZES[unit]
     options = DecontaminateOptions(

@@ -82,8 +82,8 @@ def dedup(
     from megatron_ko.data.dedup.run import dedup as run
     from megatron_ko.data.dedup.shingles import parse_shingles
     from megatron_ko.data.dedup.workplace import work_folder
-    from megatron_ko.data.inputs import expand_inputs
-    from megatron_ko.data.jobs import remove_job
+    from megatron_ko.data.jobs.job import remove_job
+    from megatron_ko.data.text.inputs import expand_inputs
 
     paths = expand_inputs((*files, *(more or [])))
     options = DedupOptions(

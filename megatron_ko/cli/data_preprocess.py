@@ -10,8 +10,8 @@ from megatron_ko.cli.data_options import CORES, AsJson, Inputs, Kind, MoreInputs
 from megatron_ko.cli.data_progress import bar_over_bytes, kept
 
 if TYPE_CHECKING:
-    from megatron_ko.data.finish import Written
-    from megatron_ko.data.preprocess import PreprocessOptions
+    from megatron_ko.data.tokens.merge import Written
+    from megatron_ko.data.tokens.preprocess import PreprocessOptions
 
 
 def output_prefix(value: str) -> Path:
@@ -60,10 +60,10 @@ def preprocess(
 
     Example: megatron-ko data preprocess --input corpus.jsonl --tokenizer tokenizer --output data/corpus --workers 8
     """
-    from megatron_ko.data.finish import job_folder
-    from megatron_ko.data.inputs import expand_inputs
-    from megatron_ko.data.jobs import remove_job
-    from megatron_ko.data.preprocess import PreprocessOptions
+    from megatron_ko.data.jobs.job import remove_job
+    from megatron_ko.data.text.inputs import expand_inputs
+    from megatron_ko.data.tokens.merge import job_folder
+    from megatron_ko.data.tokens.preprocess import PreprocessOptions
 
     if shards is not None and shard_tokens is not None:
         raise typer.BadParameter("give --shards or --shard-tokens, not both")
@@ -93,8 +93,8 @@ def run_and_report(options: "PreprocessOptions", as_json: bool = False) -> None:
     """Preprocess with a progress bar, and print what was written."""
     import time
 
-    from megatron_ko.data.finish import job_folder
-    from megatron_ko.data.preprocess import preprocess as run
+    from megatron_ko.data.tokens.merge import job_folder
+    from megatron_ko.data.tokens.preprocess import preprocess as run
 
     start = time.monotonic()
     with kept(job_folder(options.output)), bar_over_bytes("encoding", options.inputs, options.size) as progress:
@@ -124,8 +124,8 @@ def merge(
     """
     import time
 
-    from megatron_ko.data.finish import job_folder
-    from megatron_ko.data.finish import merge as run
+    from megatron_ko.data.tokens.merge import job_folder
+    from megatron_ko.data.tokens.merge import merge as run
 
     start = time.monotonic()
     with kept(job_folder(output)):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_ko.artifacts.native import expect_model
 from megatron_ko.errors import DataError
-from megatron_ko.models.pretrained import expect_model
 
 if TYPE_CHECKING:
     from megatron_ko.eval.generate import Completion

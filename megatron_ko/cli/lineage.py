@@ -25,8 +25,8 @@ def show(
 
     Example: megatron-ko lineage show exports/demo
     """
-    from megatron_ko.models.lineage import draw
-    from megatron_ko.models.pretrained import describe
+    from megatron_ko.artifacts.lineage import draw
+    from megatron_ko.artifacts.native import describe
 
     node = describe(path)
     typer.echo(json.dumps(node, ensure_ascii=False) if as_json else "\n".join(draw(node)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from megatron_ko.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megatron_ko.data.preprocess import PreprocessOptions
+    from megatron_ko.data.tokens.preprocess import PreprocessOptions
 
 _SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer")
 _HUGGING_FACE = "HuggingFaceTokenizer"
@@ -40,8 +40,8 @@ def preprocess_options(arguments: Sequence[str]) -> "PreprocessOptions":
         ConfigError: an option without a counterpart, or a tokenizer that is not a folder of ours or of Hugging Face.
     """
     from megatron_ko.cli.data_options import CORES
-    from megatron_ko.data.inputs import expand_inputs
-    from megatron_ko.data.preprocess import PreprocessOptions
+    from megatron_ko.data.text.inputs import expand_inputs
+    from megatron_ko.data.tokens.preprocess import PreprocessOptions
 
     parser = argparse.ArgumentParser(
         prog="preprocess_data.py",

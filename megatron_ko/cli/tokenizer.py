@@ -65,7 +65,7 @@ def train(
     """
     from dataclasses import asdict
 
-    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 
     options = TokenizerOptions(
@@ -126,7 +126,7 @@ def extend(
     """
     from dataclasses import asdict
 
-    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Sampling
     from megatron_ko.data.tokenizer.extend import ExtendOptions, extend_tokenizer
 
@@ -235,8 +235,8 @@ def compare(
 
 
 def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
-    from megatron_ko.data.blocks import check_inputs
-    from megatron_ko.data.inputs import expand_inputs
+    from megatron_ko.data.text.blocks import check_inputs
+    from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Corpus, Sampling
 
     inputs = expand_inputs(files)

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_ko.artifacts.lineage import Record, draw
+from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families import family_of
 from megatron_ko.convert.gates import Gate, table
-from megatron_ko.models.lineage import Record, draw
-from megatron_ko.models.pretrained import Pretrained
 
 
 def model_card(name: str, source: Pretrained, record: Record) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import peer_class
 from megatron_ko.convert.families import FAMILIES, family_of
@@ -15,7 +16,6 @@ from megatron_ko.convert.gates import Gate, demand, running
 from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import blocks, native_shapes, other_shapes
 from megatron_ko.convert.safetensors_folder import bytes_of, groups_of
-from megatron_ko.models.pretrained import Pretrained
 from megatron_ko.plan.params import count_parameters
 
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from megatron_ko.artifacts.native import expect_model
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import expect_model
 
 CONFIG = "config.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.card import model_card
 from megatron_ko.convert.families import FAMILIES, family_of
@@ -19,7 +20,6 @@ from megatron_ko.convert.safetensors_folder import bytes_of, write_shards
 from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage
 from megatron_ko.convert.verify import Compared, prove
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import Pretrained
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MADE_BY = "convert hf-export"

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.convert.families import family_of
 from megatron_ko.convert.hf_config import to_hf_config
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import Pretrained
 
 GENERATION = "generation_config.json"
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_ko.artifacts import lineage
+from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS
 from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
@@ -19,8 +21,6 @@ from megatron_ko.convert.staging import made_before, staged_folder, write_lineag
 from megatron_ko.convert.verify import Compared, prove
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
-from megatron_ko.models import lineage
-from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS
 from megatron_ko.models.rope import inverse_frequencies
 
 MADE_BY = "convert hf-import"

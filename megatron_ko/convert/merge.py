@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.engines import native_engine, native_logits
 from megatron_ko.convert.gates import Gate, Proof, demand
@@ -22,7 +23,6 @@ from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_fo
 from megatron_ko.convert.texts import random_samples
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 
 MADE_BY = "convert merge"
 _LAYERS, _EXPERTS = "decoder.layers.", ".mlp.experts.experts."

@@ -1,7 +1,6 @@
 """A folder that gets its name only when everything in it was made and proven; and one that has it already."""
 
 import errno
-import fcntl
 import glob
 import os
 import shutil
@@ -15,15 +14,16 @@ from typing import Any
 
 import orjson
 
+from megatron_ko.artifacts import checkpoints, lineage
+from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.gates import Gate, LogitGate, Proof
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.log import get_logger
-from megatron_ko.models import checkpoint_files as files
-from megatron_ko.models import lineage
-from megatron_ko.models.pretrained import Pretrained
 from megatron_ko.plan.params import count_parameters
+from megatron_ko.storage.files import sync_folder, write_atomic
+from megatron_ko.storage.locks import try_lock
 
 _YOUNG_S = 60.0  # one that was made a moment ago may not have its lock yet
 _log = get_logger(__name__)
@@ -44,7 +44,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
     temporary.mkdir()
     handle = os.open(temporary, os.O_RDONLY)
     try:
-        _lock(handle)
+        try_lock(handle)
         yield temporary
         _publish(temporary, final)
     finally:
@@ -58,19 +58,11 @@ def _remove_leftovers(final: Path) -> None:
         with suppress(OSError):
             handle = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                if _lock(handle) and time.time() - entry.stat().st_mtime > _YOUNG_S:
+                if try_lock(handle) and time.time() - entry.stat().st_mtime > _YOUNG_S:
                     _log.warning("removing what a conversion that was killed left behind: %s", entry)
                     shutil.rmtree(entry)
             finally:
                 os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # somebody has it, or the file system knows no locks
-        return False
-    return True
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -81,7 +73,7 @@ def _publish(temporary: Path, final: Path) -> None:
             raise
         remedy = "another conversion was faster: choose another folder, or keep that one"
         raise ConvertError("the output exists by now", got=final, remedy=remedy) from None
-    files.sync_directory(final.parent)
+    sync_folder(final.parent)
 
 
 def demand_tokenizer(source: Pretrained) -> None:
@@ -105,8 +97,8 @@ def demand_tokenizer(source: Pretrained) -> None:
 def write_manifest(folder: Path) -> None:
     """Write manifest.json: size and hash of every file that is in the folder now."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    records = {str(path.relative_to(folder)): files.record_file(path) for path in paths}
-    files.write_atomic(folder / files.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))
+    records = {str(path.relative_to(folder)): checkpoints.record_file(path) for path in paths}
+    write_atomic(folder / checkpoints.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))
 
 
 def write_lineage(

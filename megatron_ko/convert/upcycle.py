@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
 from megatron_ko.config.checks.moe import check_router
 from megatron_ko.convert.gates import Proof
@@ -17,7 +18,6 @@ from megatron_ko.convert.native import NativeReader, Part, write_native
 from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage, write_manifest
 from megatron_ko.convert.verify import compare_native
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 
 MADE_BY = "convert upcycle"
 _FAMILIES = {"llama": "mixtral", "qwen3": "qwen3_moe"}

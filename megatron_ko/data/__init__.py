@@ -1,1 +1,1 @@
-"""Text to verified, indexed tokens, and tokens to training batches. Only pretrain.py may import torch."""
+"""Text to verified, indexed tokens, and tokens to training batches. Only ``training`` needs torch."""

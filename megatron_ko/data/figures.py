@@ -7,8 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from megatron_ko.data.files import explained
 from megatron_ko.errors import DataError
+from megatron_ko.storage.files import explained
 
 # The first that is installed draws what matplotlib's own font has no letters for.
 KOREAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
+from megatron_ko.artifacts.checkpoints import newest_valid
+from megatron_ko.artifacts.native import MODEL_FILE, find_pretrained
 from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
 from megatron_ko.models.build import build_model
-from megatron_ko.models.checkpoint_files import newest_valid
 from megatron_ko.models.inference import inference_config, load_for_inference
-from megatron_ko.models.pretrained import MODEL_FILE, find_pretrained
 from megatron_ko.models.weights import load_weights
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything

@@ -57,7 +57,7 @@ def _telling_kernel(attention: Any, unfused_allowed: bool) -> Any:
             output: Tensor = super().forward(query, key, *args, **kwargs)
             if self.attention_kernel is None:
                 self.attention_kernel = _newest_choice()
-                if self.attention_kernel == "unfused" and get_platform().device_type == "cuda":
+                if self.training and self.attention_kernel == "unfused" and get_platform().device_type == "cuda":
                     _tell_unfused(query, key, unfused_allowed or query.dtype == torch.float32)
             return output
 

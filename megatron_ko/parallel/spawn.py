@@ -26,7 +26,6 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_ko.errors import EXIT_DONE, LaunchError
-from megatron_ko.log import get_logger
 from megatron_ko.parallel.place import Place
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.rank import EXIT_CRASH, Ending, join_world, run_rank, take_place
@@ -36,7 +35,6 @@ Target = Callable[..., int | None]
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 _LOOPBACK = "127.0.0.1"
-_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
 """One training at a time in a run directory: two would cut off and overwrite each other's records and checkpoints."""
 
-import fcntl
 import time
 from pathlib import Path
 from typing import IO
 
 from megatron_ko.errors import KoError, LaunchError, repairable
-from megatron_ko.log import get_logger
 from megatron_ko.parallel.collectives import broadcast_object
+from megatron_ko.storage.locks import try_lock
 
 FILE = ".lock"
 # The ranks of a run that was just killed need a moment to die.
 _PATIENCE_S = 5.0
 _held: list[IO[bytes]] = []  # until this process ends, however it ends
-_log = get_logger(__name__)
 
 
 def hold(directory: Path, first: bool) -> None:
@@ -44,7 +42,7 @@ def _lock(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     stream = (directory / FILE).open("ab")
     deadline = time.monotonic() + _PATIENCE_S
-    while not _locked(stream):
+    while not try_lock(stream):
         if time.monotonic() > deadline:
             stream.close()
             raise LaunchError(
@@ -54,14 +52,3 @@ def _lock(directory: Path) -> None:
             )
         time.sleep(0.05)
     _held.append(stream)
-
-
-def _locked(stream: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some network file systems have no locks.
-        _log.debug("no lock on %s: %s", stream.name, error)
-    return True

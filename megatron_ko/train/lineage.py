@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 
 import megatron_ko
+from megatron_ko.artifacts import lineage
+from megatron_ko.artifacts.checkpoints import Manifest
+from megatron_ko.artifacts.native import find_pretrained, weights_of
 from megatron_ko.config import RunConfig, dump
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
-from megatron_ko.models import lineage
-from megatron_ko.models.checkpoint_files import Manifest
-from megatron_ko.models.pretrained import find_pretrained, weights_of
 from megatron_ko.plan.params import count_parameters
 
 _log = get_logger(__name__)

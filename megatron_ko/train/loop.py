@@ -5,8 +5,8 @@ import time
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
 from megatron_ko.models.attention_choice import kernels_of
-from megatron_ko.train.evaluate import evaluate
 from megatron_ko.train.run import Run
+from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.step import train_step
 
 _log = get_logger(__name__)
@@ -28,15 +28,17 @@ def train(run: Run) -> bool:
     while not state.done(config.training.steps) and not stop:
         started = time.perf_counter()
         run.profiler.begin(state.step + 1)
-        result = train_step(run, run.batches.next())
+        data = run.feed.next()
+        lr = lr_at(state.step, config.optim, config.training.steps)
+        decay, asked = config.optim.weight_decay, run.signals.came
+        result = train_step(run.engine, data.batches, lr=lr, weight_decay=decay, stop=asked)
         tell_attention(run)
-        read = run.batches.newest_by_source()
-        state.advance(config.training.global_batch_size, run.tokens_per_step, result.skipped, read)
+        state.advance(result, data.samples, data.by_source, data.position)
         run.metrics.record(state, result, time.perf_counter() - started, run.attention)
         run.profiler.end(state.step)
         run.starvation.see(state, result)
         stop_if_stuck(run)
-        stop = run.signals.agreed()
+        stop = run.signals.stop(result.stop)
         if evaluation_due(run) and (not stop or state.done(config.training.steps)):
             validate(run)
         if checkpoint_due(run, stop):
@@ -47,21 +49,22 @@ def train(run: Run) -> bool:
 def tell_attention(run: Run) -> None:
     """Say once in a session which kernels attention runs on."""
     if run.attention is None:
-        run.attention = kernels_of(run.model)
+        run.attention = kernels_of(run.engine.model)
         if run.attention:
             _log.info("attention   %s", run.attention)
 
 
 def validate(run: Run) -> None:
     """Validate the present weights and record it."""
-    run.metrics.record_eval(run.state, evaluate(run))
+    assert run.evaluator is not None, "the loop validates only where there is validation data"
+    run.metrics.record_eval(run.state, run.evaluator.evaluate())
     run.state.evaluated_step = run.state.step
 
 
 def evaluation_due(run: Run) -> bool:
     """Whether the present weights are to be validated and have not been."""
     settings, state = run.config.eval, run.state
-    if run.valid_data is None or state.step in (0, state.evaluated_step):
+    if run.evaluator is None or state.step in (0, state.evaluated_step):
         return False
     return state.done(run.config.training.steps) or bool(settings.interval and state.step % settings.interval == 0)
 

@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from megatron_ko.artifacts.checkpoints import Manifest
 from megatron_ko.config import RunConfig
 from megatron_ko.config.section import Resume
 from megatron_ko.config.tree import default_at, resume_of
 from megatron_ko.errors import CheckpointError, ConfigError
-from megatron_ko.models.checkpoint_files import Manifest
 
 
 def is_bound(path: str) -> bool:

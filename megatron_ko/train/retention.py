@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from megatron_ko.artifacts.checkpoints import name_of, problems_of, read_manifest, remove, steps_in
 from megatron_ko.errors import CheckpointError
-from megatron_ko.models.checkpoint_files import name_of, problems_of, read_manifest, remove, steps_in
 
 
 def surplus(valid: Collection[int], damaged: Collection[int], keep: int) -> list[int]:

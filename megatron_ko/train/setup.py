@@ -6,11 +6,13 @@ from typing import Any
 import torch
 
 from megatron_ko import log
+from megatron_ko.artifacts import checkpoints
 from megatron_ko.config import RunConfig, check_world, dump, raise_problems
-from megatron_ko.data.pretrain import Collator, Datasets, TokenBatches, build_datasets
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.data.training.batch import Collator
+from megatron_ko.data.training.feed import ReadAhead, SampleFeed
+from megatron_ko.data.training.pretrain import Datasets, build_datasets
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
-from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models.build import build_model
 from megatron_ko.models.specs import uses_transformer_engine
 from megatron_ko.objectives import LanguageModelling
@@ -19,13 +21,15 @@ from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.plan.flops import flops_per_token
+from megatron_ko.storage.files import write_atomic
 from megatron_ko.train.checkpoint import Checkpointer, find_newest, verify
 from megatron_ko.train.console import make_console
+from megatron_ko.train.engine import build_engine
+from megatron_ko.train.evaluate import Evaluator
 from megatron_ko.train.exclusive import hold
 from megatron_ko.train.lineage import identify, layout_of, write_lineage
 from megatron_ko.train.loop import train
 from megatron_ko.train.metrics import MetricStore, Rates, rewind
-from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
 from megatron_ko.train.out_of_memory import explaining_out_of_memory
 from megatron_ko.train.profiler import StepProfiler
 from megatron_ko.train.resilience.signals import StopSignals
@@ -74,6 +78,7 @@ def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals) ->
     try:
         complete = train(run)
     finally:
+        run.feed.close()
         run.metrics.close()
     if len(run.state.source_tokens) > 1:
         _log.info(tell_sources(run.state.source_tokens))
@@ -89,10 +94,10 @@ def finished(config: RunConfig, groups: Groups) -> bool:
         ConfigError: it is, but of another model.
     """
     folder = config.run.dir / "checkpoints"
-    steps: list[int] = broadcast_object(files.steps_in(folder))  # another rank may not see the folder yet
+    steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
     if not steps or steps[0] < config.training.steps:
         return False
-    manifest, problems = verify(folder / files.name_of(steps[0]), groups)
+    manifest, problems = verify(folder / checkpoints.name_of(steps[0]), groups)
     if manifest is None or problems:
         return False
     check_bound(config, manifest)
@@ -106,7 +111,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     first = groups.rank == 0
     if first:
         config.run.dir.mkdir(parents=True, exist_ok=True)
-        for name in files.remove_leftovers(config.run.dir / "checkpoints"):
+        for name in checkpoints.remove_leftovers(config.run.dir / "checkpoints"):
             _log.info("removed what an interrupted save left: %s", name)
     tokenizer = _tokenizer(config)
     newest = find_newest(config.run.dir / "checkpoints", groups)
@@ -115,10 +120,9 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     chunks = build_model(config, groups)
     if config.checkpoint.start_from and newest is None:
         load_start(config, chunks, tokenizer)
-    model = wrap_data_parallel(config, chunks, groups)
-    optimizer = build_optimizer(config, model, groups)
+    engine = build_engine(config, chunks, groups, LanguageModelling())
     identity = identify(config, tokenizer.fingerprint)
-    checkpointer = Checkpointer(config, groups, model, optimizer, identity)
+    checkpointer = Checkpointer(config, groups, engine.model, engine.optimizer, identity)
     if config.checkpoint.interval:
         checkpointer.check_room()
     restored = checkpointer.restore(newest) if newest else None
@@ -131,31 +135,32 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
             "device": platform.device_name,
             "resumed_from_step": state.step,
         }
-        files.write_atomic(config.run.dir / "config.resolved.yaml", dump(config).encode())
+        write_atomic(config.run.dir / "config.resolved.yaml", dump(config).encode())
         write_lineage(config, identity, datasets.corpus, session)
+    collate = Collator(
+        document_start=tokenizer.eod if config.data.document_mask else None,
+        cp_rank=groups.cp_rank,
+        cp_size=groups.cp_size,
+    )
+    evaluator = None
+    if datasets.valid is not None:
+        evaluator = Evaluator(
+            engine, datasets.valid, config.eval.samples, config.training, collate, datasets.bytes_per_token
+        )
+    feed = SampleFeed(
+        datasets.train,
+        consumed_samples=state.samples,
+        global_batch=config.training.global_batch_size,
+        micro_batch=config.training.micro_batch_size,
+        dp_rank=groups.dp_rank,
+        dp_size=groups.dp_size,
+        collate=collate,
+    )
     return Run(
         config=config,
-        groups=groups,
-        device=platform.device,
-        model=model,
-        optimizer=optimizer,
-        objective=LanguageModelling(),
-        batches=TokenBatches(
-            datasets.train,
-            consumed_samples=state.samples,
-            global_batch=config.training.global_batch_size,
-            micro_batch=config.training.micro_batch_size,
-            dp_rank=groups.dp_rank,
-            dp_size=groups.dp_size,
-            collate=Collator(
-                platform.device,
-                document_start=tokenizer.eod if config.data.document_mask else None,
-                cp_rank=groups.cp_rank,
-                cp_size=groups.cp_size,
-            ),
-        ),
-        valid_data=datasets.valid,
-        bytes_per_token=datasets.bytes_per_token,
+        engine=engine,
+        feed=ReadAhead(feed, platform.device),
+        evaluator=evaluator,
         state=state,
         starvation=StarvationWatch(config.model.moe.starved_load if config.model.moe else 0.0),
         metrics=_metrics(config, groups, state, restored.metrics if restored else {}),
@@ -177,7 +182,7 @@ def _tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: files.Manifest | None) -> Datasets:
+def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manifest | None) -> Datasets:
     """Data for what was read until the newest checkpoint, at whatever batch, and for the steps that are left."""
     done, read = (newest.step, newest.samples) if newest else (0, 0)
     wanted = read + (config.training.steps - done) * config.training.global_batch_size

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import ConfigError
 from megatron_ko.log import get_logger
-from megatron_ko.models.pretrained import Pretrained, find_pretrained
 from megatron_ko.models.weights import load_weights
 from megatron_ko.train.resume import differences, is_bound
 

@@ -16,11 +16,12 @@ class TrainState:
 
     Attributes:
         step: optimizer steps done, skipped ones included.
-        samples: sequences consumed; the position in the data.
-        tokens: tokens in those sequences.
+        samples: sequences consumed.
+        tokens: tokens that the loss counted in them.
         skipped: steps whose update was left out because loss or gradient was not finite.
         consecutive_skips: how many of the newest steps in a row were skipped.
         evaluated_step: step of the newest validation; tells whether one is overdue after a stop.
+        position: where the data goes on; what the feed wrote, or nothing in checkpoints of earlier versions.
         source_tokens: tokens by the source that they come from, also of sources that the run no longer reads.
     """
 
@@ -30,27 +31,32 @@ class TrainState:
     skipped: int = 0
     consecutive_skips: int = 0
     evaluated_step: int = 0
+    position: dict[str, Any] = field(default_factory=dict)
     source_tokens: dict[str, int] = field(default_factory=dict)
 
     def done(self, steps: int) -> bool:
         """Whether the run has reached its length in steps."""
         return self.step >= steps
 
-    def advance(self, samples: int, tokens: int, skipped: bool, by_source: Mapping[str, int] | None = None) -> None:
-        """Count one finished step of ``samples`` sequences with ``tokens`` tokens.
+    def advance(
+        self, result: "StepResult", samples: int, by_source: Mapping[str, int], position: Mapping[str, Any]
+    ) -> None:
+        """Count one finished step.
 
         Args:
-            samples, tokens: of the step, over all ranks.
-            skipped: whether its update was left out.
-            by_source: its samples by the source that they come from.
+            result: what it did.
+            samples: sequences that it read, over all ranks.
+            by_source: their tokens by the source that they come from.
+            position: where the data goes on.
         """
-        for name, count in (by_source or {}).items():
-            self.source_tokens[name] = self.source_tokens.get(name, 0) + count * tokens // samples
+        for name, tokens in by_source.items():
+            self.source_tokens[name] = self.source_tokens.get(name, 0) + tokens
         self.step += 1
         self.samples += samples
-        self.tokens += tokens
-        self.skipped += int(skipped)
-        self.consecutive_skips = self.consecutive_skips + 1 if skipped else 0
+        self.tokens += result.trained_tokens
+        self.skipped += int(result.skipped)
+        self.consecutive_skips = self.consecutive_skips + 1 if result.skipped else 0
+        self.position = dict(position)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a checkpoint."""
@@ -79,6 +85,8 @@ class StepResult:
         lr: learning rate of the step.
         loss_scale: scale that the gradients were computed with (1 without fp16).
         skipped: whether the update was left out because loss or gradients were not finite.
+        trained_tokens: tokens that the loss counted, over all ranks.
+        stop: whether any rank was asked to stop.
         metrics: means of further quantities of the objective.
         routing: what the router of each layer did; empty in a dense model.
     """
@@ -88,6 +96,8 @@ class StepResult:
     lr: float
     loss_scale: float
     skipped: bool
+    trained_tokens: int
+    stop: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     routing: tuple[LayerRouting, ...] = ()
 

@@ -1,102 +1,117 @@
 """One optimizer step: forward and backward over all micro-batches, one global loss, one guarded update."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.data.training.batch import Batch
 from megatron_ko.models.router import balancing_biases, restore_biases, routers_of, weigh_auxiliary_losses
 from megatron_ko.models.router_stats import take_routing
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import Objective
 from megatron_ko.parallel.collectives import all_reduce_sum
+from megatron_ko.train.engine import Engine
 from megatron_ko.train.optimizer import clip_gradients, prepare_gradients, set_learning_rate
-from megatron_ko.train.run import Run
-from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.state import StepResult
 
 Sums = dict[str, tuple[torch.Tensor, torch.Tensor]]
-LOSS = "loss"
+LOSS, STOP = "loss", "stop"
 
 
-def train_step(run: Run, batch: Sequence[TokenBatch]) -> StepResult:
+def train_step(
+    engine: Engine, batches: Sequence[Batch], *, lr: float, weight_decay: float, stop: Callable[[], bool] = bool
+) -> StepResult:
     """Train on one global batch.
 
     Args:
-        run: model, optimizer and progress.
-        batch: this rank's micro-batches, each [b, s].
+        engine: what is trained.
+        batches: this rank's micro-batches, each [b, s].
+        lr, weight_decay: of this step.
+        stop: tells whether this rank was asked to stop; all ranks learn of it with the loss.
     """
-    for chunk in run.model:
+    for chunk in engine.model:
         chunk.zero_grad_buffer()
-    run.optimizer.zero_grad()
-    routers = routers_of(run.model)
+    engine.optimizer.zero_grad()
+    routers = routers_of(engine.model)
     biases = balancing_biases(routers)
-    if run.config.model.moe is not None:
-        weigh_auxiliary_losses(routers, _tokens_per_micro_batch(run, batch))
-    totals = add_up(run, forward_backward(run, batch, forward_only=False))
-    means = {name: total / count if count else math.nan for name, (total, count) in totals.items()}
+    if engine.network.moe is not None:
+        weigh_auxiliary_losses(routers, _tokens_per_micro_batch(engine, batches))
+    sums = forward_backward(engine, batches, forward_only=False)
+    totals = add_up(engine, sums, votes={STOP: stop()})
+    asked = bool(totals.pop(STOP)[0])
+    count = totals[LOSS][1]
+    means = {name: total / counted if counted else math.nan for name, (total, counted) in totals.items()}
     loss = means.pop(LOSS)
-    lr = lr_at(run.state.step, run.config.optim, run.config.training.steps)
-    set_learning_rate(run.optimizer, lr, run.config.optim.weight_decay)
-    scale = float(run.optimizer.get_loss_scale().item()) if run.config.precision.dtype == "fp16" else 1.0
-    updated, grad_norm = _update(run, loss)
+    set_learning_rate(engine.optimizer, lr, weight_decay)
+    scale = float(engine.optimizer.get_loss_scale().item()) if engine.scales_loss else 1.0
+    updated, grad_norm = _update(engine, loss)
     if not updated:
         restore_biases(routers, biases)
-    return StepResult(loss, grad_norm, lr, scale, not updated, means, _routing(run, len(batch)))
+    return StepResult(
+        loss=loss,
+        grad_norm=grad_norm,
+        lr=lr,
+        loss_scale=scale,
+        skipped=not updated,
+        trained_tokens=int(count),
+        stop=asked,
+        metrics=means,
+        routing=_routing(engine, len(batches)),
+    )
 
 
-def _tokens_per_micro_batch(run: Run, batch: Sequence[TokenBatch]) -> torch.Tensor:
+def _tokens_per_micro_batch(engine: Engine, batches: Sequence[Batch]) -> torch.Tensor:
     """Counted tokens of the global batch, divided by its micro-batches; a scalar on the device."""
-    counts = torch.stack([run.objective.count(micro_batch) for micro_batch in batch]).sum().float()
-    return all_reduce_sum(counts, run.groups.pg.dp_cp) / (len(batch) * run.groups.dp_size)
+    counts = torch.stack([engine.objective.count(batch) for batch in batches]).sum().float()
+    return all_reduce_sum(counts, engine.groups.pg.dp_cp) / (len(batches) * engine.groups.dp_size)
 
 
-def _routing(run: Run, micro_batches: int) -> tuple[LayerRouting, ...]:
+def _routing(engine: Engine, micro_batches: int) -> tuple[LayerRouting, ...]:
     """What the routers of all layers did in this step; nothing in a dense model."""
-    model = run.config.model
+    model = engine.network
     if model.moe is None:
         return ()
-    totals = {router.layer_number: router.totals for router in routers_of(run.model)}
-    return take_routing(totals, model.num_layers, model.moe, micro_batches * run.groups.dp_size)
+    totals = {router.layer_number: router.totals for router in routers_of(engine.model)}
+    return take_routing(totals, model.num_layers, model.moe, micro_batches * engine.groups.dp_size)
 
 
-def _update(run: Run, loss: float) -> tuple[bool, float | None]:
+def _update(engine: Engine, loss: float) -> tuple[bool, float | None]:
     """Apply the gradients unless they or the loss are not finite. All ranks see the same numbers, so all agree."""
-    if prepare_gradients(run.optimizer):
+    if prepare_gradients(engine.optimizer):
         return False, None
-    norm = float(run.optimizer.get_grad_norm())
+    norm = float(engine.optimizer.get_grad_norm())
     if not (math.isfinite(norm) and math.isfinite(loss)):
         return False, norm
-    clip_gradients(run.optimizer, norm)
-    return bool(run.optimizer.step_with_ready_grads()), norm
+    clip_gradients(engine.optimizer, norm)
+    return bool(engine.optimizer.step_with_ready_grads()), norm
 
 
-def forward_backward(run: Run, batch: Sequence[TokenBatch], forward_only: bool) -> list[Sums]:
+def forward_backward(engine: Engine, batches: Sequence[Batch], forward_only: bool) -> list[Sums]:
     """Run megatron-core's schedule over micro-batches of equal shape [b, s].
 
     Returns:
         On the last pipeline stage the (sum, count) pairs of each micro-batch; elsewhere an empty list.
     """
-    chunks = run.model
+    chunks = engine.model
     schedule = get_forward_backward_func()
     results = schedule(
-        forward_step_func=partial(_forward_step, run.objective),
-        data_iterator=[iter(batch) for _ in chunks],
+        forward_step_func=partial(_forward_step, engine.objective),
+        data_iterator=[iter(batches) for _ in chunks],
         model=chunks,
-        num_microbatches=len(batch),
-        seq_length=batch[0].tokens.shape[1] * run.groups.cp_size,  # the schedule divides by it
-        micro_batch_size=batch[0].tokens.shape[0],
+        num_microbatches=len(batches),
+        seq_length=batches[0].shape[1] * engine.groups.cp_size,  # the schedule divides by it
+        micro_batch_size=batches[0].shape[0],
         forward_only=forward_only,
     )
     return list(results)
 
 
 def _forward_step(
-    objective: Objective[TokenBatch], batches: Any, model: Any, return_schedule_plan: bool = False
+    objective: Objective[Batch], batches: Any, model: Any, return_schedule_plan: bool = False
 ) -> tuple[Any, Any]:
     batch = next(batches)
     # A schedule that computes one micro-batch while another one's tokens travel asks for the steps, not for the result.
@@ -105,7 +120,7 @@ def _forward_step(
 
 
 def _loss_for_schedule(
-    objective: Objective[TokenBatch], batch: TokenBatch, output: torch.Tensor
+    objective: Objective[Batch], batch: Batch, output: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, Sums]:
     result = objective.loss(output, batch)
     # The schedule may scale what it backpropagates in place: the reported sum is a copy.
@@ -113,16 +128,25 @@ def _loss_for_schedule(
     return result.loss_sum, result.count, reported
 
 
-def add_up(run: Run, sums: Sequence[Sums]) -> dict[str, tuple[float, float]]:
-    """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in one collective.
+def add_up(
+    engine: Engine, sums: Sequence[Sums], votes: Mapping[str, bool] | None = None
+) -> dict[str, tuple[float, float]]:
+    """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in the one collective of a step.
 
     Only the last pipeline stage has pairs, and all its tensor-parallel ranks have the same ones: the first one counts.
+
+    Args:
+        engine: whose objective names the pairs.
+        sums: the pairs of each micro-batch.
+        votes: yes or no of this rank by name; what comes back is (number of ranks that say yes, 0).
     """
-    names = (LOSS, *run.objective.metric_names)
-    groups = run.groups
-    totals = torch.zeros(len(names), 2, dtype=torch.float64, device=run.device)
+    names, asked = (LOSS, *engine.objective.metric_names), dict(votes or {})
+    groups = engine.groups
+    totals = torch.zeros(len(names) + len(asked), 2, dtype=torch.float64, device=engine.device)
     if groups.is_last_stage and groups.tp_rank == 0:
         for pairs in sums:
-            totals += torch.stack([torch.stack([part.double() for part in pairs[name]]) for name in names])
+            rows = [torch.stack([part.double() for part in pairs[name]]) for name in names]
+            totals[: len(names)] += torch.stack(rows)
+    totals[len(names) :, 0] = torch.tensor([float(vote) for vote in asked.values()])
     torch.distributed.all_reduce(totals)
-    return {name: (total, count) for name, (total, count) in zip(names, totals.tolist(), strict=True)}
+    return {name: (total, count) for name, (total, count) in zip((*names, *asked), totals.tolist(), strict=True)}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from megatron_ko.convert.gates import Gate
-from megatron_ko.convert.gguf_export import Exported
+from megatron_ko.convert.gguf.export import Exported
 
 Folder = Callable[..., Path]
 

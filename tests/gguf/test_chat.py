@@ -9,13 +9,13 @@ from gguf_tests import Folder, gate, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from megatron_ko.artifacts import lineage
 from megatron_ko.cli.main import app
-from megatron_ko.convert.gguf_export import Exported, export_gguf
-from megatron_ko.convert.llama_cpp import LlamaModel
-from megatron_ko.convert.ollama import check_sayable, quoted
-from megatron_ko.convert.ollama_chats import FORMATS, Chat, go
+from megatron_ko.convert.gguf.export import Exported, export_gguf
+from megatron_ko.convert.gguf.llama_cpp import LlamaModel
+from megatron_ko.convert.gguf.ollama import check_sayable, quoted
+from megatron_ko.convert.gguf.ollama_chats import FORMATS, Chat, go
 from megatron_ko.errors import ConvertError
-from megatron_ko.models import lineage
 
 TAUGHT = {
     "수도가 어디예요?": "서울입니다.",

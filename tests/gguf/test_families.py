@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from gguf_tests import Folder, gate
 
-from megatron_ko.convert.gguf_export import export_gguf
+from megatron_ko.convert.gguf.export import export_gguf
 from megatron_ko.errors import ConvertError
 
 EXPERTS = {"moe": {"num_experts": 4, "top_k": 2}}

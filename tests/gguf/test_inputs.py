@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from gguf_tests import Folder, gate
 
-from megatron_ko.convert.gguf_export import export_gguf
+from megatron_ko.convert.gguf.export import export_gguf
 from megatron_ko.errors import ConvertError
 
 

@@ -12,12 +12,13 @@ import torch
 from gguf_tests import Folder
 from safetensors.torch import load_file, save_file
 
+from megatron_ko.artifacts import lineage
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert import gguf, gguf_export
-from megatron_ko.convert.gguf_export import export_gguf
-from megatron_ko.convert.gguf_vocabulary import Vocabulary, read_vocabulary
+from megatron_ko.convert.gguf import export as gguf_export
+from megatron_ko.convert.gguf import write as gguf
+from megatron_ko.convert.gguf.export import export_gguf
+from megatron_ko.convert.gguf.vocabulary import Vocabulary, read_vocabulary
 from megatron_ko.errors import ConvertError
-from megatron_ko.models import lineage
 
 Patch = pytest.MonkeyPatch
 

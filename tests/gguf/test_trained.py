@@ -12,7 +12,7 @@ from gguf_tests import Folder, train
 from patience import PATIENCE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_ko.convert.gguf_export import export_gguf
+from megatron_ko.convert.gguf.export import export_gguf
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "runs/demo"

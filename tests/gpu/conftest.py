@@ -9,7 +9,7 @@ import pytest
 from gpu.workers import Ran, Worker
 from rehearsal import REHEARSED, Losses, Train
 
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 
 RUN = """
 run: {{dir: {folder}/run, seed: 3}}

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,16 +12,15 @@ from oracle import Pieces, assemble, pieces_of
 from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
-from megatron_ko.data.pretrain import Collator, TokenBatch
+from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.models.build import build_model
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import Groups, destroy, initialise
-from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
-from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
-from megatron_ko.train.state import TrainState
+from megatron_ko.train.engine import build_engine
+from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.step import train_step
 
 SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 20
@@ -129,7 +127,7 @@ def merge(ranks: list[RankOutcome]) -> Outcome:
     )
 
 
-def micro_batches(config: RunConfig, groups: Groups, step: int) -> list[TokenBatch]:
+def micro_batches(config: RunConfig, groups: Groups, step: int) -> list[Batch]:
     """This rank's micro-batches: fixed random tokens, of which every sample masks a different number."""
     micro, samples = config.training.micro_batch_size, config.training.global_batch_size
     firsts = range(groups.dp_rank * micro, samples, micro * groups.dp_size)
@@ -161,26 +159,16 @@ def train_rank(config: RunConfig, steps: int) -> RankOutcome:
     seed_everything(config.run.seed, groups)
     chunks = build_model(config, groups)
     weights = pieces_of(chunks)
-    model = wrap_data_parallel(config, chunks, groups)
-    # The parts of a Run that a step reads; data, metrics and checkpoints have tests of their own.
-    run: Any = SimpleNamespace(
-        config=config,
-        groups=groups,
-        device=get_platform().device,
-        model=model,
-        optimizer=build_optimizer(config, model, groups),
-        objective=LanguageModelling(),
-        state=TrainState(),
-    )
+    engine = build_engine(config, chunks, groups, LanguageModelling())
+    optim = config.optim
     losses: list[float] = []
     norms: list[float | None] = []
     gradients: Pieces = []
-    samples = config.training.global_batch_size
     for step in range(steps):
-        result = train_step(run, micro_batches(config, groups, step))
+        batches, lr = micro_batches(config, groups, step), lr_at(step, optim, config.training.steps)
+        result = train_step(engine, batches, lr=lr, weight_decay=optim.weight_decay)
         if step == 0:
-            gradients = gradients_of(chunks, model, groups)
-        run.state.advance(samples, samples * SEQUENCE, result.skipped)
+            gradients = gradients_of(chunks, engine.model, groups)
         losses.append(result.loss)
         norms.append(result.grad_norm)
     destroy()

@@ -11,7 +11,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
-from megatron_ko.data.pretrain import Collator, TokenBatch
+from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.models import attention_kernels
 from megatron_ko.models.build import build_model
 from megatron_ko.models.context_parallel import positions_of
@@ -98,7 +98,7 @@ def _logits(config: RunConfig) -> torch.Tensor:
 
 
 def _forward(batches: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-    batch: TokenBatch = next(batches)
+    batch: Batch = next(batches)
     with torch.no_grad():
         output = model(batch.tokens, batch.position_ids, batch.documents)
     return output, lambda logits, non_loss_data: logits

@@ -21,7 +21,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig, RunConfig
-from megatron_ko.data.pretrain import Collator
+from megatron_ko.data.training.batch import Collator
 from megatron_ko.models import attention_kernels
 from megatron_ko.models.context_parallel import gather_in_order, positions_of
 from megatron_ko.parallel.groups import destroy, initialise

@@ -14,13 +14,13 @@ from patience import PATIENCE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.config import ModelConfig, ParallelConfig, RunConfig
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.models.build import build_model
 from megatron_ko.models.inference import inference_config
-from megatron_ko.models.pretrained import Pretrained, find_pretrained
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything

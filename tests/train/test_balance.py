@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,14 @@ import torch
 from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
-from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.data.training.batch import Batch
 from megatron_ko.models.build import build_model
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import destroy, initialise
-from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
-from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
-from megatron_ko.train.state import TrainState
+from megatron_ko.train.engine import build_engine
+from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.step import train_step
 
 pytestmark = pytest.mark.slow
@@ -56,7 +54,7 @@ def config(way: str) -> RunConfig:
     )
 
 
-def skewed_batch(step: int) -> TokenBatch:
+def skewed_batch(step: int) -> Batch:
     """Sequences of a few topics, some far more frequent than others; a topic has its own words, by Zipf's law."""
     generator = torch.Generator().manual_seed(step)
     shares = torch.tensor([0.55, 0.2, 0.1, 0.06, 0.04, 0.02, 0.02, 0.01])
@@ -65,7 +63,7 @@ def skewed_batch(step: int) -> TokenBatch:
     zipf = 1 / torch.arange(1, words + 1, dtype=torch.float32)
     drawn = torch.multinomial(zipf, BATCH * (SEQUENCE + 1), replacement=True, generator=generator)
     tokens = drawn.view(BATCH, -1) + (topics * words)[:, None]
-    return TokenBatch(
+    return Batch(
         tokens=tokens[:, :-1],
         labels=tokens[:, 1:],
         loss_mask=torch.ones(BATCH, SEQUENCE),
@@ -79,15 +77,11 @@ def train_all(path: Path) -> None:
         chosen = config(way)
         groups = initialise(chosen.parallel, timeout_s=PATIENCE)
         seed_everything(1, groups)
-        model = wrap_data_parallel(chosen, build_model(chosen, groups), groups)
-        run: Any = SimpleNamespace(
-            config=chosen, groups=groups, device=get_platform().device, model=model, state=TrainState(),
-            optimizer=build_optimizer(chosen, model, groups), objective=LanguageModelling(),
-        )  # fmt: skip
+        engine = build_engine(chosen, build_model(chosen, groups), groups, LanguageModelling())
         loads, losses = [], []
         for step in range(STEPS):
-            result = train_step(run, [skewed_batch(step)])
-            run.state.advance(BATCH, BATCH * SEQUENCE, result.skipped)
+            lr = lr_at(step, chosen.optim, STEPS)
+            result = train_step(engine, [skewed_batch(step)], lr=lr, weight_decay=chosen.optim.weight_decay)
             loads.append([layer.loads for layer in result.routing])
             losses.append(result.loss)
         first, last = (np.mean(part, axis=0).max(axis=1).tolist() for part in (loads[:LAST], loads[-LAST:]))

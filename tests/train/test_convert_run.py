@@ -14,12 +14,12 @@ from peer_models import transformers_model
 from train_runs import NewRun, Run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_ko.artifacts.lineage import draw
+from megatron_ko.artifacts.native import describe
 from megatron_ko.config import load_model_config
 from megatron_ko.eval.generate import generate
 from megatron_ko.eval.load import load_run
 from megatron_ko.eval.sampling import Sampling
-from megatron_ko.models.lineage import draw
-from megatron_ko.models.pretrained import describe
 
 ROOT = Path(__file__).parents[2]
 SPREAD = ("parallel.tensor=2", "parallel.pipeline=2", "parallel.sequence_parallel=true", "launch.ranks_per_node=4")

@@ -13,6 +13,7 @@ from megatron.core import dist_checkpointing
 from oracle import assemble, pieces_of, to_transformers
 from patience import PATIENCE
 
+from megatron_ko.artifacts import checkpoints
 from megatron_ko.config import RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
@@ -20,7 +21,6 @@ from megatron_ko.errors import CheckpointError, DataError, TokenizerError
 from megatron_ko.eval.generate import continue_tokens, generate
 from megatron_ko.eval.load import Loaded, load_run, single_rank
 from megatron_ko.eval.sampling import Sampler, Sampling
-from megatron_ko.models import checkpoint_files as files
 from megatron_ko.models.build import build_model
 from megatron_ko.models.inference import inference_config
 from megatron_ko.models.weights import sharded_weights
@@ -72,14 +72,15 @@ def write_checkpoint(config: RunConfig, step: int, fingerprint: str) -> None:
     if groups.rank > 0:
         return
     written = [path for path in temporary.rglob("*") if path.is_file()]
-    manifest = files.Manifest(
-        step=step, samples=0, tokens=0, files={str(p.relative_to(temporary)): files.record_file(p) for p in written},
+    manifest = checkpoints.Manifest(
+        step=step, samples=0, tokens=0,
+        files={str(path.relative_to(temporary)): checkpoints.record_file(path) for path in written},
         layout={}, state={}, metrics={}, config=config.model_dump(mode="json"), config_sha256="", tokenizer=fingerprint,
         versions={}, created=time.time(),
     )  # fmt: skip
     final = config.run.dir / "checkpoints"
     final.mkdir(exist_ok=True)
-    files.publish(temporary.rename(final / ".tmp-written"), manifest)
+    checkpoints.publish(temporary.rename(final / ".tmp-written"), manifest)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from train_runs import NewRun, assert_a_stop_changes_nothing
 
-from megatron_ko.models.checkpoint_files import Manifest, name_of, read_manifest
+from megatron_ko.artifacts.checkpoints import Manifest, name_of, read_manifest
 from megatron_ko.train.lineage import versions
 from megatron_ko.train.resume import check_resumable, is_bound
 

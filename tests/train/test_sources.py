@@ -9,11 +9,12 @@ import pytest
 import torch
 from train_runs import ROOT, NewRun, Run
 
+from megatron_ko.artifacts.checkpoints import name_of, read_manifest
 from megatron_ko.config import load_config
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
-from megatron_ko.data.pretrain import TokenBatch, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
-from megatron_ko.models.checkpoint_files import name_of, read_manifest
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.training.batch import Batch
+from megatron_ko.data.training.pretrain import build_datasets
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.report.html import write_report
 from megatron_ko.report.store import read_run
@@ -126,7 +127,7 @@ def test_the_loss_of_a_source_is_that_of_its_rows() -> None:
     output = torch.rand(5, 7, generator=draw)
     mask = (torch.rand(5, 7, generator=draw) > 0.3).float()
     other = torch.zeros(5, 7, dtype=torch.int64)
-    batch = TokenBatch(other, other, mask, other, sources=(0, 2, 0, 0, 2))
+    batch = Batch(other, other, mask, other, sources=(0, 2, 0, 0, 2))
     whole = LanguageModelling().loss(output, batch)
     objective = BySource(LanguageModelling(), ("a", "b", "c"))
     found = objective.loss(output, batch)

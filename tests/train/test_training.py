@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from train_runs import NewRun, Run
 
+from megatron_ko.artifacts.checkpoints import read_manifest
+from megatron_ko.artifacts.native import weights_of
 from megatron_ko.config import load_config
-from megatron_ko.data.pretrain import TokenBatches, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
-from megatron_ko.models.checkpoint_files import read_manifest
-from megatron_ko.models.pretrained import weights_of
+from megatron_ko.data.training.feed import SampleFeed
+from megatron_ko.data.training.pretrain import build_datasets
 from megatron_ko.train.schedule import lr_at
 
 TRAIN_KEYS = {
@@ -92,7 +93,7 @@ def test_samples_do_not_depend_on_the_number_of_data_ranks(tiny: Path) -> None:
 
     def steps(size: int, start: int) -> list[set[int]]:
         ranks = [
-            TokenBatches(data, consumed_samples=start, global_batch=8, micro_batch=2, dp_rank=rank, dp_size=size)
+            SampleFeed(data, consumed_samples=start, global_batch=8, micro_batch=2, dp_rank=rank, dp_size=size)
             for rank in range(size)
         ]
         found = []

@@ -22,8 +22,8 @@ import typer
 from patience import PATIENCE
 
 from megatron_ko.cli.train import train
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
 from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.errors import KoError
 from megatron_ko.train import setup  # noqa: F401  (imported before forking, so that a start takes no time)
 

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.data import preprocess as preprocessing
-from megatron_ko.data.chunks import Chunk
-from megatron_ko.data.encode import EncodeChunk
+from megatron_ko.data.jobs.chunks import Chunk
+from megatron_ko.data.tokens import preprocess as preprocessing
+from megatron_ko.data.tokens.encode import EncodeChunk
 
 _WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 CHUNK_BYTES = 60_000

@@ -31,7 +31,7 @@ from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.repetition import RepetitionOptions, repetition
 from megatron_ko.data.clean.stage import Changed, Dropped, Stage
 from megatron_ko.data.clean.words import sentences
-from megatron_ko.data.documents import Document
+from megatron_ko.data.text.documents import Document
 
 PRESETS = Path(__file__).parents[2] / "configs/clean"
 

@@ -28,7 +28,7 @@ from megatron_ko.data.clean.job import CleanOptions, clean, parts_folder
 from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.sample import calibrate
 from megatron_ko.data.clean.tally import SAMPLES, Tally
-from megatron_ko.data.documents import Document
+from megatron_ko.data.text.documents import Document
 from megatron_ko.errors import DataError
 
 PIPELINE = """

@@ -15,12 +15,12 @@ from isolated import isolated
 from native_models import EXPERTS, native_model
 from safetensors.torch import load_file, save_file
 
+from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.convert import hf_export
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.verify import Compared, prove
 from megatron_ko.errors import CheckpointError, ConvertError
-from megatron_ko.models.pretrained import Pretrained, find_pretrained
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from megatron_ko.cli.main import app
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert import llama_cpp
-from megatron_ko.convert.gguf import ARCHITECTURES, pair_rows, plan_tensors
-from megatron_ko.convert.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, read_vocabulary
+from megatron_ko.convert.gguf import llama_cpp
+from megatron_ko.convert.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, read_vocabulary
+from megatron_ko.convert.gguf.write import ARCHITECTURES, pair_rows, plan_tensors
 from megatron_ko.errors import ConvertError
 
 

@@ -12,6 +12,7 @@ from isolated import isolated
 from peer_models import transformers_model
 from safetensors.torch import load_file, save_file
 
+from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert import hf_export, hf_files, verify
 from megatron_ko.convert.families.common import around
@@ -19,7 +20,6 @@ from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.mapping import Kind, Rule, query_key_value
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import find_pretrained
 
 SIZES = {
     "num_layers": 3, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 6, "num_query_groups": 2,

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig, load_model_config
 from megatron_ko.convert import hf_files
 from megatron_ko.convert.families.keural import is_mixtral
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.pretrained import find_pretrained
 
 ROOT = Path(__file__).parents[2]
 TOKENS = torch.randint(203, (2, 70), generator=torch.Generator().manual_seed(2))

@@ -12,12 +12,12 @@ from isolated import isolated
 from native_models import native_model
 from typer.testing import CliRunner
 
+from megatron_ko.artifacts.lineage import draw, read
+from megatron_ko.artifacts.native import Pretrained, describe, find_pretrained
 from megatron_ko.cli.main import app
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.errors import CheckpointError, ConvertError, KoError
-from megatron_ko.models.lineage import draw, read
-from megatron_ko.models.pretrained import Pretrained, describe, find_pretrained
 
 
 @pytest.fixture(scope="module")

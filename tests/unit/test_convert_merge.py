@@ -10,13 +10,13 @@ from isolated import isolated
 from native_models import KEURAL, native_model
 from typer.testing import CliRunner
 
+from megatron_ko.artifacts.lineage import read
+from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.cli.convert import app
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.merge import merge
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.lineage import read
-from megatron_ko.models.pretrained import Pretrained, find_pretrained
 
 
 def tensors_of(source: Pretrained) -> dict[str, torch.Tensor]:

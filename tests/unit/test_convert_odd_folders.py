@@ -14,11 +14,11 @@ from native_models import EXPERTS, SIZES, native_model
 from peer_models import transformers_model
 from safetensors.torch import load_file, save_file
 
+from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.errors import KoError
-from megatron_ko.models.pretrained import find_pretrained
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "llama": {},

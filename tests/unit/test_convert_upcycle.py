@@ -11,6 +11,7 @@ from isolated import isolated
 from peer_models import transformers_model
 from typer.testing import CliRunner
 
+from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.cli.convert import app
 from megatron_ko.config import ModelConfig, MoeConfig, load_model_config
 from megatron_ko.convert import verify
@@ -18,7 +19,6 @@ from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.upcycle import upcycle
 from megatron_ko.errors import ConvertError, KoError
-from megatron_ko.models.pretrained import Pretrained, find_pretrained
 
 SIZES = {
     "num_layers": 3, "hidden_size": 48, "ffn_hidden_size": 80, "num_attention_heads": 6, "num_query_groups": 2,

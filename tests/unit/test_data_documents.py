@@ -11,8 +11,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_ko.data.blocks import BLOCK_BYTES, Block, check_inputs, read_blocks
-from megatron_ko.data.documents import Document, Rejected, parse_block, read_documents
+from megatron_ko.data.text.blocks import BLOCK_BYTES, Block, check_inputs, read_blocks
+from megatron_ko.data.text.documents import Document, Rejected, parse_block, read_documents
 from megatron_ko.errors import DataError
 
 

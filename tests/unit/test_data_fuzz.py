@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_ko.data.documents import Document, read_documents
+from megatron_ko.data.text.documents import Document, read_documents
 from megatron_ko.errors import DataError
 
 TEXTS = [f'글 {n} "인용",\n둘째 줄 ' + "가" * (n % 50) for n in range(300)]

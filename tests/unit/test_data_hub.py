@@ -16,7 +16,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_ko.data.hub import HubName
+from megatron_ko.data.text.hub import HubName
 from megatron_ko.errors import DataError
 from tests.patience import PATIENCE
 
@@ -126,8 +126,8 @@ def started(code: str, endpoint: str, folder: Path, *arguments: str) -> subproce
 EXPAND = """
 import json, sys
 from pathlib import Path
-from megatron_ko.data.documents import read_documents
-from megatron_ko.data.inputs import expand_inputs
+from megatron_ko.data.text.documents import read_documents
+from megatron_ko.data.text.inputs import expand_inputs
 from megatron_ko.errors import DataError
 for name in sys.argv[1:]:
     try:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from megatron_ko.data.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, token_dtype
+from megatron_ko.data.tokens.indexed import IndexedReader, IndexedWriter, bin_path, idx_path, token_dtype
 from megatron_ko.errors import DataError
 
 

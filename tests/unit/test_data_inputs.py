@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_ko.data.chunks import Reading, check_unchanged, input_identity, read_chunks
 from megatron_ko.data.dedup.options import DedupOptions, Input
 from megatron_ko.data.dedup.run import dedup
-from megatron_ko.data.documents import Document, Rejected, parse_block, read_documents
-from megatron_ko.data.inputs import check_inputs, expand_inputs, kind_of
+from megatron_ko.data.jobs.chunks import Reading, check_unchanged, input_identity, read_chunks
+from megatron_ko.data.text.documents import Document, Rejected, parse_block, read_documents
+from megatron_ko.data.text.inputs import check_inputs, expand_inputs, kind_of
 from megatron_ko.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -327,8 +327,8 @@ def test_the_standard_input_is_read_once(monkeypatch: pytest.MonkeyPatch) -> Non
     code = """
 import json
 from pathlib import Path
-from megatron_ko.data.documents import read_documents
-from megatron_ko.data.inputs import content_hash, input_bytes
+from megatron_ko.data.text.documents import read_documents
+from megatron_ko.data.text.inputs import content_hash, input_bytes
 print(json.dumps([d.text for d in read_documents(Path("-"))]), input_bytes(Path("-")), content_hash(Path("-")))
 list(read_documents(Path("-")))
 """
@@ -343,7 +343,7 @@ list(read_documents(Path("-")))
 
 
 def test_large_row_groups_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import megatron_ko.data.tables as tables
+    import megatron_ko.data.text.tables as tables
 
     texts = [f"글 {n}" + "가" * (n % 70) for n in range(5000)]
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=3000)

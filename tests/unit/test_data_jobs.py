@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE
 
-from megatron_ko.data.jobs import Job, Part, job_parts, remove_job, run_job
+from megatron_ko.data.jobs.job import Job, Part, job_parts, remove_job, run_job
 from megatron_ko.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -170,7 +170,7 @@ CODE = """
 import sys; sys.path.insert(0, "tests/unit")
 from pathlib import Path
 from test_data_jobs import CHUNKS, slow
-from megatron_ko.data.jobs import Job, run_job
+from megatron_ko.data.jobs.job import Job, run_job
 run_job(Job(Path(sys.argv[1]), {"option": 1, "files": ["a", "가"]}), CHUNKS, slow)
 """
 

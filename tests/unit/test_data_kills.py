@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE
 
-from megatron_ko.data.inspect import verify_data
+from megatron_ko.data.tokens.inspect import verify_data
 
 ROOT = Path(__file__).parents[2]
 CODE = "import data_kills; data_kills.main()"

@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from megatron_ko.cli.data_progress import bar_over_bytes, bars_of_passes
 from megatron_ko.data.dedup.options import DedupOptions, Input
 from megatron_ko.data.dedup.run import dedup
-from megatron_ko.data.documents import Document, read_documents
 from megatron_ko.data.figures import KOREAN, check_picture, save_png
-from megatron_ko.data.inputs import check_inputs, expand_inputs
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
-from megatron_ko.data.workers import map_unordered
-from megatron_ko.data.writers import DocumentWriter
+from megatron_ko.data.jobs.workers import map_unordered
+from megatron_ko.data.text.documents import Document, read_documents
+from megatron_ko.data.text.inputs import check_inputs, expand_inputs
+from megatron_ko.data.text.writers import DocumentWriter
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.errors import DataError
 
 

@@ -15,10 +15,10 @@ from megatron_ko.cli.data import app
 from megatron_ko.config import DataConfig
 from megatron_ko.config.data import Source
 from megatron_ko.config.load import build, read_tree
-from megatron_ko.data.mixing import BlendOptions, blend, read_sources, unimax
-from megatron_ko.data.origins import source_names
-from megatron_ko.data.sources import check_sources
 from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.mixing import BlendOptions, blend, read_sources, unimax
+from megatron_ko.data.training.origins import source_names
+from megatron_ko.data.training.sources import check_sources
 from megatron_ko.errors import DataError
 
 SIZES = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10**13), min_size=1, max_size=8)

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from patience import PATIENCE
 
-from megatron_ko.data.finish import job_folder
-from megatron_ko.data.indexed import bin_path, idx_path
-from megatron_ko.data.jobs import remove_job
-from megatron_ko.data.manifest import Manifest, manifest_path, read_manifest, rejected_path, verify_shard
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.jobs.job import remove_job
 from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.indexed import bin_path, idx_path
+from megatron_ko.data.tokens.manifest import Manifest, manifest_path, read_manifest, rejected_path, verify_shard
+from megatron_ko.data.tokens.merge import job_folder
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -278,7 +278,9 @@ def test_progress_reaches_the_size_of_the_inputs(options: PreprocessOptions) -> 
 
 
 def test_workers_import_no_torch() -> None:
-    code = "import sys, megatron_ko.data.encode; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, megatron_ko.data.tokens.encode; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
 

@@ -22,11 +22,13 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_ko.config import DataConfig
-from megatron_ko.data.indexed import IndexedReader, bin_path, idx_path
-from megatron_ko.data.manifest import manifest_path, read_manifest
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
-from megatron_ko.data.pretrain import Collator, Datasets, TokenBatches, build_datasets
 from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
+from megatron_ko.data.tokens.manifest import manifest_path, read_manifest
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.training.batch import Collator
+from megatron_ko.data.training.feed import SampleFeed
+from megatron_ko.data.training.pretrain import Datasets, build_datasets
 from megatron_ko.errors import DataError
 
 Folder = Callable[[str], Path]
@@ -166,16 +168,21 @@ class _Numbers:
         names = ("tokens", "labels", "loss_mask", "position_ids")
         return dict.fromkeys(names, torch.full((2,), index))
 
+    def count_by_source(self, indices: range) -> dict[str, int]:
+        return {"numbers": len(indices)}
+
 
 def steps(consumed: int, number: int, micro: int, size: int, per_step: int) -> list[list[int]]:
     """Sample numbers of each step, gathered from all ranks in the order of the global batch."""
     gathered: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(number)]
     for rank in range(size):
-        batches = TokenBatches(
+        batches = SampleFeed(
             _Numbers(), consumed_samples=consumed, global_batch=per_step, micro_batch=micro, dp_rank=rank, dp_size=size
         )
         for step in range(number):
-            for index, batch in enumerate(batches.next()):
+            data = batches.next()
+            assert data.samples == per_step and data.position == {"samples": consumed + (step + 1) * per_step}
+            for index, batch in enumerate(data.batches):
                 gathered[step][index, rank] = batch.tokens[:, 0].tolist()
         assert batches.consumed_samples == consumed + number * per_step
     return [[sample for key in sorted(parts) for sample in parts[key]] for parts in gathered]

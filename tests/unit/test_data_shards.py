@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from patience import PATIENCE
 
-from megatron_ko.data.encode import EncodeOptions, parse_keys
-from megatron_ko.data.finish import job_folder, merge
-from megatron_ko.data.indexed import bin_path, idx_path
-from megatron_ko.data.inspect import inspect_data, verify_data
-from megatron_ko.data.jobs import Part
-from megatron_ko.data.manifest import Manifest, read_manifest, rejected_path
-from megatron_ko.data.merge import pieces_of
-from megatron_ko.data.parts import Layout, PartView
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
-from megatron_ko.data.publishing import finish_publishing
-from megatron_ko.data.records import Block
-from megatron_ko.data.shards import borders, find_shards
+from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.text.records import Block
 from megatron_ko.data.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.encode import EncodeOptions, parse_keys
+from megatron_ko.data.tokens.indexed import bin_path, idx_path
+from megatron_ko.data.tokens.inspect import inspect_data, verify_data
+from megatron_ko.data.tokens.manifest import Manifest, read_manifest, rejected_path
+from megatron_ko.data.tokens.merge import job_folder, merge
+from megatron_ko.data.tokens.merge_shard import pieces_of
+from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.tokens.shards import borders, find_shards
 from megatron_ko.errors import DataError
+from megatron_ko.storage.journal import finish_publishing
 
 ROOT = Path(__file__).parents[2]
 Folder = Callable[[str], Path]
@@ -200,7 +200,7 @@ def test_borders_and_pieces_lose_nothing(parts: list[list[int]], shards: int) ->
 def test_a_kill_between_renames_is_finished_by_the_next_start(
     options: PreprocessOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import megatron_ko.data.publishing as publishing
+    import megatron_ko.storage.journal as publishing
 
     renames: list[Path] = []
 
@@ -278,8 +278,8 @@ def test_old_manifests_are_read(options: PreprocessOptions) -> None:
 
 def test_the_layout_of_parts(options: PreprocessOptions, tmp_path: Path) -> None:
     """Odd numbers of two-byte ids leave the next section unaligned; nothing may depend on it."""
-    from megatron_ko.data.chunks import Reading, read_chunks
-    from megatron_ko.data.encode import EncodeChunk
+    from megatron_ko.data.jobs.chunks import Reading, read_chunks
+    from megatron_ko.data.tokens.encode import EncodeChunk
 
     (tmp_path / "d.jsonl").write_text('{"text": "가"}\n{"text": "나다"}\nbad\n{"text": "라 마 바"}', encoding="utf-8")
     for text_bytes in (False, True):
@@ -301,7 +301,7 @@ def test_the_layout_of_parts(options: PreprocessOptions, tmp_path: Path) -> None
 def test_a_sample_that_decodes_to_other_text_stops_everything(
     options: PreprocessOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import megatron_ko.data.samples as samples
+    import megatron_ko.data.tokens.roundtrip as samples
 
     options = replace(options, verify=True)
     # The hashes that encoding recorded are right; decoding is made to differ in one text of many.

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ko.data.documents import Document, Rejected, read_documents
-from megatron_ko.data.writers import SUFFIXES, DocumentWriter, merge_documents
+from megatron_ko.data.text.documents import Document, Rejected, read_documents
+from megatron_ko.data.text.writers import SUFFIXES, DocumentWriter, merge_documents
 from megatron_ko.errors import DataError
 
 

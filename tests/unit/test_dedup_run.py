@@ -20,7 +20,7 @@ from megatron_ko.data.dedup.options import DedupOptions, Input, Near, Running
 from megatron_ko.data.dedup.run import dedup
 from megatron_ko.data.dedup.settle import settle
 from megatron_ko.data.dedup.shingles import Shingles
-from megatron_ko.data.documents import Document, read_documents
+from megatron_ko.data.text.documents import Document, read_documents
 from megatron_ko.errors import DataError
 
 Korean = Callable[..., list[str]]

@@ -16,7 +16,7 @@ from gpu.step_options import Given
 from gpu.steps import Step
 from record import separate
 
-from megatron_ko.data.preprocess import PreprocessOptions, preprocess
+from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 
 ROOT = Path(__file__).parents[2]
 PAIR = Pair("left", "right", 1e-2)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.data.training.batch import Batch
 from megatron_ko.objectives import LanguageModelling
 
 VOCABULARY = 17
@@ -25,9 +25,9 @@ class Bigram(nn.Module):
         )
 
 
-def batch(mask: Tensor) -> TokenBatch:
+def batch(mask: Tensor) -> Batch:
     tokens = torch.randint(0, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(5))
-    return TokenBatch(tokens[:, :-1], tokens[:, 1:], mask, torch.arange(5).repeat(2, 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], mask, torch.arange(5).repeat(2, 1))
 
 
 def test_sum_and_count_are_those_of_the_counted_labels() -> None:
@@ -47,7 +47,7 @@ def test_sum_and_count_are_those_of_the_counted_labels() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_losses_are_added_in_fp32(dtype: torch.dtype) -> None:
     mask = torch.ones(1, 4096)
-    sample = TokenBatch(mask.long(), mask.long(), mask, mask.long())
+    sample = Batch(mask.long(), mask.long(), mask, mask.long())
     output = torch.full((1, 4096), 2.0078125, dtype=torch.float32).to(dtype)
     found = LanguageModelling().loss(output, sample)
     assert found.loss_sum.dtype == torch.float32

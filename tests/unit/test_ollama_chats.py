@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ko.convert.ollama_chats import FORMATS, PROBES, Chat, go, recognise, written
+from megatron_ko.convert.gguf.ollama_chats import FORMATS, PROBES, Chat, go, recognise, written
 
 ASK = "{% if add_generation_prompt %}"
 CHATML = (

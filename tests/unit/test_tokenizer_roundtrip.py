@@ -133,7 +133,7 @@ def test_the_fingerprint_is_of_the_ids_not_of_the_files(folder: Path, tokenizer:
 
 
 def test_real_text(tokenizer_folder: Folder, shared_data: Path) -> None:
-    from megatron_ko.data.documents import Document, read_documents
+    from megatron_ko.data.text.documents import Document, read_documents
 
     records = read_documents(shared_data / "tech_docs_ko.jsonl.gz")
     texts = [record.text for record, _ in zip(records, range(40), strict=False) if isinstance(record, Document)]

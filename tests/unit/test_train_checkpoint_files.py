@@ -11,22 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ko.artifacts import checkpoints
 from megatron_ko.errors import CheckpointError
-from megatron_ko.models import checkpoint_files as files
+from megatron_ko.storage.files import write_atomic
 from megatron_ko.train.retention import apply_retention, surplus
 
 
 def write(folder: Path, step: int, content: bytes = b"weights" * 100) -> Path:
-    temporary = files.temporary_beside(folder, step)
+    temporary = checkpoints.temporary_beside(folder, step)
     (temporary / "model").mkdir()
     (temporary / "model" / "__0_0.distcp").write_bytes(content)
     (temporary / "rng.pt").write_bytes(b"rng")
     names = ("model/__0_0.distcp", "rng.pt")
-    manifest = files.Manifest(
+    manifest = checkpoints.Manifest(
         step=step,
         samples=step * 4,
         tokens=step * 256,
-        files={name: files.record_file(temporary / name) for name in names},
+        files={name: checkpoints.record_file(temporary / name) for name in names},
         layout={"world": 2, "tensor": 2},
         state={"step": step},
         metrics={"train.jsonl": 7},
@@ -36,16 +37,16 @@ def write(folder: Path, step: int, content: bytes = b"weights" * 100) -> Path:
         versions={"torch": "2"},
         created=1.0,
     )
-    return files.publish(temporary, manifest)
+    return checkpoints.publish(temporary, manifest)
 
 
 def test_publish_and_read_back(tmp_path: Path) -> None:
     directory = write(tmp_path, 20)
-    manifest = files.read_manifest(directory)
+    manifest = checkpoints.read_manifest(directory)
     assert directory.name == "step_00000020"
     assert manifest.step == 20 and manifest.total_bytes == 703 and manifest.complete
-    assert files.problems_of(directory, manifest.files.items()) == []
-    assert files.latest_name(tmp_path) == "step_00000020"
+    assert checkpoints.problems_of(directory, manifest.files.items()) == []
+    assert checkpoints.latest_name(tmp_path) == "step_00000020"
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".tmp")] == []
 
 
@@ -56,18 +57,18 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     for old, new in (('"samples": 80', '"samples": 88'), ('"name": "x"', '"name": "y"')):
         path.write_text(text.replace(old, new))
         with pytest.raises(CheckpointError, match="changed or damaged"):
-            files.read_manifest(path.parent)
+            checkpoints.read_manifest(path.parent)
     earlier = {name: value for name, value in json.loads(text).items() if name != "manifest_xxh3_128"}
     path.write_text(json.dumps(earlier))  # as versions wrote it that did not hash it
-    assert files.read_manifest(path.parent).samples == 80
+    assert checkpoints.read_manifest(path.parent).samples == 80
 
 
 def test_steps_are_ordered_as_numbers(tmp_path: Path) -> None:
     others = ("checkpoint-best", "step_x", ".tmp-step_00200000-a")
     for name in ("step_00099500", "step_00100000", "step_100000000", *others):
         (tmp_path / name).mkdir()
-    assert files.steps_in(tmp_path) == [100000000, 100000, 99500]
-    assert files.steps_in(tmp_path / "absent") == []
+    assert checkpoints.steps_in(tmp_path) == [100000000, 100000, 99500]
+    assert checkpoints.steps_in(tmp_path / "absent") == []
 
 
 @pytest.mark.parametrize(
@@ -82,16 +83,16 @@ def test_damage_is_found_and_the_older_one_is_used(tmp_path: Path, damage: objec
     write(tmp_path, 10)
     newest = write(tmp_path, 20)
     damage(newest)  # type: ignore[operator]
-    assert files.problems_of(newest, files.read_manifest(newest).files.items()) == [expected]
-    assert files.newest_valid(tmp_path)[1].step == 10
+    assert checkpoints.problems_of(newest, checkpoints.read_manifest(newest).files.items()) == [expected]
+    assert checkpoints.newest_valid(tmp_path)[1].step == 10
     with pytest.raises(CheckpointError, match=r"step_00000020: rng\.pt"):
-        files.newest_valid(tmp_path, step=20)
+        checkpoints.newest_valid(tmp_path, step=20)
 
 
 def test_a_step_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
     write(tmp_path, 5)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7[\s\S]*one of: 5"):
-        files.newest_valid(tmp_path, 7)
+        checkpoints.newest_valid(tmp_path, 7)
 
 
 def test_manifests_that_are_not_manifests(tmp_path: Path) -> None:
@@ -99,14 +100,14 @@ def test_manifests_that_are_not_manifests(tmp_path: Path) -> None:
     for text in ("", "{", "[]", "{}", '{"files": {"a": {"bytes": 1}}}', '{"files": 3}'):
         (directory / "manifest.json").write_text(text)
         with pytest.raises(CheckpointError):
-            files.read_manifest(directory)
+            checkpoints.read_manifest(directory)
     (directory / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match="no manifest"):
-        files.read_manifest(directory)
+        checkpoints.read_manifest(directory)
     with pytest.raises(CheckpointError, match="no checkpoint is valid"):
-        files.newest_valid(tmp_path)
+        checkpoints.newest_valid(tmp_path)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
-        files.newest_valid(tmp_path / "absent")
+        checkpoints.newest_valid(tmp_path / "absent")
 
 
 def test_a_directory_of_the_same_step_is_replaced(tmp_path: Path) -> None:
@@ -118,23 +119,23 @@ def test_a_directory_of_the_same_step_is_replaced(tmp_path: Path) -> None:
 
 def test_leftovers_are_removed_and_checkpoints_are_not(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    files.temporary_beside(tmp_path, 20)
+    checkpoints.temporary_beside(tmp_path, 20)
     (tmp_path / ".tmp-latest-1").write_text("x")
-    assert len(files.remove_leftovers(tmp_path)) == 2
+    assert len(checkpoints.remove_leftovers(tmp_path)) == 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["latest", "step_00000010"]
-    assert files.remove_leftovers(tmp_path / "absent") == []
+    assert checkpoints.remove_leftovers(tmp_path / "absent") == []
 
 
 def test_atomic_write_leaves_the_old_content_on_failure(tmp_path: Path) -> None:
     path = tmp_path / "latest"
-    files.write_atomic(path, b"old")
+    write_atomic(path, b"old")
     path.chmod(0o600)
     with pytest.raises(OSError):
-        files.write_atomic(tmp_path / "absent" / "latest", b"new")
+        write_atomic(tmp_path / "absent" / "latest", b"new")
     # A file that may not grow stands for a full disk.
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from megatron_ko.models.checkpoint_files import write_atomic\n"
+        "from megatron_ko.storage.files import write_atomic\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4))\n"
         "try: write_atomic(Path(sys.argv[1]), b'longer than four')\n"
         "except OSError: sys.exit(3)"
@@ -158,7 +159,7 @@ def test_retention_on_disk_does_not_count_damaged_ones(tmp_path: Path) -> None:
         write(tmp_path, step)
     shutil.rmtree(tmp_path / "step_00000099" / "model")
     assert apply_retention(tmp_path, keep=2) == [8, 9]
-    assert files.steps_in(tmp_path) == [100, 99, 10]
+    assert checkpoints.steps_in(tmp_path) == [100, 99, 10]
 
 
 def test_ls_tells_what_is_valid_without_torch(tmp_path: Path) -> None:

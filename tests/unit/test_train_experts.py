@@ -1,7 +1,6 @@
 """A step that is skipped leaves experts as they were: biases, loss scales, and what warns of starving ones."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,16 +8,15 @@ import torch
 from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
-from megatron_ko.data.pretrain import TokenBatch
+from megatron_ko.data.training.batch import Batch
 from megatron_ko.models.build import build_model
 from megatron_ko.models.router import routers_of
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import destroy, initialise
-from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
-from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
+from megatron_ko.train.engine import Engine, build_engine
 from megatron_ko.train.routing import StarvationWatch, record_interval, routing_means, routing_record
 from megatron_ko.train.state import StepResult, TrainState
 from megatron_ko.train.step import train_step
@@ -40,19 +38,19 @@ def config(dtype: str) -> RunConfig:
     return RunConfig.model_validate({**SETTINGS, "precision": {"dtype": dtype, "loss_scale_hysteresis": 1}})
 
 
-def make_run(chosen: RunConfig) -> Any:
+def make_engine(chosen: RunConfig) -> Engine:
     groups = initialise(chosen.parallel, timeout_s=PATIENCE)
     seed_everything(1, groups)
-    model = wrap_data_parallel(chosen, build_model(chosen, groups), groups)
-    return SimpleNamespace(
-        config=chosen, groups=groups, device=get_platform().device, model=model, state=TrainState(),
-        optimizer=build_optimizer(chosen, model, groups), objective=LanguageModelling(),
-    )  # fmt: skip
+    return build_engine(chosen, build_model(chosen, groups), groups, LanguageModelling())
 
 
-def batches() -> list[TokenBatch]:
+def step(engine: Engine) -> StepResult:
+    return train_step(engine, batches(), lr=0.01, weight_decay=0.1)
+
+
+def batches() -> list[Batch]:
     tokens = torch.randint(64, (1, 17), generator=torch.Generator().manual_seed(0))
-    part = TokenBatch(
+    part = Batch(
         tokens=tokens[:, :-1], labels=tokens[:, 1:], loss_mask=torch.ones(1, 16), position_ids=torch.arange(16)[None]
     )
     return [part, part]
@@ -60,33 +58,33 @@ def batches() -> list[TokenBatch]:
 
 def skipped_steps() -> None:
     for dtype in ("fp32", "fp16"):
-        run = make_run(config(dtype))
-        biases = [router.expert_bias for router in routers_of(run.model)]
-        assert len(biases) == 2 and not train_step(run, batches()).skipped
+        engine = make_engine(config(dtype))
+        biases = [router.expert_bias for router in routers_of(engine.model)]
+        assert len(biases) == 2 and not step(engine).skipped
         assert all(bias.abs().max() > 0 and bias.dtype == torch.float32 for bias in biases), "updated by a good step"
         before = [bias.clone() for bias in biases]
-        weights = [parameter.detach().clone() for parameter in run.model[0].parameters()]
-        scales = [part.get_loss_scale().item() for part in run.optimizer.chained_optimizers]
-        expert = next(p for name, p in run.model[0].named_parameters() if name.endswith("experts.weight2"))
+        weights = [parameter.detach().clone() for parameter in engine.model[0].parameters()]
+        scales = [part.get_loss_scale().item() for part in engine.optimizer.chained_optimizers]
+        expert = next(p for name, p in engine.model[0].named_parameters() if name.endswith("experts.weight2"))
         finite = expert.data.clone()
         expert.data[0].fill_(float("inf"))  # the gradients of these experts, and of whatever feeds them
-        result = train_step(run, batches())
+        result = step(engine)
         expert.data.copy_(finite)
         assert result.skipped
         assert all(bias.equal(old) for bias, old in zip(biases, before, strict=True))
-        assert all(new.equal(old) for new, old in zip(run.model[0].parameters(), weights, strict=True))
+        assert all(new.equal(old) for new, old in zip(engine.model[0].parameters(), weights, strict=True))
         if dtype == "fp16":
-            assert run.optimizer.chained_optimizers[1].get_loss_scale().item() == scales[1] / 2
-            overflow_of_experts_alone(run, expert)
+            assert engine.optimizer.chained_optimizers[1].get_loss_scale().item() == scales[1] / 2
+            overflow_of_experts_alone(engine, expert)
         destroy()
 
 
-def overflow_of_experts_alone(run: Any, expert: torch.nn.Parameter) -> None:
+def overflow_of_experts_alone(engine: Engine, expert: torch.nn.Parameter) -> None:
     """Both optimizers go on with one loss scale, although only one of them has seen the overflow."""
-    run.optimizer.prepare_grads = damaged(run.optimizer.prepare_grads, expert)
-    before = run.optimizer.get_loss_scale().item()
-    assert train_step(run, batches()).skipped
-    after = [part.get_loss_scale().item() for part in run.optimizer.chained_optimizers]
+    engine.optimizer.prepare_grads = damaged(engine.optimizer.prepare_grads, expert)
+    before = engine.optimizer.get_loss_scale().item()
+    assert step(engine).skipped
+    after = [part.get_loss_scale().item() for part in engine.optimizer.chained_optimizers]
     assert after == [before / 2, before / 2]
 
 
@@ -123,7 +121,7 @@ def test_a_starving_expert_is_told_once(caplog: pytest.LogCaptureFixture) -> Non
     def see(steps: int, *routing: LayerRouting) -> list[str]:
         caplog.clear()
         for _ in range(steps):
-            watch.see(TrainState(step=30), StepResult(1.0, 1.0, 0.1, 1.0, False, {}, routing))
+            watch.see(TrainState(step=30), StepResult(1.0, 1.0, 0.1, 1.0, False, 16, routing=routing))
         return [record.getMessage() for record in caplog.records]
 
     fair, starved = layer(1.0, 1.0), layer(1.95, 0.05)
@@ -135,5 +133,5 @@ def test_a_starving_expert_is_told_once(caplog: pytest.LogCaptureFixture) -> Non
     assert len(see(30, starved, fair)) == 1
     never = StarvationWatch(0.0)
     for _ in range(40):
-        never.see(TrainState(), StepResult(1.0, 1.0, 0.1, 1.0, False, {}, (starved,)))
+        never.see(TrainState(), StepResult(1.0, 1.0, 0.1, 1.0, False, 16, routing=(starved,)))
     assert len(caplog.records) == 1

@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 
-from megatron_ko.data.chunks import Chunk
 from megatron_ko.data.clean.config import CleanConfig
 from megatron_ko.data.clean.pipeline import Pipeline
-from megatron_ko.data.documents import Rejected, parse_block
-from megatron_ko.data.inputs import content_hash
-from megatron_ko.data.writers import DocumentWriter
+from megatron_ko.data.jobs.chunks import Chunk
+from megatron_ko.data.text.documents import Rejected, parse_block
+from megatron_ko.data.text.inputs import content_hash
+from megatron_ko.data.text.writers import DocumentWriter
 
 
 class CleanChunk:

@@ -21,7 +21,7 @@ from megatron_ko.config.problems import Problem, from_validation, nearest
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.registry import STAGES
 from megatron_ko.data.clean.words import Words
-from megatron_ko.data.inputs import content_hash
+from megatron_ko.data.text.inputs import content_hash
 
 
 @dataclasses.dataclass(frozen=True)

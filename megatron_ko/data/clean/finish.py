@@ -11,16 +11,16 @@ from typing import Any, BinaryIO
 import orjson
 
 from megatron_ko import __version__
-from megatron_ko.data.chunks import ORDER, check_unchanged
 from megatron_ko.data.clean.chunk import rejected_path
 from megatron_ko.data.clean.plots import retention_png
 from megatron_ko.data.clean.report import report_of
 from megatron_ko.data.clean.tally import Tally
-from megatron_ko.data.files import sync_folder
-from megatron_ko.data.inputs import content_hash, input_bytes
-from megatron_ko.data.jobs import Part, job_parts, remove_job
-from megatron_ko.data.writers import merge_documents
+from megatron_ko.data.jobs.chunks import ORDER, check_unchanged
+from megatron_ko.data.jobs.job import Part, job_parts, remove_job
+from megatron_ko.data.text.inputs import content_hash, input_bytes
+from megatron_ko.data.text.writers import merge_documents
 from megatron_ko.errors import DataError
+from megatron_ko.storage.files import sync_folder
 
 _MANIFEST, _REPORT = "manifest.json", "report.json"
 

@@ -7,28 +7,24 @@
 No byte of the output depends on workers, ranks, kills or restarts. It appears with one rename.
 """
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_ko.data.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.clean.chunk import CleanChunk
 from megatron_ko.data.clean.config import CleanConfig
 from megatron_ko.data.clean.finish import finish, finished_report
 from megatron_ko.data.clean.pipeline import Pipeline
-from megatron_ko.data.files import explained
-from megatron_ko.data.indexed import beside
-from megatron_ko.data.inputs import check_inputs
-from megatron_ko.data.jobs import Job, Part, check_job, remove_job, run_job
-from megatron_ko.data.records import Reading
-from megatron_ko.data.streams import STDIN
+from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
+from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.text.inputs import check_inputs
+from megatron_ko.data.text.records import Reading
+from megatron_ko.data.text.streams import STDIN
 from megatron_ko.errors import DataError
-from megatron_ko.log import get_logger
-
-_log = get_logger(__name__)
+from megatron_ko.storage.files import beside, explained
+from megatron_ko.storage.locks import try_lock
 
 Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 
@@ -143,11 +139,4 @@ def _already_there(output: Path, folder: Path) -> dict[str, Any]:
 def _only_one(folder: Path) -> Iterator[bool]:
     """Whether this process may finish; several ranks can end at the same time."""
     with (folder / "finish.lock").open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            _log.debug("no lock in %s: %s", folder, error)
-        yield True
+        yield try_lock(stream)

@@ -11,7 +11,7 @@ from megatron_ko.data.clean.stage import Changed, Dropped, Filter, Measure, Note
 from megatron_ko.data.clean.tally import Tally
 from megatron_ko.data.clean.unicode import UnicodeOptions
 from megatron_ko.data.clean.words import splitter
-from megatron_ko.data.documents import Document
+from megatron_ko.data.text.documents import Document
 
 # Reason of any stage that leaves nothing but white space.
 EMPTY = "empty"

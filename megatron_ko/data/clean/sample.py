@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ko.data.chunks import read_chunks
 from megatron_ko.data.clean.config import CleanConfig
 from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.stage import Measure
-from megatron_ko.data.documents import Document, parse_block
-from megatron_ko.data.inputs import check_inputs, input_bytes
-from megatron_ko.data.records import Reading
+from megatron_ko.data.jobs.chunks import read_chunks
+from megatron_ko.data.text.documents import Document, parse_block
+from megatron_ko.data.text.inputs import check_inputs, input_bytes
+from megatron_ko.data.text.records import Reading
 from megatron_ko.errors import DataError
 
 _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ko.data.chunks import Chunk, Reading, read_chunks
 from megatron_ko.data.dedup.arrays import open_arrays
 from megatron_ko.data.dedup.options import Input
-from megatron_ko.data.documents import ParsedBlock, parse_block
-from megatron_ko.data.jobs import Part
+from megatron_ko.data.jobs.chunks import Chunk, Reading, read_chunks
+from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.text.documents import ParsedBlock, parse_block
 
 # Pairs of document numbers are packed into 64 bits.
 MOST_DOCUMENTS = 1 << 32

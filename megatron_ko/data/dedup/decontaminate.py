@@ -33,10 +33,10 @@ from megatron_ko.data.dedup.workplace import (
     write_outputs,
     write_text,
 )
-from megatron_ko.data.documents import ParsedBlock
-from megatron_ko.data.inputs import check_inputs, content_hash
-from megatron_ko.data.jobs import Part, remove_job
-from megatron_ko.data.records import Rejected
+from megatron_ko.data.jobs.job import Part, remove_job
+from megatron_ko.data.text.documents import ParsedBlock
+from megatron_ko.data.text.inputs import check_inputs, content_hash
+from megatron_ko.data.text.records import Rejected
 from megatron_ko.errors import DataError
 
 FORMAT = 1

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ko.data.blocks import read_blocks
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Ragged, range_hashes, shingle_units, window_hashes, word_hashes
-from megatron_ko.data.documents import parse_block
+from megatron_ko.data.text.blocks import read_blocks
+from megatron_ko.data.text.documents import parse_block
 from megatron_ko.errors import DataError
 
 _NORMALISED = Normalisation(frozenset({"nfc", "case", "punctuation", "space"}))

@@ -7,10 +7,10 @@ from pathlib import Path
 from megatron_ko.data.dedup.lsh import Bands, bands_for
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Shingles
-from megatron_ko.data.inputs import check_inputs
-from megatron_ko.data.records import Kind
-from megatron_ko.data.streams import STDIN
-from megatron_ko.data.writers import check_writable_kind
+from megatron_ko.data.text.inputs import check_inputs
+from megatron_ko.data.text.records import Kind
+from megatron_ko.data.text.streams import STDIN
+from megatron_ko.data.text.writers import check_writable_kind
 from megatron_ko.errors import DataError
 
 LEVELS = ("document", "paragraph", "line")

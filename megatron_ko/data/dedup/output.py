@@ -15,8 +15,8 @@ from megatron_ko.data.dedup.corpus import Parts, SourceChunk
 from megatron_ko.data.dedup.options import Input
 from megatron_ko.data.dedup.pieces import Level, Surgeon
 from megatron_ko.data.dedup.verify import similarity
-from megatron_ko.data.documents import Document
-from megatron_ko.data.writers import DocumentWriter
+from megatron_ko.data.text.documents import Document
+from megatron_ko.data.text.writers import DocumentWriter
 from megatron_ko.errors import DataError
 
 _EXCERPT = 160

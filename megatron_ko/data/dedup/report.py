@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
 from megatron_ko.data.dedup.corpus import Parts
-from megatron_ko.data.jobs import Part
+from megatron_ko.data.jobs.job import Part
 
 _SHOWN_CLUSTERS = 5
 _SHOWN_MEMBERS = 3

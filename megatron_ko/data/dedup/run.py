@@ -34,8 +34,8 @@ from megatron_ko.data.dedup.workplace import (
     write_outputs,
     write_text,
 )
-from megatron_ko.data.jobs import Part, remove_job
-from megatron_ko.data.writers import merge_documents
+from megatron_ko.data.jobs.job import Part, remove_job
+from megatron_ko.data.text.writers import merge_documents
 
 FORMAT = 1
 

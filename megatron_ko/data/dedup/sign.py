@@ -16,7 +16,7 @@ from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.options import Near
 from megatron_ko.data.dedup.shingles import shingle_hashes
 from megatron_ko.data.dedup.similarity import sketches
-from megatron_ko.data.records import Rejected
+from megatron_ko.data.text.records import Rejected
 
 # Characters that are hashed at once: what is computed stays in the cache.
 _BATCH = 1 << 16

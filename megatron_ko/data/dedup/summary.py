@@ -8,8 +8,8 @@ from typing import Any
 from megatron_ko.data.dedup.arrays import open_arrays
 from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, Parts
 from megatron_ko.data.dedup.options import Input
-from megatron_ko.data.inputs import content_hash
-from megatron_ko.data.jobs import Part, remove_job
+from megatron_ko.data.jobs.job import Part, remove_job
+from megatron_ko.data.text.inputs import content_hash
 from megatron_ko.errors import DataError
 
 

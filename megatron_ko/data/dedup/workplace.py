@@ -1,6 +1,5 @@
 """The folder beside the output in which all passes leave their parts; it becomes the output, or is gone on from."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -10,18 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.data.chunks import input_identity
 from megatron_ko.data.dedup.corpus import read_corpus
 from megatron_ko.data.dedup.options import Input, Running
-from megatron_ko.data.files import explained, sync_folder
-from megatron_ko.data.inputs import SUFFIXES, content_hash
-from megatron_ko.data.jobs import Job, Part, Work, check_job, job_parts, run_job
-from megatron_ko.data.streams import COMPRESSED
-from megatron_ko.data.writers import DocumentWriter, merge_documents
+from megatron_ko.data.jobs.chunks import input_identity
+from megatron_ko.data.jobs.job import Job, Part, Work, check_job, job_parts, run_job
+from megatron_ko.data.text.inputs import SUFFIXES, content_hash
+from megatron_ko.data.text.streams import COMPRESSED
+from megatron_ko.data.text.writers import DocumentWriter, merge_documents
 from megatron_ko.errors import DataError
-from megatron_ko.log import get_logger
-
-_log = get_logger(__name__)
+from megatron_ko.storage.files import explained, sync_folder
+from megatron_ko.storage.locks import try_lock
 
 # Bytes of input that one process has read before others have started.
 _SMALL = 16 << 20
@@ -122,15 +119,10 @@ def held(folder: Path, output: Path) -> Iterator[None]:
     with explained(output):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not try_lock(lock):
                 raise DataError(
                     f"another process is writing {output}", remedy="wait for it, or choose another --output"
-                ) from error
-            except OSError as error:
-                # Some network file systems have no locks. The final rename is atomic without them.
-                _log.debug("no lock in %s: %s", folder, error)
+                )
             yield
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_ko.data.documents import Document, read_documents
-from megatron_ko.data.streams import STDIN
+from megatron_ko.data.text.documents import Document, read_documents
+from megatron_ko.data.text.streams import STDIN
 from megatron_ko.errors import DataError
 
 # Random documents on which the gate and the figures of a report are computed.

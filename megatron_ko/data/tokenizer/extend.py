@@ -17,14 +17,14 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
-from megatron_ko.data.blocks import check_inputs
-from megatron_ko.data.files import explained, new_folder
+from megatron_ko.data.text.blocks import check_inputs
 from megatron_ko.data.tokenizer.corpus import Corpus, Sampling
 from megatron_ko.data.tokenizer.grow import Merge, grow
 from megatron_ko.data.tokenizer.pieces import MARK, Spelling, may_be_added, proves_hangul
 from megatron_ko.data.tokenizer.proof import old_pieces, prove_extension
 from megatron_ko.data.tokenizer.tokenizer import RECORD, SENTENCEPIECE_MODEL, TOKENIZER_JSON, Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
+from megatron_ko.storage.files import explained, new_folder
 
 NEW_IDS = "new_ids.jsonl"
 # Where the base cuts text nowhere, words are cut before their space, as pieces are.

@@ -9,8 +9,7 @@ from typing import Literal
 from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
-from megatron_ko.data.blocks import check_inputs
-from megatron_ko.data.files import explained, new_folder
+from megatron_ko.data.text.blocks import check_inputs
 from megatron_ko.data.tokenizer.convert import to_tokenizer_json
 from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, Group, Sampling
 from megatron_ko.data.tokenizer.gates import check_tokenizer
@@ -24,6 +23,7 @@ from megatron_ko.data.tokenizer.tokenizer import (
     load_tokenizer,
 )
 from megatron_ko.data.tokenizer.trainers import sentences_of, train_byte_bpe, train_sentencepiece
+from megatron_ko.storage.files import explained, new_folder
 
 Say = Callable[[str], None]
 

@@ -4,7 +4,6 @@ import signal
 from types import FrameType
 
 from megatron_ko.log import get_logger
-from megatron_ko.parallel.collectives import any_rank
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _log = get_logger(__name__)
@@ -14,7 +13,7 @@ class StopSignals:
     """Remembers SIGTERM, SIGUSR1 and SIGINT until the loop asks.
 
     A scheduler sends these before it takes a machine away. A rank that acted on its own would leave the others waiting
-    in a collective, so the flag is combined over all ranks.
+    in a collective: each tells its flag with the loss of its next step, and all act on the sum.
     """
 
     def __init__(self) -> None:
@@ -28,9 +27,12 @@ class StopSignals:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop. A collective: every rank must call it at the same place."""
-        stop = any_rank(self._received is not None)
-        if stop:
+    def came(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self._received is not None
+
+    def stop(self, agreed: bool) -> bool:
+        """Say that the run stops, if the ranks have agreed on it; returns whether it does."""
+        if agreed:
             _log.info("stop requested (%s): saving", self._received.name if self._received else "on another rank")
-        return stop
+        return agreed

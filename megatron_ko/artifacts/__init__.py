@@ -1,0 +1,1 @@
+"""What is on disk and has an ancestry: checkpoints, native models, lineage. Needs no torch."""

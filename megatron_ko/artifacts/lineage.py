@@ -1,0 +1,230 @@
+"""Where weights come from: lineage.json of runs and artefacts, and the ancestry that it tells. Needs no torch.
+
+A record holds the records of its parents, so that the ancestry is known where the parents are not. Weights are named by
+the hash of their files, never by the name of a folder.
+"""
+
+import hashlib
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+import megatron_ko
+from megatron_ko.artifacts import checkpoints
+from megatron_ko.config import ModelConfig, dump
+from megatron_ko.errors import KoError
+from megatron_ko.storage.files import hash_file, write_atomic
+
+FILE = "lineage.json"
+_WEIGHTS = ("*.safetensors", "*.gguf", "weights/*")
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.yaml", "additional_chat_templates/*")
+Record = dict[str, Any]
+
+
+def new_record(
+    made_by: str,
+    *,
+    parents: Sequence[Record],
+    weights: str,
+    model: ModelConfig | None = None,
+    options: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> Record:
+    """What is known of an artefact when it is made.
+
+    Args:
+        made_by: the verb.
+        parents: what it was made of, as ``ancestor`` describes it.
+        weights: hash of its weights.
+        model: the network.
+        options: what else decides the weights.
+        facts: anything else, such as parameters, tokenizer, gates.
+    """
+    config = {} if model is None else {"config_sha256": hashlib.sha256(dump(model).encode()).hexdigest()}
+    return {
+        "made_by": made_by,
+        "created": now(),
+        "code": code(),
+        "weights": weights,
+        **config,
+        "options": dict(options or {}),
+        **facts,
+        "parents": list(parents),
+    }
+
+
+def ancestor(path: Path, weights: str, step: int = 0, tokens: int = 0, beside: str = "") -> Record:
+    """A parent, with its own record where it has one.
+
+    Args:
+        path: its folder.
+        weights: hash of its weights.
+        step, tokens: how long it was trained here.
+        beside: hash of its configuration and its tokenizer.
+    """
+    trained = {"step": step, "tokens": tokens} if step else {}
+    others = {"beside": beside} if beside else {}
+    return {"path": str(path.resolve()), "weights": weights, **others, **trained, "record": read(path)}
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write the record of a folder."""
+    write_atomic(folder / FILE, orjson.dumps(record, option=orjson.OPT_INDENT_2))
+
+
+def read(folder: Path) -> Record | None:
+    """The record of a folder; None where it has none.
+
+    Raises:
+        KoError: it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        record = _in_present_form({**orjson.loads(path.read_bytes())})
+        list(draw({"path": str(path), "weights": "", "record": record}))  # what cannot be told is damaged
+        return record
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise KoError("a lineage is damaged", got=f"{path}: {error!r}", remedy="restore it from a copy") from None
+
+
+def _in_present_form(record: Record) -> Record:
+    """The record with its parents as ``ancestor`` describes them, where it names one by the hashes of its files."""
+    one, written = record.pop("parent", None), record.get("files")
+    if one:
+        weights = hash_of_hashes(one.get("files") or {})
+        record["parents"] = [{"path": one["path"], "weights": weights, "record": one.get("lineage")}]
+    record["parents"] = [{**parent} for parent in record.get("parents", [])]
+    if "weights" not in record and written:
+        record["weights"] = hash_of_hashes({file["name"]: file["xxh3_128"] for file in written})
+    return record
+
+
+def hash_of_hashes(hashes: Mapping[str, str]) -> str:
+    """One hash of files whose hashes are known by name: xxh3-128 over names and hashes in the order of names."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(hashes):
+        digest.update(f"{name} {hashes[name]}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_of_folder(folder: Path) -> str | None:
+    """Hash of the weights in an artefact, read now; None where there are none."""
+    paths = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file())
+    found = {str(path.relative_to(folder)): hash_file(path) for path in paths}
+    return hash_of_hashes(found) if found else None
+
+
+def hashes_beside(folder: Path) -> dict[str, str]:
+    """Hash of every file that decides what the weights in a folder mean: configuration, tokenizer, code."""
+    paths = sorted(path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file())
+    return {
+        str(path.relative_to(folder)): hash_file(path)
+        for path in paths
+        if path.name not in (FILE, checkpoints.MANIFEST) and not path.name.endswith(".index.json")
+    }
+
+
+def hash_beside(folder: Path | None, more: str = "") -> str:
+    """One hash of these files, none where there is no folder, and of a text."""
+    found = {} if folder is None else hashes_beside(folder)
+    return hash_of_hashes({**found, "": xxhash.xxh3_128_hexdigest(more.encode())})
+
+
+def changed_beside(folder: Path, record: Record) -> list[str]:
+    """Names of such files that are not what they were when the record was written, or gone."""
+    recorded, found = record.get("beside") or {}, hashes_beside(folder)
+    return [name for name, digest in recorded.items() if found.get(name) != digest]
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def code() -> Record:
+    """Version of this package, its commit, and whether it differs from that; None for both when it is no clone."""
+    folder = str(Path(megatron_ko.__file__).parent)
+    # An installed package may lie inside a repository that has nothing to do with it.
+    ours = _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None
+    changes = _git(folder, "--no-optional-locks", "status", "--porcelain", "--", ".") if ours else None
+    return {
+        "version": megatron_ko.__version__,
+        "commit": _git(folder, "rev-parse", "HEAD") if ours else None,
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def _git(folder: str, *words: str) -> str | None:
+    """What git says, or None when it is not there, takes too long, or knows no repository."""
+    try:
+        answer = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def draw(node: Record, whole_paths: bool = True) -> Iterator[str]:
+    """The ancestry of an ``ancestor`` as lines of a tree: each below what was made of it."""
+
+    def shown(path: str) -> str:
+        return path if whole_paths else Path(path).name
+
+    yield _title(node, shown)
+    yield from _below(node, "", shown)
+
+
+def _below(node: Record, indent: str, shown: Callable[[str], str]) -> Iterator[str]:
+    record = node.get("record") or {}
+    leaves = [f"gates     {_gates(record)}"] if record.get("gates") else []
+    leaves += [f"saved     {_saved(record['checkpoint'])}"] if record.get("checkpoint") else []
+    leaves += [f"tokenizer {_short(_fingerprint(record))}"] if _fingerprint(record) else []
+    leaves += [f"config    {_short(record['config_sha256'])}"] if record.get("config_sha256") else []
+    leaves += [f"code      {_code(record['code'])}"] if record.get("code") else []
+    leaves += [
+        f"corpus    {shown(part['prefix'])}: {part['tokens']:,} tokens, sha256 {_short(part['sha256'])}"
+        for part in record.get("corpus", [])
+    ]
+    parents = record.get("parents") or []
+    for number, item in enumerate([*leaves, *parents]):
+        last = number == len(leaves) + len(parents) - 1
+        yield f"{indent}{'└─' if last else '├─'} {item if isinstance(item, str) else _title(item, shown)}"
+        if not isinstance(item, str):
+            yield from _below(item, indent + ("   " if last else "│  "), shown)
+
+
+def _title(node: Record, shown: Callable[[str], str]) -> str:
+    record = node.get("record") or {}
+    made = record.get("made_by") or ("train" if "run" in record else "origin unknown")
+    options = ", ".join(f"{name} {value}" for name, value in record.get("options", {}).items() if value is not None)
+    trained = f"step {node['step']:,}, {node['tokens']:,} tokens" if node.get("step") else ""
+    parts = (made, options, trained, f"weights {_short(node['weights'])}" if node.get("weights") else "")
+    return f"{shown(node['path'])}: {', '.join(part for part in parts if part)}"
+
+
+def _saved(checkpoint: Record) -> str:
+    return f"step {checkpoint['step']:,}, {checkpoint['tokens']:,} tokens, weights {_short(checkpoint['weights'])}"
+
+
+def _gates(record: Record) -> str:
+    gates = record["gates"]
+    return f"{sum(gate['ok'] for gate in gates)} of {len(gates)} passed"
+
+
+def _fingerprint(record: Record) -> str | None:
+    return (record.get("tokenizer") or {}).get("fingerprint")
+
+
+def _code(made_with: Record) -> str:
+    dirty = " with changes" if made_with.get("dirty") else ""
+    return f"{made_with.get('version')} {_short(made_with.get('commit'))}{dirty}".strip()
+
+
+def _short(text: str | None) -> str:
+    return (text or "")[:12]

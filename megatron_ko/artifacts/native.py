@@ -1,0 +1,166 @@
+"""Native models on disk: a folder that an import wrote, or a checkpoint of a run. Needs no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from megatron_ko.artifacts import checkpoints, lineage
+from megatron_ko.config import ModelConfig, dump, load_model_config
+from megatron_ko.config.load import build
+from megatron_ko.errors import CheckpointError
+
+MODEL_FILE, WEIGHTS, TOKENIZER, LINEAGE = "model.yaml", "weights", "tokenizer", lineage.FILE
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A native model on disk.
+
+    Attributes:
+        model: the network.
+        weights: folder of ``dist_checkpointing``.
+        tokenizer: its folder, where it is known.
+        origin: folder that was named.
+        step: training step, 0 for a model that was not trained here.
+        tokens: tokens that it was trained on here.
+        weights_hash: of the files of the weights.
+        fingerprint: of the tokenizer that a run was trained with.
+    """
+
+    model: ModelConfig
+    weights: Path
+    tokenizer: Path | None
+    origin: Path
+    step: int = 0
+    tokens: int = 0
+    weights_hash: str = ""
+    fingerprint: str = ""
+
+    def ancestor(self) -> lineage.Record:
+        """Itself as a parent of what is made of it."""
+        beside = lineage.hash_beside(self.tokenizer, dump(self.model))
+        return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens, beside)
+
+
+def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
+    """The model in a folder: one that ``convert`` wrote, or a run directory, whose newest valid checkpoint counts.
+
+    Args:
+        folder: what the user named.
+        step: which checkpoint of a run; None: the newest valid one.
+
+    Raises:
+        CheckpointError: there is neither, or it is damaged.
+    """
+    if (folder / MODEL_FILE).is_file():
+        if step is not None:
+            raise CheckpointError(f"there is no checkpoint of step {step}", got=f"{folder}, which is no run")
+        return _native_folder(folder)
+    if (folder / "checkpoints").is_dir():
+        directory, manifest = checkpoints.newest_valid(folder / "checkpoints", step)
+        model = build(ModelConfig, manifest.config["model"], origin=str(directory))
+        tokenizer = Path(manifest.config["data"]["tokenizer"])
+        return Pretrained(
+            model,
+            directory / "model",
+            tokenizer if tokenizer.is_dir() else None,
+            folder,
+            manifest.step,
+            manifest.tokens,
+            weights_of(manifest),
+            manifest.tokenizer,
+        )
+    raise _no_model(folder)
+
+
+def expect_model(folder: Path) -> None:
+    """Refuse a folder without a model or a checkpoint, at once: nothing is opened or verified.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    if (folder / MODEL_FILE).is_file():
+        return
+    if not (folder / "checkpoints").is_dir():
+        raise _no_model(folder)
+    if not checkpoints.steps_in(folder / "checkpoints"):
+        checkpoints.newest_valid(folder / "checkpoints")  # says that there is none
+
+
+def _no_model(folder: Path) -> CheckpointError:
+    return CheckpointError(
+        "there is no native model in this folder",
+        got=folder,
+        expected=f"a run directory, or a folder with {MODEL_FILE} and {WEIGHTS}/",
+        remedy="megatron-ko convert hf-import makes one of a Hugging Face folder",
+    )
+
+
+def _native_folder(folder: Path) -> Pretrained:
+    manifest = folder / checkpoints.MANIFEST
+    try:
+        records = {
+            name: checkpoints.FileRecord(**record) for name, record in orjson.loads(manifest.read_bytes()).items()
+        }
+    except (OSError, orjson.JSONDecodeError, TypeError, AttributeError) as error:
+        raise CheckpointError("the folder's manifest cannot be read", got=f"{manifest}: {error}") from None
+    if problems := checkpoints.problems_of(folder, records.items()):
+        raise CheckpointError("the folder is damaged", got=f"{folder}: {problems[0]}", remedy="import it again")
+    tokenizer = folder / TOKENIZER
+    model = load_model_config(folder / MODEL_FILE)
+    return Pretrained(
+        model,
+        folder / WEIGHTS,
+        tokenizer if tokenizer.is_dir() else None,
+        folder,
+        weights_hash=_hash(records, WEIGHTS),
+    )
+
+
+def weights_of(manifest: checkpoints.Manifest) -> str:
+    """Hash of the weights in a checkpoint."""
+    return _hash(manifest.files, "model")
+
+
+def _hash(records: Mapping[str, checkpoints.FileRecord], folder: str) -> str:
+    """Hash of the files of one folder, under the names that a native model gives them."""
+    return lineage.hash_of_hashes(
+        {
+            WEIGHTS + name.removeprefix(folder): record.xxh3_128
+            for name, record in records.items()
+            if name.startswith(folder + "/")
+        }
+    )
+
+
+def describe(path: Path) -> lineage.Record:
+    """A run, a native model or another artefact, as ``lineage.ancestor`` describes it, with its present weights.
+
+    Raises:
+        CheckpointError: its weights are not those of its lineage, or there is neither a model nor a lineage.
+    """
+    folder = path.parent if path.name == LINEAGE else path
+    if (folder / MODEL_FILE).is_file() or checkpoints.steps_in(folder / "checkpoints"):
+        node = find_pretrained(folder).ancestor()
+    else:
+        node = lineage.ancestor(folder, lineage.hash_of_folder(folder) or "")
+    if not node["weights"] and node["record"] is None:
+        raise CheckpointError("there is neither a model nor a lineage in this folder", got=folder)
+    recorded = (node["record"] or {}).get("weights")
+    if recorded and recorded != node["weights"]:
+        raise CheckpointError(
+            "the weights are not those of the lineage",
+            got=f"{folder}: weights {node['weights'] or 'missing'}",
+            expected=recorded,
+            remedy="convert again: these weights come from elsewhere",
+        )
+    if changed := lineage.changed_beside(folder, node["record"] or {}):
+        raise CheckpointError(
+            "files beside the weights are not those of the lineage",
+            got=f"{folder}: {', '.join(changed)} changed or missing",
+            expected="what was there when the weights were proven",
+            remedy="convert again, or restore them",
+        )
+    return node

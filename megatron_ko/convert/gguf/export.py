@@ -1,0 +1,259 @@
+"""A Hugging Face folder to GGUF files and a Modelfile, each proven in llama.cpp before it gets its name."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from megatron_ko.artifacts import lineage
+from megatron_ko.artifacts.native import find_pretrained
+from megatron_ko.config import ModelConfig
+from megatron_ko.convert.families import FAMILIES
+from megatron_ko.convert.families.common import around
+from megatron_ko.convert.gates import Gate, Proof, demand
+from megatron_ko.convert.gguf.gates import compare_generation, compare_logits, compare_tensors, compare_values
+from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel, quantise, require
+from megatron_ko.convert.gguf.ollama import check_sayable, modelfile
+from megatron_ko.convert.gguf.reference import Reference, compute_reference
+from megatron_ko.convert.gguf.tokens import compare_tokenizers
+from megatron_ko.convert.gguf.values import differing_constants, differing_tokens, differing_weights
+from megatron_ko.convert.gguf.vocabulary import Vocabulary, read_vocabulary
+from megatron_ko.convert.gguf.write import (
+    FLOAT_TYPES,
+    bits_per_weight,
+    check_expressible,
+    file_types,
+    plan_tensors,
+    write_gguf,
+)
+from megatron_ko.convert.hf_config import from_hf_config
+from megatron_ko.convert.hf_export import export_hf
+from megatron_ko.convert.hf_files import read_json
+from megatron_ko.convert.mapping import check_complete, other_shapes
+from megatron_ko.convert.safetensors_folder import SafetensorsFolder
+from megatron_ko.convert.staging import made_before, staged_folder, write_lineage
+from megatron_ko.convert.texts import LENGTHS, load_oracle
+from megatron_ko.errors import ConvertError
+
+# What a quantiser makes of a tensor of this kind; anything else in such a file is a fall-back.
+_WANTED = {"q8_0": {"Q8_0"}, "q5_k_m": {"Q5_K", "Q6_K"}, "q4_k_m": {"Q4_K", "Q5_K", "Q6_K"}}
+MADE_BY = "convert gguf"
+KINDS = (*FLOAT_TYPES, *QUANTISED)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One file.
+
+    Attributes:
+        kind: of the file.
+        name: of the file.
+        size: bytes.
+        bits: of a weight, on average.
+        fallbacks: type and number of the tensors whose rows the type could not take: K types need a multiple of 256,
+            q8_0 one of 32.
+    """
+
+    kind: str
+    name: str
+    size: int
+    bits: float
+    fallbacks: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, how it was proven, and what Ollama is told of it."""
+
+    files: list[Written]
+    proof: Proof
+    ollama: dict[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """For machines."""
+        return {"files": [asdict(one) for one in self.files], "ollama": self.ollama, **self.proof.describe()}
+
+
+def export_gguf(
+    source: Path, output: Path, kinds: Sequence[str], text: str | None = None, accept_ties: bool = False
+) -> Exported:
+    """Write OUTPUT: a GGUF file a kind, Modelfile, lineage.json; nothing unless every gate passed.
+
+    There is no Modelfile when Ollama's template cannot say what the folder's chat template writes.
+
+    Args:
+        source: a Hugging Face folder; or a run or native model, which goes through ``export_hf``.
+        output: must not exist, or be what this conversion made before.
+        kinds: of ``KINDS``.
+        text: held-out text that quantised files are judged on; None: a few passages of ours.
+        accept_ties: Unigram only: other pieces of exactly the same probability are no difference.
+
+    Raises:
+        ConvertError: a package is missing, llama.cpp cannot compute the network or encode the text, or a gate failed.
+    """
+    if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
+        raise ConvertError("unknown type of file", got=", ".join(kinds and unknown), expected=f"of {', '.join(KINDS)}")
+    check_sayable(output.name, "the name of the file")
+    require()
+    kinds = [kind for kind in KINDS if kind in kinds]
+    native = None if (source / "config.json").is_file() else find_pretrained(source)
+    parent = (
+        native.ancestor() if native else lineage.ancestor(source, _fresh(source), beside=lineage.hash_beside(source))
+    )
+    options = {
+        "types": ", ".join(kinds),
+        "text": text if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        "accept ties": accept_ties,
+    }
+    if (before := made_before(output, MADE_BY, [parent], options)) is not None:
+        told = {"modelfile": True, "format": None, "notes": [], **(lineage.read(output) or {}).get("ollama", {})}
+        if told["modelfile"] and not (output / "Modelfile").is_file():
+            raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
+        return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
+    with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
+        hugging_face = source
+        if native is not None:
+            hugging_face = Path(beside) / "hf"
+            export_hf(native, hugging_face)
+        model, vocabulary = _understood(hugging_face)
+        chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
+        written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
+        gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
+        demand(gates)
+        if chat.text is not None:
+            smallest = min(written, key=lambda one: one.size)
+            (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
+        proof = Proof(None, tuple(gates))
+        record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
+        lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": chat.describe()})
+    return Exported(written, proof, chat.describe())
+
+
+def _fresh(source: Path) -> str:
+    """Hash of the weights of a folder, which must be those that its lineage names.
+
+    Raises:
+        ConvertError: the folder is stale: its weights were exchanged after it was made, or there are none.
+    """
+    found, record = lineage.hash_of_folder(source), lineage.read(source)
+    if found is None:
+        raise ConvertError("there are no safetensors in the folder", got=source)
+    if record is not None and record.get("weights", found) != found:
+        raise ConvertError(
+            "the folder is stale: its weights are not those that its lineage names",
+            got=f"{source}: weights {found}",
+            expected=f"weights {record['weights']}, made by {record.get('made_by')}",
+            remedy="export the model again",
+        )
+    return found
+
+
+def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
+    """The network and the tokenizer of a folder, which must be whole and fit each other."""
+    path = folder / "config.json"
+    model = from_hf_config(read_json(path), str(path))
+    check_expressible(model)
+    rules = around(FAMILIES[model.family].layers, model)
+    with SafetensorsFolder(folder) as tensors:
+        check_complete(other_shapes(rules, model), tensors.shapes, str(folder))
+    vocabulary = read_vocabulary(folder)
+    if len(vocabulary.tokens) > model.vocab_size:
+        raise ConvertError(
+            "the tokenizer has ids that the model has no rows for",
+            got=f"{len(vocabulary.tokens):,} ids, {model.vocab_size:,} rows",
+            expected="a tokenizer of this model",
+        )
+    return model, vocabulary
+
+
+def _write_all(
+    folder: Path, source: Path, model: ModelConfig, vocabulary: Vocabulary, kinds: Sequence[str], name: str
+) -> tuple[list[Written], list[Gate]]:
+    """Float files from the folder, the others from a float file that holds the folder's numbers exactly.
+
+    Returns:
+        the files, and the gate of that float file where it does not stay; the others are proven later.
+    """
+    for kind in FLOAT_TYPES:
+        if kind in kinds:
+            write_gguf(folder / f"{name}-{kind}.gguf", source, model, vocabulary, kind, name)
+    gates = []
+    quantised = [kind for kind in QUANTISED if kind in kinds]
+    if quantised:
+        exact = _stored(source)
+        base = folder / f"{name}-{exact}.gguf"
+        if exact not in kinds:
+            write_gguf(base, source, model, vocabulary, exact, name)
+            with SafetensorsFolder(source) as tensors:
+                number = len(tensors.shapes)
+            gates.append(compare_values("before quantising", number, differing_weights(base, source)))
+        for kind in quantised:
+            quantise(base, folder / f"{name}-{kind}.gguf", kind)
+        if exact not in kinds:
+            base.unlink()
+    return [_written(folder / f"{name}-{kind}.gguf", kind) for kind in KINDS if kind in kinds], gates
+
+
+def _stored(source: Path) -> str:
+    with SafetensorsFolder(source) as tensors:
+        dtype = tensors.read("model.norm.weight").dtype
+    return next((kind for kind, known in FLOAT_TYPES.items() if known == dtype), "f32")
+
+
+def _written(path: Path, kind: str) -> Written:
+    fallbacks: dict[str, int] = {}
+    for found in file_types(path).values():
+        if kind in _WANTED and found not in _WANTED[kind] | {"F32"}:
+            fallbacks[found] = fallbacks.get(found, 0) + 1
+    return Written(kind, path.name, path.stat().st_size, bits_per_weight(path), fallbacks)
+
+
+def _prove(
+    folder: Path,
+    source: Path,
+    model: ModelConfig,
+    vocabulary: Vocabulary,
+    written: Sequence[Written],
+    text: str | None,
+    accept_ties: bool,
+) -> list[Gate]:
+    """Every gate of every file. transformers' model is gone before llama.cpp loads one."""
+    rows = len(vocabulary.tokens)
+    gates = []
+    with LlamaModel(folder / written[0].name) as only_words:
+        samples = text.splitlines() if text is not None else []
+        gates += compare_tokenizers(source, vocabulary, only_words, samples, accept_ties)
+    with SafetensorsFolder(source) as tensors:
+        plan = plan_tensors(tensors.shapes, model, rows)
+    expected = {stored.name: stored.shape for stored in plan}
+    if model.rope.scaling is not None and model.rope.scaling.type == "llama3":
+        expected["rope_freqs.weight"] = (model.kv_channels // 2,)
+    reference = compute_reference(source, model.max_position_embeddings, rows, text)
+    oracle = load_oracle(source)
+    for one in written:
+        path, context = folder / one.name, model.max_position_embeddings
+        gates += _prove_file(one.kind, path, source, oracle, expected, reference, context)
+    return gates
+
+
+def _prove_file(
+    kind: str,
+    path: Path,
+    source: Path,
+    oracle: Any,
+    expected: dict[str, tuple[int, ...]],
+    reference: Reference,
+    context: int,
+) -> list[Gate]:
+    differing = [*differing_constants(path, source), *differing_tokens(path, source, oracle)]
+    if kind in FLOAT_TYPES:
+        differing += differing_weights(path, source)
+    with LlamaModel(path, context=min(context, max(LENGTHS) + 255)) as model:
+        return [
+            compare_tensors(kind, path, expected, model),
+            compare_values(kind, len(expected), differing),
+            *compare_logits(kind, model, reference),
+            *([compare_generation(kind, model, reference)] if kind == "f32" else []),
+        ]

@@ -1,0 +1,127 @@
+"""The proof of a GGUF file: llama.cpp makes of it what transformers makes of the folder. Nothing may be skipped."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ko.convert.gates import Gate
+from megatron_ko.convert.gguf.llama_cpp import LlamaModel
+from megatron_ko.convert.gguf.reference import Reference
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a file may be from the folder it was made of.
+
+    Attributes:
+        difference: largest absolute difference of logits, None: no limit, because one number of a distribution may move
+            far while the distribution does not.
+        top1: smallest share of positions whose most probable token is the same.
+        kl: largest mean Kullback-Leibler divergence, from transformers' distribution, in nats a token.
+        perplexity: largest perplexity on the text, divided by transformers'.
+    """
+
+    difference: float | None
+    top1: float
+    kl: float
+    perplexity: float
+
+
+# f32: only the order of sums differs. bf16: llama.cpp rounds activations to 2^-8 too, and may cost what q8_0 does. The
+# others: about twice what llama.cpp's own table gives Llama 3 8B (tools/perplexity/README.md).
+LIMITS = {
+    "f32": Limits(1e-3, 1.0, 1e-6, 1.0001),
+    "f16": Limits(None, 0.98, 1e-3, 1.002),
+    "bf16": Limits(None, 0.95, 2e-3, 1.005),
+    "q8_0": Limits(None, 0.95, 2e-3, 1.005),
+    "q5_k_m": Limits(None, 0.90, 2e-2, 1.02),
+    "q4_k_m": Limits(None, 0.84, 6e-2, 1.05),
+}
+
+
+def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[Gate]:
+    """Logits of one file against those of transformers, on the same tokens."""
+    limits = LIMITS[kind]
+    difference, same, divergence, positions, losses = 0.0, 0, 0.0, 0, np.zeros(2)
+    predicted = 0
+    for sample in reference.samples:
+        found = model.logits(sample.tokens)[:, : sample.logits.shape[1]]
+        difference = float(np.maximum(difference, np.abs(found - sample.logits).max()))  # NaN stays
+        same += int((found.argmax(-1) == sample.logits.argmax(-1)).sum())
+        positions += len(sample.tokens)
+        ours, theirs = _log_softmax(sample.logits), _log_softmax(found)
+        divergence += float((np.exp(ours) * (ours - theirs)).sum())
+        if sample.text:
+            following = np.array(sample.tokens[1:])
+            losses -= [float(np.take_along_axis(part[:-1], following[:, None], 1).sum()) for part in (ours, theirs)]
+            predicted += len(following)
+    top1, kl = same / positions, divergence / positions
+    ratio = math.exp((losses[1] - losses[0]) / predicted)
+    measured = {
+        "logits": (difference, limits.difference, "differ by {:.2e}, less than {:.0e} wanted"),
+        "top token": (1 - top1, 1 - limits.top1, "{:.2%} differ, at most {:.0%} wanted"),
+        "KL divergence": (kl, limits.kl, "{:.2e}, less than {:.0e} wanted"),
+        "perplexity": (ratio, limits.perplexity, "ratio {:.5f}, less than {:g} wanted"),
+    }
+    return [
+        Gate(f"{kind}: {name}", positions, found < limit or found == 0, words.format(found, limit))
+        for name, (found, limit, words) in measured.items()
+        if limit is not None
+    ]
+
+
+def compare_generation(kind: str, model: LlamaModel, reference: Reference) -> Gate:
+    """The most probable tokens, one by one through llama.cpp's cache; ties within rounding are no difference."""
+    limit = LIMITS["f32"].difference or 0.0
+    number = 0
+    for greedy in reference.greedy:
+        logits = model.logits(greedy.prompt)[-1]
+        for step, (token, expected) in enumerate(zip(greedy.tokens, greedy.logits, strict=True)):
+            chosen = int(logits[: len(expected)].argmax())
+            if chosen != token and float(expected[token] - expected[chosen]) >= limit:
+                found = f"token {step + 1} is {chosen}, transformers' is {token}"
+                return Gate(f"{kind}: greedy generation", number + 1, False, found)
+            logits = model.logits([token], len(greedy.prompt) + step)[-1]
+            number += 1
+    return Gate(f"{kind}: greedy generation", number, True, "the same tokens")
+
+
+def compare_tensors(kind: str, path: Path, expected: dict[str, tuple[int, ...]], model: LlamaModel) -> Gate:
+    """Every tensor is in the file once, in its shape, and llama.cpp counts as many parameters.
+
+    Args:
+        kind: of the file.
+        path: the file.
+        expected: shapes by name, Hugging Face's order of axes.
+        model: the file in llama.cpp.
+    """
+    import gguf
+
+    present = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in gguf.GGUFReader(path).tensors}
+    count = sum(math.prod(shape) for shape in expected.values())
+    wrong = [f"{name} is missing" for name in expected if name not in present]
+    wrong += [f"{name} is unexpected" for name in present if name not in expected]
+    wrong += [
+        f"{name} is {list(present[name])}, not {list(shape)}"
+        for name, shape in expected.items()
+        if present.get(name, shape) != shape
+    ]
+    if model.parameters != count:
+        wrong.append(f"llama.cpp counts {model.parameters:,} parameters")
+    found = wrong[0] if wrong else f"{count:,} parameters"
+    return Gate(f"{kind}: tensors", len(expected), not wrong, found)
+
+
+def compare_values(kind: str, tried: int, differing: Iterable[str]) -> Gate:
+    """Every constant and, in a file of a float type, every number is the folder's, rounded to the type."""
+    found = list(differing)
+    return Gate(f"{kind}: values", tried, not found, f"{len(found)} differ: {'; '.join(found[:3])}" if found else "")
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return result

@@ -1,0 +1,1 @@
+"""Work over many processes that can be killed at any moment, goes on, and gives the same bytes."""

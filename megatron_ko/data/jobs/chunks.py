@@ -1,0 +1,140 @@
+"""Inputs to chunks: what one worker does at a time, what is lost in a kill. Their borders depend on the inputs only."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import xxhash
+
+from megatron_ko.data.text.blocks import FileSpan, RowGroup, Span, is_divisible, open_span, read_spans
+from megatron_ko.data.text.inputs import input_bytes
+from megatron_ko.data.text.records import Block, Reading
+from megatron_ko.data.text.streams import COMPRESSED, STDIN
+from megatron_ko.errors import DataError
+
+__all__ = ["ORDER", "Chunk", "Reading", "check_unchanged", "input_identity", "read_chunks"]
+
+# Beside the names of the files in ``input_identity``.
+ORDER = "(order)"
+_SMALLEST, _LARGEST = 2 << 20, 64 << 20
+# Chunks that are handed over in memory, not as a place on the disk.
+_LARGEST_HELD = 16 << 20
+_CHUNKS = 1024
+_MANY_FILES = 64
+# Bytes of text in a byte of an archive, roughly.
+_COMPRESSION = 4
+_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive records.
+
+    Attributes:
+        spans: in order; they may come from several files.
+        read: bytes of the (compressed) inputs that they stand for, for progress.
+    """
+
+    spans: tuple[Span, ...]
+    read: int
+
+    @property
+    def blocks(self) -> Iterator[Block]:
+        """Its blocks of about a megabyte, read from the disk where they lie.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        for span in self.spans:
+            yield from open_span(span)
+
+
+def read_chunks(reading: Reading) -> Iterator[tuple[int, Chunk]]:
+    """Number and content of every chunk, for ``jobs.run_job``.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    limit = reading.chunk_bytes or chunk_bytes(reading.inputs)
+    whole = _whole_files(reading)
+    index = read = 0
+    share = 0.0  # of a full chunk
+    spans: list[Span] = []
+    for path in reading.inputs:
+        before = 0
+        for span in read_spans(path, reading, limit, whole=path in whole):
+            spans.append(span)
+            share += _share(span, limit)
+            read, before = read + span.read - before, span.read
+            if share >= 1:
+                yield index, Chunk(tuple(spans), read)
+                index, share, read, spans = index + 1, 0.0, 0, []
+    if spans:
+        yield index, Chunk(tuple(spans), read)
+
+
+def input_identity(inputs: tuple[Path, ...]) -> dict[str, object]:
+    """What a resumed job compares: order, sizes, and hashes of the beginning, middle and end of every file."""
+    files: dict[str, object] = {
+        str(path): [input_bytes(path), _sampled_hash(path)] if path != STDIN else "standard input" for path in inputs
+    }
+    return {**files, ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
+
+
+def check_unchanged(identity: Mapping[str, object], folder: Path) -> None:
+    """Refuse inputs that are no longer what ``input_identity`` saw, for example of a download that still runs.
+
+    Args:
+        identity: the result of ``input_identity``, also after a way through JSON.
+        folder: where the parts are that were made of them.
+
+    Raises:
+        DataError: which file.
+    """
+    for name, seen in identity.items():
+        path = Path(name)
+        if name == ORDER or path == STDIN:
+            continue
+        now = input_identity((path,))[name] if path.is_file() else None
+        if now != seen:
+            assert isinstance(seen, list | tuple)
+            raise DataError(
+                f"{path} has changed since it was read",
+                got=f"{path.stat().st_size:,} bytes" if now else "no such file",
+                expected=f"{seen[0]:,} bytes, the same at its beginning, middle and end",
+                remedy=f"put it back as it was, or remove {folder} and start anew when nobody writes to it",
+            )
+
+
+def chunk_bytes(inputs: tuple[Path, ...]) -> int:
+    """Size of a chunk: small inputs are spread over many workers, large ones do not make a million parts."""
+    total = sum(input_bytes(path) for path in inputs)
+    return min(max(total // _CHUNKS, _SMALLEST), _LARGEST)
+
+
+def _whole_files(reading: Reading) -> set[Path]:
+    """Files that a worker reads from beginning to end, so that not one process has to decompress everything.
+
+    A single archive is faster in pieces; of many, each is a piece, unless it is very large.
+    """
+    files = [path for path in reading.inputs if path != STDIN and not is_divisible(path, reading)]
+    return {path for path in files if path.stat().st_size <= _LARGEST} if len(files) >= _MANY_FILES else set()
+
+
+def _share(span: Span, limit: int) -> float:
+    """Of a full chunk."""
+    if isinstance(span, Block):
+        return len(span.payload) / min(limit, _LARGEST_HELD)
+    if isinstance(span, FileSpan):
+        return span.read * (_COMPRESSION if Path(span.source).suffix in COMPRESSED else 1) / limit
+    return (span.bytes if isinstance(span, RowGroup) else span.read - span.offset) / limit
+
+
+def _sampled_hash(path: Path) -> str:
+    state = xxhash.xxh3_128()
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        for start in (0, size // 2, max(0, size - _SAMPLE)):
+            stream.seek(start)
+            state.update(stream.read(_SAMPLE))
+    return state.hexdigest()

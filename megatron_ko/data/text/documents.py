@@ -1,0 +1,240 @@
+"""Blocks to documents. A record that is no document is returned as one that was rejected, with where and why."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from megatron_ko.data.text.blocks import read_blocks
+from megatron_ko.data.text.records import POSITION, Block, Rejected
+from megatron_ko.data.text.wet import wet_records
+
+if TYPE_CHECKING:
+    import pyarrow
+
+__all__ = ["Document", "ParsedBlock", "Rejected", "parse_block", "read_documents"]
+
+_EXCERPT = 200
+# Stands for a value that cannot be decoded; no reader gives this object.
+_INVALID = object()
+_NO_FIELDS: Mapping[str, object] = {}
+
+
+@dataclass(frozen=True)
+class Document:
+    """Text with its origin: source path and record number (lines from 1, rows of a table from 0).
+
+    Attributes:
+        fields: what else the record held, without the text; empty unless it was asked for.
+    """
+
+    text: str
+    source: str
+    position: int
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ParsedBlock:
+    """The documents of a block, as lists because there are very many: texts and their record numbers, and the rest.
+
+    Attributes:
+        fields: the other fields of each document, None unless they were asked for.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
+    fields: list[dict[str, object]] | None = None
+
+    def documents(self, source: str) -> Iterator[Document]:
+        """The documents of a block of ``source``, in order."""
+        others: Sequence[Mapping[str, object]] = self.fields or [_NO_FIELDS] * len(self.texts)
+        for text, position, fields in zip(self.texts, self.positions, others, strict=True):
+            yield Document(text, source, position, fields)
+
+
+def read_documents(
+    path: Path, *, key: str = "text", text_unit: str = "line", keep_fields: bool = False
+) -> Iterator[Document | Rejected]:
+    """Stream the documents of a file in order, and what was rejected; blank lines are no records.
+
+    Raises:
+        DataError: the file as a whole cannot be read.
+    """
+    for block in read_blocks(path, key=key, text_unit=text_unit, keep_fields=keep_fields):
+        parsed = parse_block(block, key, keep_fields)
+        yield from parsed.documents(block.source)
+        yield from parsed.rejected
+
+
+def parse_block(block: Block, key: str = "text", keep_fields: bool = False) -> ParsedBlock:
+    """Every record of a block, either as a text or as rejected; blank lines of a text file are neither."""
+    parsed = ParsedBlock(rejected=list(block.rejected), fields=[] if keep_fields else None)
+    if block.format == "table":
+        _parse_table(block, key, parsed)
+    elif block.format == "wet":
+        _parse_wet(block, parsed)
+    elif block.format == "jsonl":
+        records = block.payload.removesuffix(b"\n").split(b"\n")
+        return _all_texts(block, records, key, parsed) or _parse_json(block, records, key, parsed)
+    else:
+        _parse_text(block, [block.payload] if block.format == "file" else block.payload.split(b"\n"), parsed)
+    return parsed
+
+
+def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock | None:
+    """The hot path: a block in which every record is in order; None for any other."""
+    if parsed.fields is not None:
+        return None
+    try:
+        texts = [value[key] for value in map(orjson.loads, records)]
+        if not all(map(str.strip, texts)):
+            return None
+    except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+        return None
+    return ParsedBlock(texts, list(range(block.first, block.first + len(texts))), parsed.rejected)
+
+
+def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock:
+    """Every record on its own; what is not in order is looked at again by ``_json_problem``."""
+    loads = orjson.loads
+    fields = parsed.fields
+    for position, record in enumerate(records, block.first):
+        try:
+            value = loads(record)
+            text = value[key]
+            usable = text.strip()
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
+            usable = ""
+        if usable:
+            parsed.texts.append(text)
+            parsed.positions.append(position)
+            if fields is not None:
+                del value[key]
+                fields.append(value)
+        elif record.strip():
+            parsed.rejected.append(Rejected(block.source, position, _json_problem(record, key), _excerpt(record)))
+    return parsed
+
+
+def _json_problem(record: bytes, key: str) -> str:
+    try:
+        value = orjson.loads(record)
+    except orjson.JSONDecodeError as error:
+        return "invalid UTF-8" if _decoded(record) is None else f"malformed JSON: {error.msg}"
+    if not isinstance(value, dict):
+        return "malformed JSON: not an object"
+    if value.get(key) is None:
+        return f"no {key!r}"
+    return "empty text" if isinstance(value[key], str) else f"{key!r} is no text"
+
+
+def _parse_text(block: Block, records: Sequence[bytes], parsed: ParsedBlock) -> None:
+    for position, record in enumerate(records, block.first):
+        text = _decoded(record)
+        if text is None:
+            parsed.rejected.append(Rejected(block.source, position, "invalid UTF-8", _excerpt(record)))
+            continue
+        if block.format == "txt":
+            text = text.removesuffix("\r")
+        if text.strip():
+            parsed.texts.append(text)
+            parsed.positions.append(position)
+            if parsed.fields is not None:
+                parsed.fields.append({})
+
+
+def _parse_wet(block: Block, parsed: ParsedBlock) -> None:
+    for position, (fields, content) in enumerate(wet_records(block.payload), block.first):
+        text = _decoded(content) if content is not None else None
+        if text is not None and text.strip():
+            parsed.texts.append(text)
+            parsed.positions.append(position)
+            if parsed.fields is not None:
+                parsed.fields.append(fields)
+        elif content is not None:
+            reason = "invalid UTF-8" if text is None else "empty text"
+            parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(content)))
+
+
+def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
+    import pyarrow
+
+    table = pyarrow.ipc.open_stream(block.payload).read_all()
+    columns = {name: _values(table.column(name)) for name in table.column_names}
+    positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
+    records = columns.pop(key)
+    others = columns if parsed.fields is not None else {}
+    for row, (position, record) in enumerate(zip(positions, records, strict=True)):
+        assert isinstance(position, int)
+        text = _decoded(record) if isinstance(record, bytes) else None
+        fields = {name: _as_text(column[row]) for name, column in others.items()}
+        if text is None or not text.strip() or _INVALID in fields.values():
+            reason = "invalid UTF-8" if _INVALID in fields.values() else _row_problem(record, text, key)
+            parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
+            continue
+        parsed.texts.append(text)
+        parsed.positions.append(position)
+        if parsed.fields is not None:
+            parsed.fields.append(fields)
+
+
+def _values(column: "pyarrow.ChunkedArray") -> list[object]:
+    """Python values; strings inside of lists and structures are still to be decoded, and may not be UTF-8."""
+    try:
+        values: list[object] = column.to_pylist()
+    except (ValueError, OverflowError):
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: "pyarrow.Scalar") -> object:
+    try:
+        value: object = scalar.as_py()
+    except UnicodeDecodeError:
+        value = _INVALID
+    except (ValueError, OverflowError):
+        value = _exact(scalar)
+    return value
+
+
+def _exact(scalar: "pyarrow.Scalar") -> object:
+    """A time that Python has no type for, such as one in nanoseconds, as text; inside of lists and structures too."""
+    import pyarrow
+
+    if isinstance(scalar, pyarrow.StructScalar):
+        return {name: _value(value) for name, value in scalar.items()}
+    if isinstance(scalar, pyarrow.ListScalar):
+        return [_value(value) for value in scalar.values]
+    text = str(scalar.cast(pyarrow.string()))
+    return scalar.value if text.startswith("<") else text.replace(" ", "T")  # "<value out of range: ...>"
+
+
+def _as_text(value: object) -> object:
+    if not isinstance(value, bytes):
+        return value
+    text = _decoded(value)
+    return _INVALID if text is None else text
+
+
+def _row_problem(record: object, text: str | None, key: str) -> str:
+    if record is None:
+        return f"no {key!r}"
+    if not isinstance(record, bytes):
+        return f"{key!r} is no text"
+    return "invalid UTF-8" if text is None else "empty text"
+
+
+def _decoded(record: bytes) -> str | None:
+    try:
+        return record.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _excerpt(record: object) -> str:
+    shown = record if isinstance(record, bytes) else str(record).encode("utf-8", errors="backslashreplace")
+    return shown[:_EXCERPT].decode("utf-8", errors="backslashreplace")

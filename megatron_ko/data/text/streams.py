@@ -1,0 +1,177 @@
+"""Bytes of a file or of the standard input, decompressed; damage is an error that says where."""
+
+import gzip
+import io
+import sys
+import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Protocol, cast
+
+import xxhash
+import zstandard
+
+from megatron_ko.data.text.records import BLOCK_BYTES
+from megatron_ko.errors import DataError
+
+STDIN = Path("-")
+COMPRESSED = (".gz", ".zst")
+_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# What `zstd --long=31` writes, as large dumps are packed; so much memory is used only where a frame asks for it.
+_LARGEST_WINDOW = 1 << 31
+_DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
+
+
+def unpacked(path: Path) -> Path:
+    """The name without .gz or .zst."""
+    return Path(path.stem) if path.suffix in COMPRESSED else path
+
+
+class Readable(Protocol):
+    """What this module reads from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end."""
+
+
+class StandardInput:
+    """The standard input, which can be read once only; so its size and hash are taken while it passes."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._hash = xxhash.xxh3_128()
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end."""
+        content = sys.stdin.buffer.read(size)
+        self.bytes += len(content)
+        self._hash.update(content)
+        return content
+
+    def tell(self) -> int:
+        """Bytes read so far."""
+        return self.bytes
+
+    def content_hash(self) -> str:
+        """xxh3_128 of what was read."""
+        return self._hash.hexdigest()
+
+
+standard_input = StandardInput()
+
+
+class Stream:
+    """Decompressed bytes, and how many (compressed) ones were read for them.
+
+    Attributes:
+        path: as the user gave it.
+    """
+
+    def __init__(self, path: Path, raw: IO[bytes] | StandardInput) -> None:
+        self.path, self._raw = path, raw
+        self._content = self._decompressed(path.suffix)
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; fewer only at the end.
+
+        Raises:
+            DataError: the file is damaged or cut short.
+        """
+        try:
+            return self._content.read(size)
+        except _DAMAGE as error:
+            raise DataError(
+                f"{self.path} is damaged",
+                got=f"{error}, at byte {self.consumed():,} of the file or shortly before",
+                expected="a complete compressed file",
+                remedy="download or compress it again",
+            ) from error
+
+    def consumed(self) -> int:
+        """Bytes of the file itself that have been read."""
+        return self._raw.tell()
+
+    def _decompressed(self, suffix: str) -> Readable:
+        raw: Readable = self._raw
+        if isinstance(self._raw, StandardInput):
+            beginning = cast(io.BufferedReader, sys.stdin.buffer).peek(4)[:4]
+            suffix = ".gz" if beginning.startswith(_GZIP_MAGIC) else ".zst" if beginning == _ZSTD_MAGIC else ""
+        if suffix == ".gz":
+            return cast(Readable, gzip.GzipFile(fileobj=cast(IO[bytes], raw)))
+        return _WholeZstd(raw) if suffix == ".zst" else raw
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Stream]:
+    """A file, or the standard input, as a stream of decompressed bytes.
+
+    Raises:
+        DataError: the standard input was read before, or the file was cut at its beginning.
+    """
+    if path == STDIN:
+        if standard_input.bytes:
+            raise DataError("the standard input was read before", expected="'-' once", remedy="give it once")
+        yield Stream(path, standard_input)
+        return
+    if path.suffix in COMPRESSED and not path.stat().st_size:
+        raise DataError(
+            f"{path} is damaged", got="0 bytes", expected="a complete compressed file", remedy="download it again"
+        )
+    with path.open("rb") as raw:
+        yield Stream(path, raw)
+
+
+class _WholeZstd:
+    """zstandard's reader ends quietly in a truncated frame; this one notices."""
+
+    def __init__(self, raw: Readable) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = b""
+        self._output = b""
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` decompressed bytes; fewer only at the end.
+
+        Raises:
+            EOFError: the file ends inside a frame.
+        """
+        while len(self._output) < size:
+            if not self._input:
+                self._input = self._raw.read(BLOCK_BYTES // 8)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("compressed file ended before the end-of-stream marker was reached")
+                break
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj()
+            self._output += self._frame.decompress(self._input)
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        result, self._output = self._output[:size], self._output[size:]
+        return result
+
+
+def check_beginning(path: Path, beginning: bytes) -> None:
+    """Refuse text that is no UTF-8 as a whole: every line of it would be refused.
+
+    Raises:
+        DataError: it is in UTF-16, or compressed although its name does not say so.
+    """
+    if beginning[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        raise DataError(
+            f"{path} is in UTF-16",
+            got=f"the mark {beginning[:2].hex(' ')} at its beginning",
+            expected="UTF-8",
+            remedy=f"iconv -f UTF-16 -t UTF-8 {path} > NEW_FILE",
+        )
+    packed = ".gz" if beginning.startswith(_GZIP_MAGIC) else ".zst" if beginning.startswith(_ZSTD_MAGIC) else None
+    if packed is not None:
+        raise DataError(
+            f"{path} is compressed, but its name does not say so",
+            got=f"bytes {beginning[:4].hex(' ')} at its beginning",
+            remedy=f"mv {path} {path}{packed}",
+        )

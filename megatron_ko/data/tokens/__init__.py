@@ -1,0 +1,1 @@
+"""Text to verified, indexed tokens: encoding, shards, manifests, mixtures."""

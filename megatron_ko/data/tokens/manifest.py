@@ -1,0 +1,164 @@
+"""PREFIX.manifest.json: what an indexed file holds, where it came from, and the hashes that prove it."""
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
+from megatron_ko.errors import DataError
+from megatron_ko.storage.files import beside
+
+FORMAT = 1
+# What belongs to a prefix, in the order in which the files get their names.
+FILES = (".bin", ".idx", ".rejected.jsonl", ".manifest.json")
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file: path as given, its size, hash, and what became of its records."""
+
+    path: str
+    bytes: int
+    xxh3_128: str
+    documents: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of a manifest.
+
+    Attributes:
+        tokenizer_fingerprint, tokenizer_kind, vocab_size: of the tokenizer that encoded the text.
+        documents, tokens, bytes: in all; bytes are UTF-8 bytes of text, tokens include the end of each document.
+        rejected, rejected_reasons: records that were no documents.
+        dtype, max_token_id: of the tokens.
+        eod: id that ends every document, None when none was appended.
+        sizes, sha256: of "bin" and "idx".
+        sources: the inputs in order; of a shard, those that it holds something of.
+        key: field that the text came from.
+        shard: number of this shard, and of how many.
+    """
+
+    tokenizer_fingerprint: str
+    tokenizer_kind: str
+    vocab_size: int
+    documents: int
+    tokens: int
+    bytes: int
+    rejected: int
+    rejected_reasons: dict[str, int]
+    dtype: str
+    max_token_id: int
+    eod: int | None
+    sizes: dict[str, int]
+    sha256: dict[str, str]
+    sources: tuple[Source, ...]
+    created_by: str
+    key: str = "text"
+    shard: tuple[int, int] = (0, 1)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n"
+
+
+def manifest_path(prefix: Path) -> Path:
+    """PREFIX.manifest.json."""
+    return beside(prefix, ".manifest.json")
+
+
+def rejected_path(prefix: Path) -> Path:
+    """PREFIX.rejected.jsonl."""
+    return beside(prefix, ".rejected.jsonl")
+
+
+def read_manifest(prefix: Path) -> Manifest:
+    """Read and check the form of a manifest.
+
+    Raises:
+        DataError: missing, damaged, or of another format.
+    """
+    path = manifest_path(prefix)
+    if not path.is_file():
+        # Say first if the data itself is not there: that is the more common mistake.
+        IndexedReader(prefix)
+        raise DataError(
+            f"no manifest for {prefix}",
+            got="a .bin/.idx pair alone: its tokenizer is unknown, or its writing was interrupted",
+            expected=str(path),
+            remedy="remove the pair and run megatron-ko data preprocess again",
+        )
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise DataError(
+                f"{path} has another format", got=content.get("format"), expected=FORMAT, remedy="preprocess again"
+            )
+        content["sources"] = tuple(Source(**source) for source in content["sources"])
+        content["shard"] = tuple(content.get("shard", (0, 1)))
+        named = [field.name for field in fields(Manifest) if field.default is MISSING or field.name in content]
+        manifest = Manifest(**{name: content[name] for name in named})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is damaged", got=repr(error), remedy="copy it again, or preprocess again") from error
+    return manifest
+
+
+def check_shard(prefix: Path, manifest: Manifest) -> IndexedReader:
+    """The cheap checks, made before every training: both files whole, and those that the manifest describes.
+
+    Raises:
+        DataError: the first difference.
+    """
+    reader = IndexedReader(prefix)
+    sizes = {"bin": bin_path(prefix).stat().st_size, "idx": idx_path(prefix).stat().st_size}
+    described = {"documents": manifest.documents, "tokens": manifest.tokens, "dtype": manifest.dtype}
+    found = {"documents": len(reader), "tokens": reader.tokens, "dtype": reader.dtype.name}
+    if sizes != manifest.sizes or found != described:
+        raise DataError(
+            f"{prefix} is not what its manifest describes",
+            got=f"{found}, sizes {sizes}",
+            expected=f"{described}, sizes {manifest.sizes}",
+            remedy="copy .bin, .idx and .manifest.json together again",
+        )
+    return reader
+
+
+def verify_shard(prefix: Path) -> Manifest:
+    """Every check there is: hashes of all bytes, the index, the largest token id.
+
+    Raises:
+        DataError: the first difference.
+    """
+    manifest = read_manifest(prefix)
+    reader = check_shard(prefix, manifest)
+    for name, path in (("bin", bin_path(prefix)), ("idx", idx_path(prefix))):
+        digest = _sha256(path)
+        if digest != manifest.sha256[name]:
+            raise DataError(
+                f"{path} was changed or damaged",
+                got=f"sha256 {digest}",
+                expected=manifest.sha256[name],
+                remedy="copy it again, or make it again with megatron-ko data preprocess",
+            )
+    largest = reader.largest_id()
+    if largest != manifest.max_token_id or largest >= manifest.vocab_size or not reader.consistent():
+        raise DataError(
+            f"{prefix} contradicts its manifest",
+            got=f"largest token id {largest}, index {'consistent' if reader.consistent() else 'inconsistent'}",
+            expected=f"largest token id {manifest.max_token_id}, below {manifest.vocab_size}",
+            remedy="make it again with megatron-ko data preprocess",
+        )
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

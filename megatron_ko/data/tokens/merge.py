@@ -1,0 +1,189 @@
+"""From the parts of all ranks to named files: count, cut into shards, merge, look at samples, publish."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_ko.data.jobs.chunks import ORDER, check_unchanged
+from megatron_ko.data.jobs.job import Part, job_parts, read_identity, remove_job
+from megatron_ko.data.jobs.workers import map_unordered
+from megatron_ko.data.text.inputs import content_hash, input_bytes
+from megatron_ko.data.tokens.indexed import token_dtype
+from megatron_ko.data.tokens.manifest import FILES, Manifest, read_manifest
+from megatron_ko.data.tokens.merge_shard import MergeShard, Output, pieces_of
+from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.data.tokens.roundtrip import Verified, check_samples
+from megatron_ko.data.tokens.shards import borders, find_shards, shard_name
+from megatron_ko.errors import DataError
+from megatron_ko.storage.files import beside
+from megatron_ko.storage.journal import finish_publishing, publish
+
+_MERGED = "merged"
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished output.
+
+    Attributes:
+        prefix: of its files.
+        manifest: what it holds.
+        verified: samples that were decoded, None when nobody asked.
+    """
+
+    prefix: Path
+    manifest: Manifest
+    verified: Verified | None = None
+
+
+def job_folder(output: Path) -> Path:
+    """Where the parts of an output are kept until it is finished.
+
+    Raises:
+        DataError: the output is a folder, or has no name.
+    """
+    if output.is_dir():
+        raise DataError(
+            f"the output is a folder: {output}",
+            expected="the beginning of the names of the files",
+            remedy=f"--output {output / 'corpus'}",
+        )
+    return beside(output, ".parts")
+
+
+def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> list[Written]:
+    """Indexed files from the parts of ``output``, which are removed then.
+
+    Args:
+        output: prefix that was given to the ranks.
+        workers: processes that merge shards.
+        verify_with: folder of the tokenizer to decode samples with.
+
+    Raises:
+        DataError: ranks that have not finished, inputs that changed, an empty corpus, a full disk.
+    """
+    folder = job_folder(output)
+    identity = read_identity(folder)
+    verified: dict[str, Verified] = {}
+    if not finish_publishing(folder):
+        parts = job_parts(folder, verify=True)
+        check_unchanged(identity["inputs"], folder)
+        totals = _Totals(parts)
+        if not totals.documents:
+            remove_job(folder)
+            raise _empty(identity, totals)
+        layout = _layout(identity)
+        cuts = _cuts(identity, parts, totals, layout)
+        merged = _merge(folder, identity, parts, cuts, layout, workers)
+        totals.compare([[read_manifest(merged.folder / name) for name in names] for names in merged.names])
+        if verify_with is not None:
+            verified = check_samples(merged, parts, cuts, verify_with)
+        _publish(folder, output, merged)
+    prefixes = [prefix for name in identity["outputs"] for prefix in find_shards(output.with_name(name))]
+    written = [Written(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
+    remove_job(folder)
+    return written
+
+
+def _layout(identity: dict[str, Any]) -> Layout:
+    cut = identity["shards"] is not None or identity["shard tokens"] is not None
+    return Layout(len(identity["keys"]), token_dtype(identity["tokenizer"]["vocab_size"]), text_bytes=cut)
+
+
+def _cuts(identity: dict[str, Any], parts: Sequence[Part], totals: "_Totals", layout: Layout) -> tuple[int, ...]:
+    """First document of every shard, and the number of all."""
+    number = identity["shards"]
+    if identity["shard tokens"] is not None:
+        number = min(totals.documents, max(1, -(-max(totals.tokens) // identity["shard tokens"])))
+    if number is None:
+        return (0, totals.documents)
+    return borders([PartView(part, layout) for part in parts], number)
+
+
+def _merge(
+    folder: Path, identity: dict[str, Any], parts: Sequence[Part], cuts: Sequence[int], layout: Layout, workers: int
+) -> Output:
+    """Write all shards of all keys into the job's folder."""
+    uncut = identity["shards"] is None and identity["shard tokens"] is None
+    number = len(cuts) - 1
+    inputs = [Path(name) for name in identity["inputs"] if name != ORDER]
+    output = Output(
+        folder=folder / _MERGED,
+        keys=tuple(identity["keys"]),
+        names=tuple(
+            tuple(shard_name(name, shard, None if uncut else number) for shard in range(number))
+            for name in identity["outputs"]
+        ),
+        layout=layout,
+        tokenizer=identity["tokenizer"],
+        sources=tuple((str(path), input_bytes(path), content_hash(path)) for path in inputs),
+    )
+    output.folder.mkdir(exist_ok=True)
+    tasks = [(key, shard) for key in range(layout.keys) for shard in range(number)]
+    with closing(map_unordered(MergeShard(output, pieces_of(parts, cuts)), tasks, min(workers, len(tasks)))) as done:
+        for _ in done:
+            pass
+    return output
+
+
+def _publish(folder: Path, output: Path, merged: Output) -> None:
+    moves = []
+    for name in (name for names in merged.names for name in names):
+        files = [(beside(merged.folder / name, suffix), beside(output.with_name(name), suffix)) for suffix in FILES]
+        moves += [(source, final) for source, final in files if source.exists()]
+    publish(folder, moves)
+
+
+class _Totals:
+    """What the encoders counted."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        counted = [part.statistics for part in parts]
+        self.documents = sum(part["documents"] for part in counted)
+        self.rejected = sum(part["rejected"] for part in counted)
+        self.tokens = [sum(column) for column in zip(*(part["tokens"] for part in counted), strict=True)]
+        self.text_bytes = [sum(column) for column in zip(*(part["text_bytes"] for part in counted), strict=True)]
+        self.reasons: Counter[str] = Counter()
+        for part in counted:
+            self.reasons.update(part["reasons"])
+        self.first_rejected = next((part["first_rejected"] for part in counted if part["first_rejected"]), None)
+
+    def compare(self, outputs: Sequence[Sequence[Manifest]]) -> None:
+        """Every document, token and rejected record that was counted is in the files of every key."""
+        for key, shards in enumerate(outputs):
+            found = [
+                sum(manifest.documents for manifest in shards),
+                sum(manifest.tokens for manifest in shards),
+                sum(manifest.bytes for manifest in shards),
+                sum(manifest.rejected for manifest in shards),
+                sum((Counter(manifest.rejected_reasons) for manifest in shards), Counter()),
+                sum(source.documents for manifest in shards for source in manifest.sources),
+            ]
+            counted = [
+                self.documents,
+                self.tokens[key],
+                self.text_bytes[key],
+                self.rejected,
+                self.reasons,
+                self.documents,
+            ]
+            assert found == counted, f"lost in merging: {found} of {counted}"
+
+
+def _empty(identity: dict[str, Any], totals: _Totals) -> DataError:
+    example = f"; the first: {totals.first_rejected}" if totals.first_rejected else ""
+    keys = ", ".join(map(repr, identity["keys"]))
+    remedy = "check the files"
+    if any("'" in reason for reason in totals.reasons):
+        remedy = f"check the files and --json-key (now {keys})"
+    elif "invalid UTF-8" in totals.reasons:
+        remedy = "if it is Korean text in CP949 (EUC-KR): iconv -f CP949 -t UTF-8 FILE > NEW_FILE"
+    return DataError(
+        "the corpus is empty: no document was found",
+        got=f"{totals.rejected} rejected records {dict(totals.reasons)}{example}",
+        expected="at least one document",
+        remedy=remedy,
+    )

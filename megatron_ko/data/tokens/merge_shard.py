@@ -1,0 +1,176 @@
+"""Encoded parts to indexed files, by streaming; every count is compared with what the encoders counted."""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from megatron_ko import __version__
+from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.tokens.indexed import IndexedWriter, bin_path, idx_path
+from megatron_ko.data.tokens.manifest import Manifest, Source, check_shard, manifest_path, read_manifest, rejected_path
+from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.storage.files import Staged, explained
+
+# Tokens that are copied at a time.
+_STEP = 1 << 21
+
+
+@dataclass(frozen=True)
+class Output:
+    """What all shards of a job have in common.
+
+    Attributes:
+        folder: where they are written.
+        keys: text fields.
+        names: of the files of every key and shard, without suffix.
+        layout: of the parts.
+        tokenizer: the manifest's entries about it: fingerprint, kind, vocab_size, eod.
+        sources: (path, bytes, xxh3_128) of the inputs, in order.
+    """
+
+    folder: Path
+    keys: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    layout: Layout
+    tokenizer: dict[str, object]
+    sources: tuple[tuple[str, int, str], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Documents ``first`` up to ``last`` of a part."""
+
+    part: Part
+    first: int
+    last: int
+
+
+def pieces_of(parts: Sequence[Part], borders: Sequence[int]) -> list[list[Piece]]:
+    """The pieces of every shard, in order; a part without documents goes with what follows it."""
+    shards: list[list[Piece]] = [[] for _ in borders[1:]]
+    position = 0
+    for part in parts:
+        documents = part.statistics["documents"]
+        number = min(bisect_right(borders, position) - 1, len(shards) - 1)
+        if not documents:
+            shards[number].append(Piece(part, 0, 0))
+            continue
+        while number < len(shards) and borders[number] < position + documents:
+            first, last = max(borders[number], position), min(borders[number + 1], position + documents)
+            shards[number].append(Piece(part, first - position, last - position))
+            number += 1
+        position += documents
+    return shards
+
+
+class MergeShard:
+    """Writes the files of one key and shard into the job's folder, the manifest last; skips what is there already."""
+
+    def __init__(self, output: Output, shards: Sequence[Sequence[Piece]]) -> None:
+        self._output, self._shards = output, shards
+
+    def __call__(self, which: tuple[int, int]) -> tuple[int, int]:
+        key, shard = which
+        prefix = self._output.folder / self._output.names[key][shard]
+        if not manifest_path(prefix).exists():
+            for path in (bin_path(prefix), idx_path(prefix), rejected_path(prefix)):
+                path.unlink(missing_ok=True)
+            with explained(prefix):
+                self._write(key, shard, prefix)
+        return which
+
+    def _write(self, key: int, shard: int, prefix: Path) -> None:
+        layout = self._output.layout
+        finals = [bin_path(prefix), idx_path(prefix), rejected_path(prefix), manifest_path(prefix)]
+        with Staged(finals) as staged:
+            writer = IndexedWriter(staged.open(bin_path(prefix)), layout.dtype, prefix.parent)
+            tally = _Tally()
+            rejected_stream = None
+            for piece in self._shards[shard]:
+                view = PartView(piece.part, layout)
+                tally.add(view, piece, key)
+                for ids, lengths in _batches(view, piece, key):
+                    if ids.size:
+                        tally.max_token_id = max(tally.max_token_id, int(ids.max()))
+                    writer.add(ids, lengths)
+                for line in view.rejected(piece.first, piece.last):
+                    rejected_stream = rejected_stream or staged.open(rejected_path(prefix))
+                    rejected_stream.write(line)
+                    tally.reject(line)
+            assert (writer.documents, writer.tokens) == (tally.documents, tally.tokens), "tokens were lost in merging"
+            idx_sha256 = writer.write_index(staged.open(idx_path(prefix)))
+            manifest = self._manifest(key, shard, tally, writer, idx_sha256)
+            staged.open(manifest_path(prefix)).write(manifest.to_json().encode("utf-8"))
+            staged.publish()
+        check_shard(prefix, read_manifest(prefix))
+
+    def _manifest(self, key: int, shard: int, tally: "_Tally", writer: IndexedWriter, idx_sha256: str) -> Manifest:
+        itemsize = self._output.layout.dtype.itemsize
+        whole = len(self._shards) == 1
+        return Manifest(
+            tokenizer_fingerprint=str(self._output.tokenizer["fingerprint"]),
+            tokenizer_kind=str(self._output.tokenizer["kind"]),
+            vocab_size=int(str(self._output.tokenizer["vocab_size"])),
+            documents=writer.documents,
+            tokens=writer.tokens,
+            bytes=tally.text_bytes,
+            rejected=tally.rejected.total(),
+            rejected_reasons=dict(sorted(tally.reasons.items())),
+            dtype=self._output.layout.dtype.name,
+            max_token_id=tally.max_token_id,
+            eod=self._output.tokenizer["eod"],  # type: ignore[arg-type]
+            sizes={"bin": writer.tokens * itemsize, "idx": writer.index_bytes},
+            sha256={"bin": writer.sha256.hexdigest(), "idx": idx_sha256},
+            sources=tuple(
+                Source(path, size, digest, tally.by_source[path], tally.rejected[path])
+                for path, size, digest in self._output.sources
+                if whole or tally.by_source[path] or tally.rejected[path]
+            ),
+            key=self._output.keys[key],
+            shard=(shard, len(self._shards)),
+            created_by=f"megatron_ko {__version__}",
+        )
+
+
+class _Tally:
+    """Counts while pieces pass."""
+
+    def __init__(self) -> None:
+        self.documents = self.tokens = self.text_bytes = 0
+        self.max_token_id = -1
+        self.by_source: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    def add(self, view: PartView, piece: Piece, key: int) -> None:
+        self.documents += piece.last - piece.first
+        whole = (piece.first, piece.last) == (0, view.documents)
+        lengths = view.lengths(key)[piece.first : piece.last]
+        # Of a whole part, what the encoder counted; of a piece, what its lengths say.
+        self.tokens += view.statistics["tokens"][key] if whole else int(lengths.sum(dtype=np.int64))
+        self.text_bytes += view.text_bytes(key, piece.first, piece.last)
+        for source, documents in view.sources(piece.first, piece.last):
+            self.by_source[source] += documents
+
+    def reject(self, line: bytes) -> None:
+        record = orjson.loads(line)
+        self.rejected[record["source"]] += 1
+        self.reasons[record["reason"].split(":")[0]] += 1
+
+
+def _batches(view: PartView, piece: Piece, key: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and lengths of the documents of a piece, some megabytes at a time."""
+    lengths = view.lengths(key)
+    ends = np.cumsum(lengths[piece.first : piece.last], dtype=np.int64)
+    first = 0
+    while first < ends.size:
+        held = int(ends[first - 1]) if first else 0
+        last = max(first + 1, int(np.searchsorted(ends, held + _STEP, side="right")))
+        low, high = piece.first + first, piece.first + last
+        yield view.ids(key, low, high), lengths[low:high]
+        first = last

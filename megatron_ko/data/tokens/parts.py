@@ -1,0 +1,96 @@
+"""The file of one encoded chunk: for every key ids, int32 lengths (and int32 text bytes), then the rejected records.
+
+Rejected records are int32 numbers of the documents before each of them, and JSON lines.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_ko.data.jobs.job import Part
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What all parts of a job have in common: number of keys, dtype of the ids, whether text bytes are there."""
+
+    keys: int
+    dtype: np.dtype
+    text_bytes: bool
+
+
+class PartView:
+    """A part, mapped.
+
+    Attributes:
+        documents: in it.
+        statistics: as ``encode.EncodeChunk`` returned them.
+    """
+
+    def __init__(self, part: Part, layout: Layout) -> None:
+        self.statistics = part.statistics
+        self.documents: int = part.statistics["documents"]
+        self._layout = layout
+        # numpy maps no empty file.
+        size = part.path.stat().st_size
+        self._content = np.memmap(part.path, mode="r") if size else np.zeros(0, np.uint8)
+        self._starts = self._sections()
+
+    def lengths(self, key: int) -> np.ndarray:
+        """Tokens [n] of each document."""
+        return self._view(self._starts[key][1], self.documents, np.dtype("<i4"))
+
+    def all_lengths(self) -> np.ndarray:
+        """Tokens [n] (int64) of each document, over all keys."""
+        keys = (self.lengths(key).astype(np.int64) for key in range(self._layout.keys))
+        return np.sum(list(keys), axis=0)
+
+    def ids(self, key: int, first: int, last: int) -> np.ndarray:
+        """Tokens [t] of the documents from ``first`` up to ``last``."""
+        start, end = (int(self.lengths(key)[:number].sum(dtype=np.int64)) for number in (first, last))
+        dtype = self._layout.dtype
+        return self._view(self._starts[key][0] + start * dtype.itemsize, end - start, dtype)
+
+    def text_bytes(self, key: int, first: int, last: int) -> int:
+        """UTF-8 bytes of the documents from ``first`` up to ``last``."""
+        if (first, last) == (0, self.documents):
+            return int(self.statistics["text_bytes"][key])
+        sizes = self._view(self._starts[key][2], self.documents, np.dtype("<i4"))
+        return int(sizes[first:last].sum(dtype=np.int64))
+
+    def rejected(self, first: int, last: int) -> Iterator[bytes]:
+        """Lines of the records that were rejected beside the documents from ``first`` up to ``last``.
+
+        A record goes with the document that follows it, at the end of the part with the last one.
+        """
+        start = self._starts[-1][0]
+        before = self._view(start, self.statistics["rejected"], np.dtype("<i4"))
+        lines = self._content[start + before.nbytes :].tobytes().splitlines(keepends=True)
+        beside = np.minimum(before, max(0, self.documents - 1))
+        low, high = (int(np.searchsorted(beside, number)) for number in (first, max(last, first + 1)))
+        yield from lines[low:high]
+
+    def sources(self, first: int, last: int) -> Iterator[tuple[str, int]]:
+        """How many of the documents from ``first`` up to ``last`` come from which source, in order."""
+        start = 0
+        for source, number in self.statistics["runs"]:
+            inside = min(last, start + number) - max(first, start)
+            if inside > 0:
+                yield source, inside
+            start += number
+
+    def _sections(self) -> Sequence[tuple[int, ...]]:
+        """Where ids, lengths and text bytes of every key begin, and then the rejected records."""
+        starts: list[tuple[int, ...]] = []
+        position = 0
+        for tokens in self.statistics["tokens"]:
+            lengths = position + tokens * self._layout.dtype.itemsize
+            text_bytes = lengths + 4 * self.documents
+            starts.append((position, lengths, text_bytes))
+            position = text_bytes + (4 * self.documents if self._layout.text_bytes else 0)
+        return [*starts, (position,)]
+
+    def _view(self, start: int, count: int, dtype: np.dtype) -> np.ndarray:
+        # An uneven number of two-byte ids leaves what follows unaligned; numpy reads it all the same.
+        return np.frombuffer(self._content, dtype=dtype, count=count, offset=start) if count else np.zeros(0, dtype)

@@ -1,0 +1,175 @@
+"""Text files to indexed tokens: chunks are encoded into parts, parts are merged; see ``jobs`` for what survives a kill.
+
+The files depend on the inputs and options alone: not on the number of workers or ranks, nor on kills and restarts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
+from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.text.inputs import check_inputs, expand_inputs, kind_of
+from megatron_ko.data.text.records import Kind, Reading
+from megatron_ko.data.text.streams import STDIN
+from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.encode import EncodeChunk, EncodeOptions
+from megatron_ko.data.tokens.manifest import FILES
+from megatron_ko.data.tokens.merge import Written, job_folder, merge
+from megatron_ko.data.tokens.shards import any_shards
+from megatron_ko.errors import DataError
+from megatron_ko.storage.files import beside
+from megatron_ko.storage.journal import finish_publishing
+
+# Called with the bytes of all inputs that have been read and encoded so far.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """What to encode into what.
+
+    Attributes:
+        inputs: files, folders, patterns, ``-``; documents keep their order.
+        tokenizer: folder.
+        output: prefix of the files that are written; with several keys, PREFIX_KEY.
+        workers: encoding processes; 1 encodes in this process.
+        keys: text fields; each gives an output of its own, and document n of one belongs to document n of the other.
+        append_eod: end every document with the tokenizer's end-of-document token.
+        text_unit: a document of a .txt file is a "line" or the whole "file".
+        kind: of all inputs, instead of what their suffixes say.
+        shards: number of shards to cut every output into, of about equally many tokens.
+        shard_tokens: as many shards as are needed for about so many tokens in each.
+        rank, size: this process takes every ``size``-th chunk; ``merge`` is for when all ranks are finished.
+        verify: decode samples of what was written, and compare them with the text.
+        chunk_bytes: what a worker does at a time; None: by the size of the inputs.
+        names: of the outputs of ``keys``, in the folder of ``output``, instead of what follows from it.
+    """
+
+    inputs: tuple[Path, ...]
+    tokenizer: Path
+    output: Path
+    workers: int = 1
+    keys: tuple[str, ...] = ("text",)
+    append_eod: bool = True
+    text_unit: str = "line"
+    kind: Kind | None = None
+    shards: int | None = None
+    shard_tokens: int | None = None
+    rank: int = 0
+    size: int = 1
+    verify: bool = False
+    chunk_bytes: int | None = None
+    names: tuple[str, ...] = ()
+
+    def outputs(self) -> tuple[Path, ...]:
+        """The prefix of every key."""
+        several = tuple(f"{self.output.name}_{key}" for key in self.keys)
+        names = self.names or (several if len(self.keys) > 1 else (self.output.name,))
+        return tuple(self.output.with_name(name) for name in names)
+
+
+def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) -> list[Written]:
+    """Encode this rank's share; a single rank also merges. Started again after a kill, it goes on from what is done.
+
+    Returns:
+        what was written, by key and shard; nothing where several ranks share the work.
+
+    Raises:
+        DataError: bad input, an empty corpus, an existing output, a full disk, a dead worker. No file has a final name.
+        TokenizerError: the tokenizer cannot be loaded.
+    """
+    folder = job_folder(options.output)
+    inputs = expand_inputs(options.inputs, options.kind)
+    check_inputs(inputs, options.kind)
+    _check_keys(options, inputs)
+    if STDIN in inputs:
+        _forget_earlier_input(options, folder)
+    job = Job(folder, _identity(options, inputs), options.workers, options.rank, options.size)
+    check_job(job)
+    if not finish_publishing(folder):
+        _refuse_existing(options)
+        _encode(job, options, inputs, progress)
+    if options.size > 1:
+        return []
+    return merge(options.output, options.workers, options.tokenizer if options.verify else None)
+
+
+def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], progress: Progress) -> None:
+    cut = options.shards is not None or options.shard_tokens is not None
+    work = EncodeChunk(EncodeOptions(options.tokenizer, options.keys, options.append_eod, text_bytes=cut))
+    reading = Reading(
+        inputs,
+        options.keys[0],
+        options.text_unit,
+        extra_keys=options.keys[1:],
+        kind=options.kind,
+        chunk_bytes=options.chunk_bytes,
+    )
+    done = 0
+
+    def count(part: Part) -> None:
+        nonlocal done
+        done += part.statistics["read"]
+        progress(done)
+
+    run_job(job, read_chunks(reading), work, count)
+
+
+def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str, object]:
+    """Everything that decides a byte of the output; ``finish`` knows no other options."""
+    tokenizer = load_tokenizer(options.tokenizer)
+    return {
+        "inputs": input_identity(inputs),
+        "chunk bytes": options.chunk_bytes or chunk_bytes(inputs),
+        "format": options.kind,
+        "text unit": options.text_unit,
+        "keys": list(options.keys),
+        "outputs": [prefix.name for prefix in options.outputs()],
+        "shards": options.shards,
+        "shard tokens": options.shard_tokens,
+        "tokenizer": {
+            "fingerprint": tokenizer.fingerprint,
+            "kind": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "eod": tokenizer.eod if options.append_eod else None,
+        },
+    }
+
+
+def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
+    if any("/" in name for name in options.names) or (len(options.keys) > 1 and "/" in "".join(options.keys)):
+        raise DataError(
+            "a key is part of the names of the files, and cannot have a '/' in it",
+            got=", ".join(options.keys),
+            remedy="rename that field, or encode it alone: --json-key KEY --output PREFIX",
+        )
+    plain = [path for path in inputs if kind_of(path, options.kind) in ("txt", "wet")]
+    if len(set(options.keys)) < len(options.keys) or (len(options.keys) > 1 and plain):
+        raise DataError(
+            "several keys need inputs that have fields, and each key once",
+            got=f"keys {', '.join(options.keys)}" + (f", and {plain[0]}" if plain else ""),
+            expected="jsonl, csv, tsv, parquet or arrow",
+            remedy="encode such files by themselves",
+        )
+
+
+def _refuse_existing(options: PreprocessOptions) -> None:
+    present = [
+        str(path) for prefix in options.outputs() for suffix in FILES if (path := beside(prefix, suffix)).exists()
+    ]
+    present += [str(path) for prefix in options.outputs() for path in any_shards(prefix)]
+    if present:
+        raise DataError(
+            "the output exists already; nothing is overwritten",
+            got=", ".join(present[:8]),
+            remedy="choose another --output, or remove these files",
+        )
+
+
+def _forget_earlier_input(options: PreprocessOptions, folder: Path) -> None:
+    """What came through a pipe cannot be compared with what comes now: no run goes on from an earlier one."""
+    if options.size > 1:
+        raise DataError("several ranks cannot share the standard input", remedy="give the files by their names")
+    finish_publishing(folder)
+    remove_job(folder)

@@ -1,0 +1,64 @@
+"""Proof that what was written is what was read: some documents of the finished files are decoded again."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.encode import text_hash
+from megatron_ko.data.tokens.indexed import IndexedReader
+from megatron_ko.data.tokens.merge_shard import Output
+from megatron_ko.errors import DataError
+
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Samples of a file: how many were decoded, and how many gave exactly the text that was read."""
+
+    decoded: int
+    exact: int
+
+
+def check_samples(
+    output: Output, parts: Sequence[Part], borders: Sequence[int], tokenizer: Path
+) -> dict[str, Verified]:
+    """Decode about a thousand documents, spread over all files, and compare them with the hashes of their texts.
+
+    Returns:
+        by the name of the file; a tokenizer that was not trained here may normalise, so its differences are counted.
+
+    Raises:
+        DataError: a document is not what was read.
+    """
+    decoder = load_tokenizer(tokenizer)
+    found = {name: [0, 0] for names in output.names for name in names}
+    readers = {name: IndexedReader(output.folder / name) for name in found}
+    for document, hashes in _chosen(parts):
+        shard = bisect_right(borders, document) - 1
+        for key, expected in enumerate(hashes):
+            name = output.names[key][shard]
+            ids = readers[name][document - borders[shard]].tolist()
+            text = decoder.decode(ids[:-1] if output.tokenizer["eod"] is not None else ids)
+            found[name][0] += 1
+            found[name][1] += text_hash(text) == expected
+            if text_hash(text) != expected and decoder.kind != "huggingface":
+                raise DataError(
+                    f"document {document - borders[shard]} of {name} does not decode to the text that was read",
+                    got=repr(text[:200]),
+                    remedy="do not use this output; check memory and disk of the machine",
+                )
+    return {name: Verified(*counts) for name, counts in found.items()}
+
+
+def _chosen(parts: Sequence[Part]) -> list[tuple[int, list[str]]]:
+    """Number and text hashes (one a key) of documents, evenly spread."""
+    first = 0
+    samples = []
+    for part in parts:
+        samples += [(first + number, hashes) for number, hashes in part.statistics["samples"]]
+        first += part.statistics["documents"]
+    return samples[:: -(-len(samples) // _MOST)]

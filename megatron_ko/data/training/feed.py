@@ -1,0 +1,132 @@
+"""What a run reads, step after step, from any point on; and reading ahead while a step is computed.
+
+Where the data goes on is a state of its own (``Position``): plain values that a checkpoint keeps and only the feed that
+wrote them reads.
+"""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
+
+import torch
+
+from megatron_ko.data.training.batch import Batch, Collator
+from megatron_ko.data.training.origins import Samples
+
+Position = Mapping[str, Any]
+_PLAIN = Collator()
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one step reads.
+
+    Attributes:
+        batches: the micro-batches of this rank, of one shape.
+        samples: sequences over all ranks.
+        by_source: their tokens by the source that they come from.
+        position: where the data goes on after this step.
+    """
+
+    batches: tuple[Batch, ...]
+    samples: int
+    by_source: dict[str, int]
+    position: Position
+
+    def to(self, device: torch.device) -> Self:
+        """The same with its batches on a device."""
+        return replace(self, batches=tuple(batch.to(device) for batch in self.batches))
+
+    def pinned(self) -> Self:
+        """The same with its batches in pinned host memory."""
+        return replace(self, batches=tuple(batch.pinned() for batch in self.batches))
+
+
+class Feed(Protocol):
+    """A source of steps."""
+
+    def next(self) -> StepData:
+        """Read the next step."""
+        ...
+
+
+class SampleFeed:
+    """The micro-batches of one data-parallel rank.
+
+    Micro-batch m of rank r holds the samples consumed + m * micro * dp_size + r * micro + [0, micro): a step reads the
+    same samples at every data-parallel size.
+
+    Args:
+        dataset: the samples.
+        consumed_samples: by all ranks together, before this.
+        global_batch: samples of a step, over all ranks.
+        micro_batch: samples of a micro-batch.
+        dp_rank, dp_size: place in the data-parallel group.
+        collate: makes a batch of samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Samples,
+        *,
+        consumed_samples: int,
+        global_batch: int,
+        micro_batch: int,
+        dp_rank: int,
+        dp_size: int,
+        collate: Collator = _PLAIN,
+    ) -> None:
+        assert global_batch % (micro_batch * dp_size) == 0, "checked with the configuration"
+        self._dataset, self._collate = dataset, collate
+        self._global, self._micro, self._rank, self._size = global_batch, micro_batch, dp_rank, dp_size
+        self.consumed_samples = consumed_samples
+
+    def indices(self) -> list[range]:
+        """Sample numbers of the next step, one range a micro-batch."""
+        across = self._micro * self._size
+        first = self.consumed_samples + self._rank * self._micro
+        return [range(start, start + self._micro) for start in range(first, first + self._global, across)]
+
+    def next(self) -> StepData:
+        """Read the next step."""
+        first, after = self.consumed_samples, self.consumed_samples + self._global
+        batches = tuple(self._collate(self._dataset, indices) for indices in self.indices())
+        self.consumed_samples = after
+        length = batches[0].shape[1] * self._collate.cp_size
+        counts = self._dataset.count_by_source(range(first, after))
+        tokens = {name: count * length for name, count in counts.items()}
+        return StepData(batches, self._global, tokens, {"samples": after})
+
+    def __iter__(self) -> Iterator[StepData]:
+        return self
+
+    __next__ = next
+
+
+class ReadAhead:
+    """Reads the next step in a thread while the present one is computed, so that a step does not wait for the disk.
+
+    Args:
+        feed: what is read; nobody else may read it from now on.
+        device: where batches go.
+    """
+
+    def __init__(self, feed: Feed, device: torch.device) -> None:
+        self._feed, self._device = feed, device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._coming: Future[StepData] = self._pool.submit(self._read)
+
+    def next(self) -> StepData:
+        """The next step, on the device. What went wrong while it was read is raised here."""
+        data = self._coming.result()
+        self._coming = self._pool.submit(self._read)
+        return data.to(self._device)
+
+    def close(self) -> None:
+        """Read no more. A read that is under way ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self) -> StepData:
+        data = self._feed.next()
+        return data.pinned() if self._device.type == "cuda" else data

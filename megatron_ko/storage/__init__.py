@@ -1,0 +1,1 @@
+"""Files that are never half seen: written whole, locked against a second writer, renamed together."""

@@ -1,0 +1,37 @@
+"""Many finished files get their names together: a list of renames on the disk, which a restart carries to its end."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_ko.storage.files import sync_folder
+
+JOURNAL = "publish.json"
+
+
+def publish(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename finished files out of ``folder``, in order, as soon as the list of them is safe."""
+    listed = json.dumps([[str(source), str(final)] for source, final in moves], ensure_ascii=False)
+    writing = folder / f"{JOURNAL}.writing"
+    with writing.open("w", encoding="utf-8") as stream:
+        stream.write(listed)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.rename(writing, folder / JOURNAL)
+    sync_folder(folder)
+    finish_publishing(folder)
+
+
+def finish_publishing(folder: Path) -> bool:
+    """Carry out what a journal lists, again where it must be; False when there is none."""
+    path = folder / JOURNAL
+    if not path.is_file():
+        return False
+    moves = [(Path(source), Path(final)) for source, final in json.loads(path.read_text(encoding="utf-8"))]
+    for source, final in moves:
+        if source.exists():
+            os.rename(source, final)
+    for parent in {final.parent for _, final in moves}:
+        sync_folder(parent)
+    return True
