@@ -8,7 +8,7 @@ DEVICE ?= cuda
 GPU_PYTHON ?= $(shell [ -x $(BIN)/python ] && echo $(BIN)/python || echo python3)
 RESULTS ?= runs/gpu-check/RESULTS.json
 
-.PHONY: help install demo test check test-slow test-gpu test-slurm test-gguf test-py312 gpu-pack gpu-check bench bench-gpu docs clean
+.PHONY: help install demo test check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -45,9 +45,18 @@ test-gguf: $(VENV)/.installed-gguf   ## GGUF files in llama.cpp, which is compil
 $(VENV)/.installed-gguf: $(VENV)/.installed tools/install_gguf.sh tools/llama_cpp.cmake
 	bash tools/install_gguf.sh "$(VENV)"
 
+test-te: $(VENV)/.installed-te   ## Transformer Engine's own Python code without a GPU, on a stand-in for its kernels; on both Pythons
+	$(BIN)/python -m pytest tests/te -n 2 --dist worksteal -rs
+	@if [ -z "$(PYTHON312)" ]; then echo "test-te: no Python 3.12 found: NOT RUN there"; else \
+	  bash tools/install.sh "$(PYTHON312)" .venv312 && bash tools/install_te.sh .venv312 && \
+	  .venv312/bin/python -m pytest tests/te -n 2 --dist worksteal -rs; fi
+
+$(VENV)/.installed-te: $(VENV)/.installed tools/install_te.sh
+	bash tools/install_te.sh "$(VENV)"
+
 test-py312:      ## the parity tests on Python 3.12 with the newest supported megatron-core
 	@if [ -z "$(PYTHON312)" ]; then echo "test-py312: no Python 3.12 found: NOT RUN"; else \
-	  bash tools/install.sh "$(PYTHON312)" .venv312 && .venv312/bin/python -m pytest tests/parity -m "not slow and not gpu" -n 2; fi
+	  bash tools/install.sh "$(PYTHON312)" .venv312 && .venv312/bin/python -m pytest tests/parity tests/unit/test_parallel_device.py -m "not slow and not gpu" -n 2; fi
 
 bench: install   ## the benchmarks that run on a CPU; their tables go to docs/performance.md
 	$(BIN)/python benchmarks/record.py train_step.py --threads 1

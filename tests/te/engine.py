@@ -1,26 +1,29 @@
 """Running a tiny model in both back ends, in one rank or two. Transformer Engine's kernels "run here" for good."""
 
-import sys
-import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from cases import Case, Sections
 from harness import Outcome, RankOutcome, collect_from_ranks, merge, tiny_config, train_rank
+from stub.cross_entropy import interpreted
 from stub.extension import CALLS
 from stub.loading import CAPABILITY, NAME, let_collectives_run_one_by_one
 from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
 from megatron_ko.config import RunConfig
-from megatron_ko.parallel.groups import destroy
+from megatron_ko.models import build
 from megatron_ko.parallel.platform import Platform, get_platform
 
 _kernels_run_here = True
+
+
+def kernels_run_here() -> bool:
+    """Whether this process is a machine with a GPU just now."""
+    return _kernels_run_here
 
 
 def _pretend() -> None:
@@ -52,11 +55,8 @@ def without_kernels() -> Iterator[None]:
 def config_of(sections: Sections) -> RunConfig:
     """A tiny model for Transformer Engine's layers; emulated MXFP8 becomes their own."""
     sections = dict(sections)
-    optim = sections.pop("optim", {})
     training = {"global_batch_size": 4, **sections.pop("training", {})}
     config = tiny_config(sections.pop("parallel", {}), **sections, training=training)
-    if optim:
-        config = RunConfig.model_validate(config.model_dump() | {"optim": config.optim.model_dump() | optim})
     return with_precision(config, mxfp8=config.precision.mxfp8.model_copy(update={"emulate": False}))
 
 
@@ -74,7 +74,7 @@ def portable(config: RunConfig, emulate: bool = False) -> RunConfig:
     return config.model_copy(
         update={
             "training": config.training.model_copy(update={"offload_layers": 0}),
-            "optim": config.optim.model_copy(update={"offload": 0.0}),
+            "parallel": config.parallel.model_copy(update={"context_exchange": "all_gather"}),
         }
     )
 
@@ -101,51 +101,24 @@ class _Rank:
     calls: dict[str, int]
 
 
-def forget() -> None:
-    """What Transformer Engine keeps from model to model in a process."""
-    FP8GlobalStateManager.reset()
-    CALLS.clear()
-
-
 def _run(case: Case, steps: int) -> _Rank:
-    config = config_of(case.sections)
-    forget()
-    engine = train_rank(config, steps)
+    """Inside a rank."""
+    config, emulate = config_of(case.sections), "mxfp8" in case.sections.get("precision", {})
+    if emulate:  # the same loss in both: another order of sums would round a value to the other side here and there
+        build.uses_transformer_engine = lambda backend: False
+    with interpreted(case.interpreted):
+        engine = train_rank(config, steps)
     calls = dict(CALLS)
-    forget()
+    FP8GlobalStateManager.reset()
     with without_kernels():
-        other = train_rank(portable(config, case.sections.get("precision", {}).get("mxfp8") is not None), steps)
+        other = train_rank(portable(config, emulate), steps)
     return _Rank(engine, other, calls)
 
 
-def _run_all(cases: dict[str, Case], steps: int, alone: bool) -> dict[str, _Rank | str]:
-    """Inside a rank. A case that fails alone is told by its test; one that fails among others ends all of them."""
-    results: dict[str, _Rank | str] = {}
-    for name, case in cases.items():
-        began = time.monotonic()
-        try:
-            results[name] = _run(case, steps)
-        except Exception:
-            if not alone:
-                print(f"the case that failed: {name}", file=sys.stderr)
-                raise
-            results[name] = traceback.format_exc()
-            destroy()
-        print(f"{time.monotonic() - began:5.1f} s {name}", file=sys.stderr)
-    return results
-
-
-def run_both(cases: dict[str, Case], world_size: int, steps: int) -> dict[str, Both | str]:
-    """All cases in fresh ranks: what came out, or the traceback of what went wrong."""
-    ranks = collect_from_ranks(partial(_run_all, cases), world_size, steps, world_size == 1)
-    results: dict[str, Both | str] = {}
-    for name in cases:
-        parts = [rank[name] for rank in ranks]
-        failed = next((part for part in parts if isinstance(part, str)), None)
-        results[name] = failed or Both(
-            merge([part.engine for part in parts]), merge([part.portable for part in parts]), parts[0].calls
-        )
-    return results
+def run_both(case: Case, world_size: int = 1, steps: int = 1) -> Both:
+    """A case in fresh ranks: what threads and groups a world leaves behind would slow down the next one."""
+    ranks = collect_from_ranks(_run, world_size, case, steps)
+    return Both(merge([rank.engine for rank in ranks]), merge([rank.portable for rank in ranks]), ranks[0].calls)
 
 
 def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -156,3 +129,19 @@ def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
         for key, tensor in other.items()
         if not key.endswith("expert_bias")
     }
+
+
+def assert_alike(case: Case, world_size: int, steps: int) -> None:
+    """Losses and gradient norms of all steps, and the gradients of the first, are apart by what the case allows."""
+    both = run_both(case, world_size, steps)
+    apart = differences(both.engine.gradients, both.portable.gradients)
+    worst = max(apart, key=lambda key: apart[key])
+    losses = [abs(one / other - 1) for one, other in zip(both.engine.losses, both.portable.losses, strict=True)]
+    print(f"gradients apart by {min(apart.values()):.1e} to {apart[worst]:.1e} ({worst}), losses by {max(losses):.1e}")
+    assert apart[worst] < case.gradients, worst
+    assert min(apart.values()) >= case.least
+    assert max(losses) < case.losses
+    norms = [one / other for one, other in zip(both.engine.grad_norms, both.portable.grad_norms, strict=True)]
+    assert norms == pytest.approx([1.0] * len(norms), abs=max(10 * case.losses, 5e-5))
+    assert set(case.calls) <= both.calls.keys(), both.calls
+    assert not set(case.never) & both.calls.keys()

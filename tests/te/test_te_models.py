@@ -2,12 +2,11 @@
 types, initial values. Whatever is written by one back end can be read by the other."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import pytest
 import torch
-from cases import MODELS
-from engine import config_of, differences, forget, portable, without_kernels
+from cases import MODELS, Sections
+from engine import config_of, differences, portable, without_kernels
 from harness import PATIENCE, collect_from_ranks
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from oracle import assemble, pieces_of
@@ -58,26 +57,16 @@ def build(config: RunConfig) -> Built:
     return Built(kinds, weights, used, states, modules)
 
 
-def build_both() -> dict[str, tuple[Built, Built]]:
-    built = {}
-    for name, sections in MODELS.items():
-        config = config_of(sections)
-        forget()
-        engine = build(config)
-        with without_kernels():
-            built[name] = engine, build(portable(config))
-    return built
-
-
-@cache
-def models() -> dict[str, tuple[Built, Built]]:
-    (built,) = collect_from_ranks(build_both, 1)
-    return built
+def build_both(sections: Sections) -> tuple[Built, Built]:
+    config = config_of(sections)
+    engine = build(config)
+    with without_kernels():
+        return engine, build(portable(config))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_those_of_portable_layers(name: str) -> None:
-    engine, other = models()[name]
+    ((engine, other),) = collect_from_ranks(build_both, 1, MODELS[name])
     assert any(module.startswith("TE") for module in engine.modules)
     assert not any(module.startswith("TE") for module in other.modules)
     assert engine.kinds == other.kinds

@@ -1,6 +1,8 @@
 """Overlapped communication and an offloaded optimizer: what megatron-core refuses is refused with the configuration."""
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,3 +89,22 @@ def test_this_machine_says_that_it_cannot() -> None:
         transformer_config(config())
     with pytest.raises(ConfigError, match="host memory already"):
         _offload(0.5)
+
+
+def test_another_shape_replaces_the_buffers_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformer Engine refuses to allocate them twice."""
+    done: list[Any] = []
+    base = ModuleType("transformer_engine.pytorch.module.base")
+    vars(base).update(
+        UserBufferQuantizationMode=SimpleNamespace(NONE="none", FP8="fp8"),
+        initialize_ub=lambda shape, quantization_modes, **_: done.append((shape, quantization_modes)),
+        destroy_ub=lambda: done.append("destroyed"),
+    )
+    monkeypatch.setitem(sys.modules, "transformer_engine", ModuleType("transformer_engine"))
+    for name in ("transformer_engine.pytorch", "transformer_engine.pytorch.module"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, base.__name__, base)
+    monkeypatch.setattr(overlap, "_allocated", [])
+    for shape in ((64, 32, 2, False), (64, 32, 2, False), (128, 32, 2, True)):
+        overlap._allocate_buffers(*shape)
+    assert done == [([64, 32], ["none"]), "destroyed", ([128, 32], ["fp8", "none"])]

@@ -155,3 +155,30 @@ def multi_tensor_compute_scale_and_scale_inv(
 @kernels("swizzle_scales_for_gemm_", "multi_tensor_swizzle_scales_for_gemm_")
 def keep_scales(*_: Any, **__: Any) -> None:
     """Scales stay in the order of rows and columns here, which is the order that products read them in."""
+
+
+def _block_numbers(count: int, start: int, width: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the blocks that elements ``start`` to ``start + count`` of a matrix are in."""
+    place = torch.arange(start, start + count)
+    return place // width // size, place % width // size
+
+
+@kernel
+def fp8_block_scaling_compute_partial_amax(
+    part: torch.Tensor, amax: torch.Tensor, height: int, width: int, start: int, size: int
+) -> None:
+    """Largest magnitudes of the blocks of a matrix, as far as this rank's part of its elements says."""
+    row, column = _block_numbers(part.numel(), start, width, size)
+    found = torch.zeros(amax.shape).flatten()
+    found.scatter_reduce_(0, row * amax.shape[1] + column, part.detach().float().abs().flatten(), "amax")
+    amax.copy_(found.view(amax.shape))
+
+
+@kernel
+def fp8_block_scaling_partial_cast(
+    part: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, height: int, width: int, start: int, size: int,
+    dtype: Any,
+) -> None:  # fmt: skip
+    """The codes of this rank's part of the elements of a matrix."""
+    scales = scale[_block_numbers(part.numel(), start, width, size)]
+    out.copy_(saturate(part.detach().float().flatten() * scales, TORCH[int(dtype)]).view(torch.uint8).view(out.shape))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from stub import cross_entropy
 from stub.extension import Extension
 
 CAPABILITY = (10, 0)  # of a Blackwell, which has every recipe
@@ -36,6 +37,7 @@ def install() -> None:
     importlib.import_module("transformer_engine.pytorch.cpp_extensions").__getattr__ = extension.__getattr__
     quantization = importlib.import_module("transformer_engine.pytorch.quantization")
     quantization._FP8_BLOCK_SCALING_SUPPORT = (True, "")  # it would ask which CUDA this PyTorch was made for
+    cross_entropy.replace()
     _keep_tensors_on_the_host()
 
 
@@ -74,9 +76,9 @@ def _keep_tensors_on_the_host() -> None:
         return isinstance(device, str | torch.device) and str(device).startswith("cuda")
 
     def stay(this: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        args = tuple("cpu" if names_cuda(value) else value for value in args)
-        kwargs = {name: "cpu" if names_cuda(value) else value for name, value in kwargs.items()}
-        return move(this, *args, **kwargs)
+        others = [value for value in args if not names_cuda(value)]
+        named = {name: value for name, value in kwargs.items() if not names_cuda(value)}
+        return move(this, *others, **named) if others or named else this
 
     torch.Tensor.to = stay
     torch.Tensor.is_cuda = property(lambda this: True)
@@ -87,9 +89,23 @@ def let_collectives_run_one_by_one() -> None:
     """gloo has no coalescing, and what PyTorch makes of it mixes up tensors of different types."""
     from megatron.core.distributed import param_and_grad_buffer
     from transformer_engine.pytorch import distributed
+    from transformer_engine.pytorch.attention.dot_product_attention import context_parallel
 
     for module in (param_and_grad_buffer, distributed, torch.distributed):
         module._coalescing_manager = _at_once
+    context_parallel.flash_attn_p2p_communicate = _exchange
+
+
+def _exchange(
+    rank: int, sent: torch.Tensor, to: int, received: torch.Tensor, source: int, group: Any, batched: bool
+) -> list[Any]:
+    """A message each way. gloo waits for ever for one whose request nobody holds any more."""
+    for turn in (0, 1):
+        if turn == rank % 2:
+            torch.distributed.send(sent, to, group)
+        else:
+            torch.distributed.recv(received, source, group)
+    return []
 
 
 @contextlib.contextmanager
