@@ -16,18 +16,21 @@ from megatron_ko.train.engine import Engine
 from megatron_ko.train.state import Evaluation
 from megatron_ko.train.step import LOSS, add_up, forward_backward
 
+BYTES = "bytes"
 
-class BySource:
-    """An objective that tells the loss of every source beside that of all; see ``Objective``.
+
+class ScoredText:
+    """An objective that also tells the text that it scored: its bytes, and the loss of every source; see ``Objective``.
 
     Args:
         objective: what is measured.
-        sources: names of the sources, by number.
+        token_bytes: [v] bytes of text that each id spells.
+        sources: names of the sources, by number; none where they are not told apart.
     """
 
-    def __init__(self, objective: Objective[Batch], sources: Sequence[str]) -> None:
-        self._objective, self._sources = objective, sources
-        self.metric_names = (*objective.metric_names, *map(self.metric_of, sources))
+    def __init__(self, objective: Objective[Batch], token_bytes: Tensor, sources: Sequence[str]) -> None:
+        self._objective, self._token_bytes, self._sources = objective, token_bytes, sources
+        self.metric_names = (*objective.metric_names, BYTES, *map(self.metric_of, sources))
         self.forward, self.count = objective.forward, objective.count
 
     @staticmethod
@@ -36,10 +39,11 @@ class BySource:
         return f"{LOSS}/{source}"
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
-        """The loss of all rows [b, s], and of each source's rows in ``metrics``."""
+        """The loss of all rows [b, s]; in ``metrics`` the bytes of the scored labels, and each source's rows."""
         found = self._objective.loss(output, batch)
+        scored = (self._token_bytes[batch.labels] * batch.loss_mask).sum()
+        metrics = {**found.metrics, BYTES: (scored, found.count)}
         numbers = torch.tensor(batch.sources, device=output.device)[:, None]  # [b, 1]
-        metrics = dict(found.metrics)
         for number, name in enumerate(self._sources):
             rows = replace(batch, loss_mask=batch.loss_mask * (numbers == number))
             part = self._objective.loss(output, rows)
@@ -56,7 +60,7 @@ class Evaluator:
         samples: how many at most.
         training: sizes of micro-batch and batch, which keep the pipeline as full as in training.
         collate: makes a batch of sequences.
-        bytes_per_token: bytes of text per validation token, or None where unknown.
+        token_bytes: [v] bytes of text that each id spells.
     """
 
     def __init__(
@@ -66,14 +70,13 @@ class Evaluator:
         samples: int,
         training: TrainingConfig,
         collate: Collator,
-        bytes_per_token: float | None,
+        token_bytes: Tensor,
     ) -> None:
         self._sources = data.sources if len(data.sources) > 1 else ()
-        objective = BySource(engine.objective, self._sources) if self._sources else engine.objective
+        objective = ScoredText(engine.objective, token_bytes.to(engine.device), self._sources)
         self._engine = replace(engine, objective=objective)
         self._data, self._samples = data, min(samples, len(data))
         self._micro, self._global, self._collate = training.micro_batch_size, training.global_batch_size, collate
-        self._bytes_per_token = bytes_per_token
 
     def evaluate(self) -> Evaluation:
         """Validate the present weights. Changes neither weights nor RNG. A collective: every rank must call it.
@@ -91,8 +94,9 @@ class Evaluator:
         totals = add_up(self._engine, [pairs for part in parts for pairs in part])
         total, count = totals[LOSS]
         loss = total / count if count else math.nan
-        per_byte = loss / math.log(2) / self._bytes_per_token if self._bytes_per_token else None
-        parts_of = {name: totals[BySource.metric_of(name)] for name in self._sources}
+        text_bytes = totals[BYTES][0]
+        per_byte = total / math.log(2) / text_bytes if text_bytes else None
+        parts_of = {name: totals[ScoredText.metric_of(name)] for name in self._sources}
         by_source = {name: part / counted if counted else None for name, (part, counted) in parts_of.items()}
         return Evaluation(loss, per_byte, self._samples, int(count), time.perf_counter() - started, by_source)
 

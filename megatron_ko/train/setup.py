@@ -3,6 +3,7 @@
 import gc
 from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_ko import log
@@ -144,8 +145,10 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     )
     evaluator = None
     if datasets.valid is not None:
+        token_bytes = np.zeros(config.model.vocab_size, dtype=np.int64)
+        token_bytes[: tokenizer.vocab_size] = tokenizer.token_bytes()
         evaluator = Evaluator(
-            engine, datasets.valid, config.eval.samples, config.training, collate, datasets.bytes_per_token
+            engine, datasets.valid, config.eval.samples, config.training, collate, torch.from_numpy(token_bytes)
         )
     feed = SampleFeed(
         datasets.train,

@@ -108,7 +108,7 @@ class Evaluation:
 
     Attributes:
         loss: mean over all counted tokens, in nats per token.
-        bits_per_byte: the same per byte of text, or None where the corpus does not tell its bytes.
+        bits_per_byte: all bits over all bytes of text that the counted tokens spell; None where they spell none.
         samples: sequences.
         tokens: counted tokens.
         seconds: duration.

@@ -19,7 +19,7 @@ from megatron_ko.objectives import LanguageModelling
 from megatron_ko.report.html import write_report
 from megatron_ko.report.store import read_run
 from megatron_ko.report.summary import summarise
-from megatron_ko.train.evaluate import BySource
+from megatron_ko.train.evaluate import ScoredText
 
 SHORT = ("training.steps=12", "eval.interval=6", "checkpoint.interval=4", "logging.tensorboard=true")
 
@@ -129,10 +129,11 @@ def test_the_loss_of_a_source_is_that_of_its_rows() -> None:
     other = torch.zeros(5, 7, dtype=torch.int64)
     batch = Batch(other, other, mask, other, sources=(0, 2, 0, 0, 2))
     whole = LanguageModelling().loss(output, batch)
-    objective = BySource(LanguageModelling(), ("a", "b", "c"))
+    objective = ScoredText(LanguageModelling(), torch.tensor([3]), ("a", "b", "c"))
     found = objective.loss(output, batch)
     assert found.loss_sum.equal(whole.loss_sum) and found.count.equal(whole.count)
-    assert tuple(found.metrics) == objective.metric_names == ("loss/a", "loss/b", "loss/c")
+    assert tuple(found.metrics) == objective.metric_names == ("bytes", "loss/a", "loss/b", "loss/c")
+    assert float(found.metrics["bytes"][0]) == 3 * float(mask.sum())
     for name, rows in {"loss/a": [0, 2, 3], "loss/b": [], "loss/c": [1, 4]}.items():
         total, count = found.metrics[name]
         assert float(total) == pytest.approx(float((output * mask)[rows].sum())) and int(count) == int(mask[rows].sum())

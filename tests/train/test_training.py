@@ -228,3 +228,16 @@ def test_a_run_to_measure_saves_nothing_and_tells_where_its_time_went(new_run: N
     assert summary["steps"] == 2 and 0 < summary["device_busy_ms"] <= summary["wall_ms"]
     assert summary["by_kind"]["matrix products"] > 0
     assert {path.name for path in (run.folder / "profile").iterdir()} == {"trace.json.gz", "table.txt", "summary.json"}
+
+
+def test_bits_per_byte_are_of_the_text_that_was_scored(new_run: NewRun) -> None:
+    run = new_run("run", "training.steps=2", "eval.samples=6")
+    assert run.train().returncode == 0
+    config = load_config(run.config, run.words())
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    data = build_datasets(config.data, tokenizer, (16, 6, 0), seed=config.run.seed).valid
+    assert data is not None
+    spelt = sum(int(tokenizer.token_bytes()[data[number]["labels"].numpy()].sum()) for number in range(6))
+    line = run.lines("valid")[-1]
+    bits = line["valid_loss"] * line["valid_tokens"] / math.log(2)
+    assert line["bits_per_byte"] == pytest.approx(bits / spelt, rel=1e-6)

@@ -220,14 +220,6 @@ def test_weights_decide_the_mixture_and_default_to_tokens(corpus: Corpus) -> Non
         corpus.build(corpus.config(weighted[0], pair[1]))
 
 
-def test_bytes_per_token_is_the_average_of_the_mixture(corpus: Corpus) -> None:
-    manifests = [read_manifest(prefix) for prefix in (corpus.large, corpus.small)]
-    alone = [corpus.build(corpus.config({"prefix": prefix})).bytes_per_token for prefix in (corpus.large, corpus.small)]
-    assert alone == pytest.approx([manifest.bytes / manifest.tokens for manifest in manifests])
-    mixture = corpus.config({"prefix": corpus.large, "weight": 1.0}, {"prefix": corpus.small, "weight": 3.0})
-    assert corpus.build(mixture).bytes_per_token == pytest.approx(0.25 * alone[0] + 0.75 * alone[1])
-
-
 def test_validation_is_capped_at_one_pass(corpus: Corpus) -> None:
     available = len(corpus.build(corpus.config(), (1, 1, 0)).valid or [])
     datasets = corpus.build(corpus.config(), (1, 10**6, 0))

@@ -143,3 +143,11 @@ def test_real_text(tokenizer_folder: Folder, shared_data: Path) -> None:
         ids = tokenizer.encode_batch(texts)
         assert ids == tokenizer.reference_batch(texts)
         assert [tokenizer.decode(document) for document in ids] == texts
+
+
+@RELAXED
+@given(TEXT)
+def test_tokens_spell_as_many_bytes_as_the_text_has(tokenizer: Tokenizer, text: str) -> None:
+    spelt = tokenizer.token_bytes()
+    assert spelt[tokenizer.encode(text)].sum() == len(text.encode("utf-8"))
+    assert spelt[tokenizer.eod] == 0 and len(spelt) == tokenizer.vocab_size

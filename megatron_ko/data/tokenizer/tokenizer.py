@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import tokenizers
 
+from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.data.tokenizer.sentencepiece_fast import SentencePieceEncoder
 from megatron_ko.errors import TokenizerError
 
@@ -124,6 +125,18 @@ class Tokenizer:
         """Every piece and special token with its id."""
         pieces: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
         return pieces
+
+    def token_bytes(self) -> np.ndarray:
+        """[vocab_size] UTF-8 bytes of text that each token spells; 0 for special tokens and ids without a token.
+
+        A space that a tokenizer puts before a document by itself counts, as it does in what a model predicts.
+        """
+        spelling = Spelling(json.loads(self._plain.to_str()))
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for piece, number in self.vocabulary().items():
+            if piece not in self.special_tokens:
+                lengths[number] = len(spelling.bytes_of(piece))
+        return lengths
 
     def pieces_of_word(self, word: str) -> list[int]:
         """Ids of a word as the model of `tokenizers` spells it, neither normalised nor cut."""

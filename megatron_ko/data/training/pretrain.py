@@ -20,7 +20,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.training.origins import Samples, source_names
-from megatron_ko.data.training.sources import SPLITS, Shard, bytes_per_token, cache_key, check_sources, check_split
+from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 from megatron_ko.storage.files import explained
@@ -37,14 +37,12 @@ class Datasets:
     Attributes:
         train: as long as was asked for, or longer; epochs follow each other.
         valid, test: None when nothing was asked for; never longer than one pass over their part.
-        bytes_per_token: of the corpus (not of the validation part alone), for bits per byte.
         corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
     """
 
     train: Samples
     valid: Samples | None
     test: Samples | None
-    bytes_per_token: float
     corpus: list[dict[str, Any]]
 
 
@@ -138,7 +136,7 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
         }
         for shard in shards
     ]
-    return Datasets(train, valid, test, bytes_per_token(shards), corpus)
+    return Datasets(train, valid, test, corpus)
 
 
 def _build(

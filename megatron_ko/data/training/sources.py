@@ -90,14 +90,6 @@ def check_split(data: DataConfig, shards: Sequence[Shard], split: int) -> int:
     return min(int(shard.samples[split] / shard.weight) for shard in shards)
 
 
-def bytes_per_token(shards: Sequence[Shard]) -> float:
-    """UTF-8 bytes of text per token, averaged over the whole sources in the proportions of the mixture.
-
-    The validation part is not measured apart: the figure is that of the corpus that it was cut from.
-    """
-    return sum(shard.weight * shard.manifest.bytes / shard.manifest.tokens for shard in shards)
-
-
 def cache_key(data: DataConfig, shards: Sequence[Shard], sizes: Sequence[int | None], seed: int) -> str:
     """Names sample indices by everything that decides them, the content of the data included."""
     described = {
