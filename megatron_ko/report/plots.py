@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from megatron_ko.metrics.schema import VALID
 from megatron_ko.report.axis import fit_axis
 from megatron_ko.report.chart import Chart, Marks, Series
 from megatron_ko.report.experts import expert_charts
 from megatron_ko.report.reduce import keep_extremes, smooth
-from megatron_ko.report.store import VALID_LOSS_OF, Column, RunRecord, read_run
+from megatron_ko.report.store import Column, RunRecord, read_run
 
 _GIB = 2.0**30
 _BLUE, _ORANGE, _INK, _GREY = "#2b63d9", "#cf6a12", "#292524", "#e7e5e4"
@@ -114,7 +115,7 @@ def _source_charts(run: RunRecord) -> list[Chart]:
                 Series(name="all sources", x=step, y=run.valid["valid_loss"], style="second"),
             ],
         )
-        for number, (name, values) in enumerate(run.valid.by_source(VALID_LOSS_OF).items(), 1)
+        for number, (name, values) in enumerate(run.valid.by_source(VALID.by_source).items(), 1)
         if np.isfinite(values).any()
     ]
 

@@ -13,16 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from megatron_ko.errors import DataError
+from megatron_ko.metrics.schema import SUPERSEDED, TRAIN, VALID
 
 Column = NDArray[np.float64]
-
-TRAIN_COLUMNS = (
-    "step", "loss", "grad_norm", "lr", "tokens", "samples", "step_time_s", "tokens_per_s",
-    "skipped", "memory_peak", "memory_reserved", "tflops", "mfu", "time",
-    "expert_imbalance", "expert_imbalance_worst", "expert_dropped", "router_entropy",
-)  # fmt: skip
-VALID_COLUMNS = ("step", "tokens", "valid_loss", "perplexity", "bits_per_byte", "eval_time_s")
-TOKENS_OF, VALID_LOSS_OF = "tokens/", "valid_loss/"  # and the name of a source, where a run reads several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +106,11 @@ def read_run(directory: Path) -> RunRecord:
     Raises:
         DataError: it holds no metrics, or a file of it cannot be read.
     """
-    metrics = directory / "metrics" / "train.jsonl"
+    metrics = directory / "metrics" / TRAIN.file
     remedy = "give the run directory of `megatron-ko train` (run.dir)"
     if not metrics.is_file():
         raise DataError("no metrics in the run directory", got=directory, expected=metrics, remedy=remedy)
-    train = read_table(metrics, TRAIN_COLUMNS, TOKENS_OF)
+    train = read_table(metrics, TRAIN.columns(), TRAIN.by_source)
     if not len(train):
         raise DataError("the metrics hold no step yet", got=metrics, remedy="wait for the first step, then try again")
     last = train["step"][-1]
@@ -125,8 +118,8 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(
         directory=directory,
         train=train,
-        valid=_until(read_table(directory / "metrics" / "valid.jsonl", VALID_COLUMNS, VALID_LOSS_OF), last),
-        recomputed=train.superseded + _moved_steps(metrics.with_name("superseded.jsonl")),
+        valid=_until(read_table(directory / "metrics" / VALID.file, VALID.columns(), VALID.by_source), last),
+        recomputed=train.superseded + _moved_steps(metrics.with_name(SUPERSEDED)),
         config_text=config_text,
         config=_parse_yaml(config_text, directory / "config.resolved.yaml"),
         lineage=_parse_json(directory / "lineage.json"),

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ko.report.store import TOKENS_OF, VALID_LOSS_OF, Column, RunRecord
+from megatron_ko.metrics.schema import TRAIN, VALID
+from megatron_ko.report.store import Column, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,8 @@ def summarise(run: RunRecord) -> Summary:
 
 
 def _sources(run: RunRecord) -> dict[str, dict[str, float | None]]:
-    tokens = {name: int(_last(values) or 0) for name, values in run.train.by_source(TOKENS_OF).items()}
-    losses = {name: _last(values) for name, values in run.valid.by_source(VALID_LOSS_OF).items()}
+    tokens = {name: int(_last(values) or 0) for name, values in run.train.by_source(TRAIN.by_source).items()}
+    losses = {name: _last(values) for name, values in run.valid.by_source(VALID.by_source).items()}
     return {name: {"tokens": tokens.get(name), "valid_loss": losses.get(name)} for name in {**tokens, **losses}}
 
 

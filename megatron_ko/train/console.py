@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from megatron_ko.metrics.schema import VALID
 from megatron_ko.train.state import Record
 
 _QUIET_S = 5.0  # seconds between plain lines: a log of a long run stays readable
@@ -176,7 +177,9 @@ def clock(seconds: float) -> str:
 
 
 def _by_source(record: Record) -> str:
-    losses = {name.partition("/")[2]: loss for name, loss in record.items() if name.startswith("valid_loss/")}
+    losses = {
+        name.removeprefix(VALID.by_source): loss for name, loss in record.items() if name.startswith(VALID.by_source)
+    }
     told = (f"{name} {'-' if loss is None else f'{_number(loss):.4f}'}" for name, loss in losses.items())
     return f" ({', '.join(told)})" if losses else ""
 

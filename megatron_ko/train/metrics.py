@@ -9,12 +9,12 @@ from pathlib import Path
 
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
+from megatron_ko.metrics.schema import EXPERTS, SUPERSEDED, TRAIN, VALID, Schema
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.train.routing import routing_means, routing_record
 from megatron_ko.train.sinks import JsonLines, Sink
 from megatron_ko.train.state import Evaluation, Record, StepResult, TrainState
 
-TRAIN, VALID, EXPERTS, SUPERSEDED = "train.jsonl", "valid.jsonl", "experts.jsonl", "superseded.jsonl"
 _log = get_logger(__name__)
 
 
@@ -46,8 +46,8 @@ class MetricStore:
     """
 
     def __init__(self, directory: Path | None, sinks: Sequence[Sink], rates: Rates, routing_interval: int = 0) -> None:
-        self._train = JsonLines(directory / TRAIN) if directory else None
-        self._valid = JsonLines(directory / VALID) if directory else None
+        self._train = JsonLines(directory / TRAIN.file) if directory else None
+        self._valid = JsonLines(directory / VALID.file) if directory else None
         self._experts = JsonLines(directory / EXPERTS) if directory and routing_interval else None
         self._sinks, self._rates, self._routing_interval = list(sinks), rates, routing_interval
 
@@ -77,9 +77,10 @@ class MetricStore:
             "time": time.time(),
             **result.metrics,
             **routing_means(result.routing),
-            **_by_source("tokens", state.source_tokens),
+            **_by_source(TRAIN, state.source_tokens),
             **({"attention": attention} if attention else {}),
         }
+        TRAIN.check(record)
         self._write(self._train, record)
         if self._experts is not None and state.step % self._routing_interval == 0:
             self._write(self._experts, routing_record(state.step, result.routing))
@@ -101,15 +102,16 @@ class MetricStore:
             "valid_tokens": evaluation.tokens,
             "eval_time_s": evaluation.seconds,
             "time": time.time(),
-            **_by_source("valid_loss", evaluation.by_source),
+            **_by_source(VALID, evaluation.by_source),
         }
+        VALID.check(record)
         self._write(self._valid, record)
         for sink in self._sinks:
             sink.write_eval(record)
 
     def positions(self) -> dict[str, int]:
         """Byte lengths of the metric files, for a checkpoint; empty on ranks that do not write."""
-        files = {TRAIN: self._train, VALID: self._valid, EXPERTS: self._experts}
+        files = {TRAIN.file: self._train, VALID.file: self._valid, EXPERTS: self._experts}
         return {name: lines.position for name, lines in files.items() if lines is not None}
 
     def close(self) -> None:
@@ -129,9 +131,9 @@ class MetricStore:
             raise KoError("a metric record could not be written", got=error, remedy=remedy) from error
 
 
-def _by_source(quantity: str, values: Mapping[str, float | int | None]) -> Record:
-    """``QUANTITY/SOURCE`` for each of several sources; of one alone it would be what the record tells already."""
-    return {f"{quantity}/{name}": value for name, value in values.items()} if len(values) > 1 else {}
+def _by_source(schema: Schema, values: Mapping[str, float | int | None]) -> Record:
+    """A key for each of several sources; of one alone it would be what the record tells already."""
+    return {f"{schema.by_source}{name}": value for name, value in values.items()} if len(values) > 1 else {}
 
 
 def rewind(directory: Path, positions: dict[str, int]) -> int:
@@ -143,7 +145,7 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
         The number of lines cut off.
     """
     cut = 0
-    for name in (TRAIN, VALID, EXPERTS):
+    for name in (TRAIN.file, VALID.file, EXPERTS):
         path, position = directory / name, positions.get(name, 0)
         size = path.stat().st_size if path.is_file() else 0
         if size < position:

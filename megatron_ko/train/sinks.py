@@ -8,9 +8,8 @@ import orjson
 from torch.utils.tensorboard import SummaryWriter
 
 from megatron_ko.errors import ConfigError, naming
+from megatron_ko.metrics.schema import TRAIN, VALID, Schema
 from megatron_ko.train.state import Record
-
-_NOT_PLOTTED = {"step", "time", "loss_hex", "valid_loss_hex"}
 
 
 class Sink(Protocol):
@@ -67,18 +66,17 @@ class TensorBoardSink:
 
     def write_step(self, record: Record) -> None:
         """Plot every number of a training step under ``train/``."""
-        self._write("train", record)
+        self._write("train", TRAIN, record)
 
     def write_eval(self, record: Record) -> None:
         """Plot every number of a validation under ``valid/``."""
-        self._write("valid", record)
+        self._write("valid", VALID, record)
 
-    def _write(self, folder: str, record: Record) -> None:
+    def _write(self, folder: str, schema: Schema, record: Record) -> None:
         step = int(record["step"] or 0)
         with naming(self._directory):
-            for name, value in record.items():
-                if name not in _NOT_PLOTTED and isinstance(value, int | float):
-                    self._writer.add_scalar(f"{folder}/{name}", value, step)
+            for name, value in schema.curves(record):
+                self._writer.add_scalar(f"{folder}/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close the event file."""

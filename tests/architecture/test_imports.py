@@ -27,9 +27,10 @@ ALLOWED = {
     "objectives": {"errors", "log", "config", "parallel", "data"},
     "convert": {"errors", "log", "config", "storage", "artifacts", "plan", "parallel", "data", "models"},
     "eval": {"errors", "log", "config", "artifacts", "data", "models", "parallel"},
-    "report": {"errors", "log", "config"},
+    "metrics": {"errors"},
+    "report": {"errors", "log", "config", "metrics"},
     "train": {
-        *("__init__", "errors", "log", "config", "storage", "artifacts", "plan"),
+        *("__init__", "errors", "log", "config", "storage", "artifacts", "metrics", "plan"),
         *("parallel", "data", "models", "objectives", "eval"),
     },
     "cli": {

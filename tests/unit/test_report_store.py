@@ -11,9 +11,10 @@ from hypothesis.extra.numpy import arrays
 from synthetic_run import valid_row, write_lines, write_run
 
 from megatron_ko.errors import DataError
+from megatron_ko.metrics.schema import TRAIN
 from megatron_ko.report.axis import fit_axis, round_step, short
 from megatron_ko.report.reduce import keep_extremes, smooth
-from megatron_ko.report.store import TRAIN_COLUMNS, read_run, read_table
+from megatron_ko.report.store import read_run, read_table
 from megatron_ko.report.summary import summarise
 
 
@@ -47,7 +48,7 @@ def test_figures_are_those_of_the_store(tmp_path: Path) -> None:
 def test_replayed_steps_count_once_and_the_later_ones_win(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     write_lines(path, [row(s, s) for s in range(1, 28)] + [row(s, 100 + s) for s in range(21, 25)])
-    table = read_table(path, TRAIN_COLUMNS)
+    table = read_table(path, TRAIN.columns())
     assert table["step"].tolist() == list(range(1, 25))
     assert table["loss"].tolist() == [*range(1, 21), 121, 122, 123, 124]
     assert table.superseded == 7
@@ -65,7 +66,7 @@ def test_steps_that_training_moved_aside_are_counted(tmp_path: Path) -> None:
 def test_a_torn_line_is_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n[3]\n{"step": "x"}\n{"step": 4, "lo')
-    table = read_table(path, TRAIN_COLUMNS)
+    table = read_table(path, TRAIN.columns())
     assert (len(table), table.unreadable) == (2, 3)
     assert math.isnan(table["loss"][1])
 

@@ -1,0 +1,111 @@
+"""Every quantity of a run's metric files: written by the trainer, read by console, trackers and report."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+# "number": a curve; "text": a note, or an exact spelling; "mark": where the record stands.
+Kind = Literal["number", "text", "mark"]
+Where = Literal["always", "experts", "gpu"]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One key of a record.
+
+    Attributes:
+        name: the key.
+        meaning: in a few words, with its unit.
+        kind: a number with a curve, a text, or a mark of place and time.
+        where: which runs have it: all, those with experts, those with a choice of attention kernels.
+    """
+
+    name: str
+    meaning: str
+    kind: Kind = "number"
+    where: Where = "always"
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The records of one metric file.
+
+    Attributes:
+        file: its name in ``metrics/``.
+        quantities: keys of a record.
+        by_source: beginning of the keys that runs with several sources have for each of them.
+    """
+
+    file: str
+    quantities: tuple[Quantity, ...]
+    by_source: str
+
+    def names(self, where: Iterable[Where] = ("always", "experts", "gpu")) -> tuple[str, ...]:
+        """Keys of the records of runs that are so."""
+        return tuple(quantity.name for quantity in self.quantities if quantity.where in where)
+
+    def columns(self) -> tuple[str, ...]:
+        """Keys whose values are numbers, marks included."""
+        return tuple(quantity.name for quantity in self.quantities if quantity.kind != "text")
+
+    def curves(self, record: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+        """What trackers plot of a record: its numbers, without marks of place and time."""
+        left_out = {quantity.name for quantity in self.quantities if quantity.kind != "number"}
+        for name, value in record.items():
+            if name not in left_out and isinstance(value, int | float):
+                yield name, value
+
+    def check(self, record: Iterable[str]) -> None:
+        """See that a record has no key that is not declared here."""
+        known = set(self.names())
+        strange = [name for name in record if name not in known and not name.startswith(self.by_source)]
+        assert not strange, f"not in metrics/schema.py: {strange}"
+
+
+TRAIN = Schema(
+    "train.jsonl",
+    (
+        Quantity("step", "steps done, skipped ones included", "mark"),
+        Quantity("loss", "mean over all counted tokens of the global batch, nats per token; null when not finite"),
+        Quantity("loss_hex", "the same number to the last bit (float.hex)", "text"),
+        Quantity("grad_norm", "global norm before clipping; null when fp16 gradients overflowed"),
+        Quantity("lr", "learning rate of this step"),
+        Quantity("tokens", "tokens that the loss counted since the first step, over all ranks"),
+        Quantity("samples", "sequences consumed since the first step, over all ranks"),
+        Quantity("step_time_s", "seconds from asking for the batch to the finished update"),
+        Quantity("tokens_per_s", "tokens of the global batch divided by that"),
+        Quantity("loss_scale", "fp16 only: scale of the gradients of this step; else 1"),
+        Quantity("skipped", "whether the update was left out because loss or gradients were not finite"),
+        Quantity("memory_peak", "bytes on rank 0: highest use since the start"),
+        Quantity("memory_reserved", "bytes on rank 0 that the allocator holds"),
+        Quantity("tflops", "model TFLOP/s a rank"),
+        Quantity("mfu", "that divided by the dense peak of the device; null where the peak is not known"),
+        Quantity("time", "seconds since the epoch", "mark"),
+        Quantity("attention", "kernels that attention ran on", "text", "gpu"),
+        Quantity("expert_imbalance", "load of the busiest expert in even shares, mean of layers", where="experts"),
+        Quantity("expert_imbalance_worst", "the same of the worst layer", where="experts"),
+        Quantity("expert_load_least", "load of the least busy expert in even shares", where="experts"),
+        Quantity("expert_dropped", "share of the choices that were dropped", where="experts"),
+        Quantity("router_entropy", "mean of the layers", where="experts"),
+        Quantity("router_aux_loss", "balancing loss before its weight, mean of the layers", where="experts"),
+        Quantity("router_z_loss", "z-loss before its weight, mean of the layers", where="experts"),
+    ),
+    by_source="tokens/",
+)
+VALID = Schema(
+    "valid.jsonl",
+    (
+        Quantity("step", "steps done", "mark"),
+        Quantity("tokens", "tokens that the loss counted since the first step"),
+        Quantity("valid_loss", "mean over all counted tokens, nats per token"),
+        Quantity("valid_loss_hex", "the same number to the last bit", "text"),
+        Quantity("perplexity", "its exponential"),
+        Quantity("bits_per_byte", "all bits over all bytes of text that the counted tokens spell"),
+        Quantity("samples", "sequences"),
+        Quantity("valid_tokens", "counted tokens"),
+        Quantity("eval_time_s", "seconds"),
+        Quantity("time", "seconds since the epoch", "mark"),
+    ),
+    by_source="valid_loss/",
+)
+EXPERTS, SUPERSEDED = "experts.jsonl", "superseded.jsonl"
