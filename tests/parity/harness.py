@@ -23,7 +23,7 @@ from megatron_ko.train.engine import build_engine
 from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.step import train_step
 
-SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 20
+SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 6
 DOCUMENT_START = 3
 
 
