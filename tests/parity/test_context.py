@@ -1,4 +1,4 @@
-"""Ranks that share sequences train like one rank: first gradients by parameter, losses of ten steps."""
+"""Ranks that share sequences train like one rank: first gradients by parameter, losses of six steps."""
 
 import inspect
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from megatron_ko.models import attention_kernels
 from megatron_ko.models.context_parallel import gather_in_order, positions_of
 from megatron_ko.parallel.groups import destroy, initialise
 
-STEPS = 10
+STEPS = 6
 DOCUMENTS = {"document_mask": True}
 MOE = {"hidden_size": 32, "ffn_hidden_size": 48, "moe": {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02}}
 # Name -> (model, data).

@@ -68,7 +68,7 @@ def alone() -> dict[str, Outcome]:
         "hybrid": config_of({}, {}, fp8_format="hybrid"),
         "scales-down": config_of({}, {}, mxfp8={"emulate": True, "scale_rounding": "down"}),
     }
-    return train_together(configs, 1, 3)
+    return train_together(configs, 1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def spread() -> dict[str, Outcome]:
     configs = {
         f"{name}-{seed}": config_of(model, axes, seed) for name, (model, axes, _) in LAYOUTS.items() for seed in SEEDS
     }
-    return train_together(configs, 2, 3)
+    return train_together(configs, 2, 2)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -25,7 +25,7 @@ AGAIN = (
 
 def outcome(name: str, training: dict[str, Any], model: dict[str, float]) -> Outcome:
     world_size, parallel = LAYOUTS[name]
-    return train_under(tiny_config(parallel, model=model, training=training), world_size, steps=3)
+    return train_under(tiny_config(parallel, model=model, training=training), world_size, steps=2)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
