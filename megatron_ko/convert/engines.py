@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families.keural import TEMPLATES
-from megatron_ko.models.inference import inference_config, load_for_inference
+from megatron_ko.models.inference import blueprint_of, load_for_inference
 from megatron_ko.parallel.platform import get_platform
 
 
@@ -39,9 +39,7 @@ def compute_in_fp32(network: torch.nn.Module) -> None:
 
 def native_engine(model: ModelConfig, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
     """The native model with its weights rounded to the type of the folder that it is compared with."""
-    network = load_for_inference(inference_config(model, dtype), weights)
-    for parameter in network.parameters():  # norms are kept in fp32 by training
-        parameter.data = parameter.data.to(dtype)
+    network = load_for_inference(blueprint_of(model, dtype), weights)
     compute_in_fp32(network)
     return network
 

@@ -92,7 +92,7 @@ def continue_tokens(
     Raises:
         DataError: a prompt fills the model's context.
     """
-    context = loaded.config.model.max_position_embeddings
+    context = loaded.network.max_position_embeddings
     longest, shortest = max(map(len, prompts)), min(map(len, prompts))
     if longest >= context:
         raise DataError("a prompt fills the model's context", got=f"{longest} tokens", expected=f"fewer than {context}")
@@ -114,7 +114,7 @@ def _last_logits(loaded: Loaded, tokens: Tensor, cache: StaticInferenceContext) 
     with torch.inference_mode():
         logits = loaded.model(tokens, positions, None, inference_context=cache, runtime_gather_output=True)  # [b, 1, v]
     cache.sequence_len_offset += length
-    return logits[:, -1, : loaded.config.model.vocab_size]
+    return logits[:, -1, : loaded.network.vocab_size].float()
 
 
 class _Text:

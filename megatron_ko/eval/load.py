@@ -7,16 +7,13 @@ import torch
 
 from megatron_ko.artifacts.checkpoints import newest_valid
 from megatron_ko.artifacts.native import MODEL_FILE, find_pretrained
-from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.config import ModelConfig, RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
-from megatron_ko.models.build import build_model
-from megatron_ko.models.inference import inference_config, load_for_inference
-from megatron_ko.models.weights import load_weights
+from megatron_ko.models.blueprint import Blueprint
+from megatron_ko.models.inference import blueprint_of, load_for_inference
 from megatron_ko.parallel.platform import get_platform
-from megatron_ko.parallel.seed import seed_everything
-from megatron_ko.parallel.single import single_world
 
 
 @dataclass(frozen=True)
@@ -26,14 +23,14 @@ class Loaded:
     Attributes:
         model: [b, s] token ids -> logits; in evaluation mode.
         tokenizer: the run's.
-        config: the run's, with the layout of one rank.
+        network: what the model is.
         step: training step of the weights.
         device: where the model is.
     """
 
     model: torch.nn.Module
     tokenizer: Tokenizer
-    config: RunConfig
+    network: ModelConfig
     step: int
     device: torch.device
 
@@ -53,7 +50,7 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     if (run_dir / MODEL_FILE).is_file():
         return _load_native(run_dir, step, tokenizer_dir)
     directory, manifest = newest_valid(run_dir / "checkpoints", step)
-    config = single_rank(build(RunConfig, manifest.config, origin=str(directory)))
+    config = build(RunConfig, manifest.config, origin=str(directory))
     if tokenizer_dir is None and not config.data.tokenizer.is_dir():
         raise TokenizerError(
             "the tokenizer of the run is not where it was in training",
@@ -62,11 +59,7 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
         )
     tokenizer = load_tokenizer(tokenizer_dir or config.data.tokenizer)
     _check_tokenizer(tokenizer, manifest.tokenizer, tokenizer_dir or config.data.tokenizer)
-    groups = single_world()
-    seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
-    load_weights(chunks, directory / "model")
-    return Loaded(chunks[0].eval(), tokenizer, config, manifest.step, get_platform().device)
+    return _load(Blueprint.of(config).for_inference, directory / "model", tokenizer, manifest.step)
 
 
 def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> Loaded:
@@ -79,20 +72,12 @@ def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> 
     tokenizer = load_tokenizer(place)
     if found.tokenizer is not None:
         _check_tokenizer(tokenizer, load_tokenizer(found.tokenizer).fingerprint, place)
-    config = inference_config(found.model)
-    return Loaded(load_for_inference(config, found.weights), tokenizer, config, found.step, get_platform().device)
+    return _load(blueprint_of(found.model), found.weights, tokenizer, found.step)
 
 
-def single_rank(config: RunConfig) -> RunConfig:
-    """The same model on one rank, without a recipe or a capacity of experts.
-
-    Transformer Engine's layers become portable ones without CUDA.
-    """
-    backend = "portable" if config.precision.layer_backend == "portable" else "auto"
-    precision = config.precision.model_copy(update={"backend": backend, "recipe": "none", "fp8_weights": False})
-    return config.model_copy(
-        update={"model": config.model.dropless, "parallel": ParallelConfig(), "precision": precision}
-    )
+def _load(blueprint: Blueprint, weights: Path, tokenizer: Tokenizer, step: int) -> Loaded:
+    model = load_for_inference(blueprint, weights)
+    return Loaded(model, tokenizer, blueprint.model, step, get_platform().device)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, fingerprint: str, folder: Path) -> None:

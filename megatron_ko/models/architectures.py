@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer import TransformerConfig
 
-from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.config import ParallelConfig
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.context_parallel import check_exchange
 from megatron_ko.models.memory import memory_settings
 from megatron_ko.models.moe import moe_settings
@@ -19,7 +20,7 @@ from megatron_ko.parallel.platform import get_platform
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def transformer_config(config: RunConfig) -> TransformerConfig:
+def transformer_config(blueprint: Blueprint) -> TransformerConfig:
     """The TransformerConfig of a decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
 
     Windows are not in it: megatron-core's pattern knows one width only (``models/windows.py``).
@@ -27,9 +28,9 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed, or a layout for what the layers cannot do.
     """
-    model, dtype = config.model, config.precision.dtype
-    fused = uses_transformer_engine(config.precision.layer_backend)
-    check_exchange(config, fused)
+    model, dtype = blueprint.model, blueprint.precision.dtype
+    fused = uses_transformer_engine(blueprint.precision.layer_backend)
+    check_exchange(blueprint, fused)
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -63,11 +64,11 @@ def transformer_config(config: RunConfig) -> TransformerConfig:
         apply_rope_fusion=fused,
         masked_softmax_fusion=False,
         gradient_accumulation_fusion=has_fused_weight_gradient(),
-        **_parallel(config.parallel),
-        **moe_settings(config),
-        **precision_settings(config),
-        **memory_settings(config),
-        **overlap_settings(config),
+        **_parallel(blueprint.parallel),
+        **moe_settings(blueprint),
+        **precision_settings(blueprint),
+        **memory_settings(blueprint),
+        **overlap_settings(blueprint),
     )
 
 

@@ -4,8 +4,9 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.module import Float16Module
 
-from megatron_ko.config import RunConfig
+from megatron_ko.config import TrainingConfig
 from megatron_ko.models.architectures import transformer_config
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.decoder import Decoder
 from megatron_ko.models.fp8_weights import initial_values
 from megatron_ko.models.initialise import initialise_weights
@@ -20,45 +21,45 @@ _LOGITS_SHARE = 1 / 16
 _HOST_LOGITS = 256 << 20
 
 
-def build_model(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
+def build_model(blueprint: Blueprint, groups: Groups, seed: int) -> list[torch.nn.Module]:
     """Build this rank's model chunks, one per virtual pipeline stage, on its device and in the configured precision.
 
     A chunk is called as ``chunk(tokens, position_ids, attention_mask, labels=labels)`` with [b, s] tensors. On the last
     pipeline stage it gives losses [b, s] (or logits [b, s, v] without labels; v is this rank's part of the padded
-    vocabulary), on the others hidden states [s, b, h]. The weights depend on ``run.seed`` only, not on the layout.
+    vocabulary), on the others hidden states [s, b, h]. The weights depend on ``seed`` only, not on the layout.
 
     Random states must have been seeded (``parallel.seed.seed_everything``).
 
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed.
     """
-    chunks = [chunk.to(get_platform().device) for chunk in build_structure(config, groups)]
+    chunks = [chunk.to(get_platform().device) for chunk in build_structure(blueprint, groups)]
     with initial_values(chunks):
-        initialise_weights(chunks, config.model, config.run.seed)
-    if config.precision.dtype != "fp32":
+        initialise_weights(chunks, blueprint.model, seed)
+    if blueprint.precision.dtype != "fp32":
         chunks = [Float16Module(chunk.config, chunk) for chunk in chunks]
     return chunks
 
 
-def build_structure(config: RunConfig, groups: Groups) -> list[torch.nn.Module]:
+def build_structure(blueprint: Blueprint, groups: Groups) -> list[torch.nn.Module]:
     """This rank's model chunks as ``build_model`` makes them, with weights as they were allocated.
 
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed.
     """
-    settings = transformer_config(config)
-    return [_build_chunk(config, settings, groups, index) for index in range(groups.vp_size)]
+    settings = transformer_config(blueprint)
+    return [_build_chunk(blueprint, settings, groups, index) for index in range(groups.vp_size)]
 
 
-def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups, index: int) -> torch.nn.Module:
-    model = config.model
+def _build_chunk(blueprint: Blueprint, settings: TransformerConfig, groups: Groups, index: int) -> torch.nn.Module:
+    model, precision = blueprint.model, blueprint.precision
     vp_stage = index if groups.vp_size > 1 else None
-    layers = decoder_spec(settings, config.precision, vp_stage, model.windows)
-    emulate_mxfp8(layers, config.precision, settings, vp_stage)
+    layers = decoder_spec(settings, precision, vp_stage, model.windows)
+    emulate_mxfp8(layers, precision, settings, vp_stage)
     chunk: torch.nn.Module = Decoder(
         token_ids=model.vocab_size,
-        logits_limit=_logits_limit(config.training.logits_mib),
-        fused_loss=config.precision.dtype != "fp16" and uses_transformer_engine(config.precision.layer_backend),
+        logits_limit=_logits_limit(blueprint.training),
+        fused_loss=precision.dtype != "fp16" and uses_transformer_engine(precision.layer_backend),
         config=settings,
         transformer_layer_spec=layers,
         vocab_size=model.padded_vocab_size(groups.tp_size),
@@ -77,9 +78,9 @@ def _build_chunk(config: RunConfig, settings: TransformerConfig, groups: Groups,
     return chunk
 
 
-def _logits_limit(mib: int | None) -> int:
+def _logits_limit(training: TrainingConfig | None) -> int:
     """Bytes for fp32 logits. By default a share of a GPU's memory, the same in every run on it: pieces change bits."""
-    if mib is not None:
-        return mib << 20
+    if training is not None and training.logits_mib is not None:
+        return training.logits_mib << 20
     total = get_platform().total_memory
     return _HOST_LOGITS if total is None else int(total * _LOGITS_SHARE)

@@ -12,18 +12,18 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor
 
-from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 
 
-def check_exchange(config: RunConfig, transformer_engine: bool) -> None:
+def check_exchange(blueprint: Blueprint, transformer_engine: bool) -> None:
     """Refuse what the layers of this machine, which ``precision.backend: auto`` leaves open, cannot do.
 
     Raises:
         ConfigError: keys and values are exchanged in a way that the layers do not have, or documents are to be kept
             apart by Transformer Engine, which would need them padded.
     """
-    parallel = config.parallel
+    parallel = blueprint.parallel
     if parallel.context == 1:
         return
     if not transformer_engine and parallel.context_exchange != "all_gather":
@@ -33,7 +33,7 @@ def check_exchange(config: RunConfig, transformer_engine: bool) -> None:
             expected="all_gather",
             remedy="parallel.context_exchange=all_gather, or Transformer Engine on CUDA",
         )
-    if transformer_engine and config.data.document_mask:
+    if transformer_engine and blueprint.document_mask:
         raise ConfigError(
             "Transformer Engine cannot keep documents apart in sequences that ranks share",
             got=f"data.document_mask=true, parallel.context={parallel.context}",

@@ -2,18 +2,22 @@
 
 from typing import Any
 
-from megatron_ko.config import RunConfig, TrainingConfig
+from megatron_ko.config import TrainingConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.specs import uses_transformer_engine
 
 
-def memory_settings(config: RunConfig) -> dict[str, Any]:
+def memory_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The fields of TransformerConfig that trade time for memory.
 
     Raises:
         ConfigError: activations are to be offloaded, which only Transformer Engine does.
     """
-    return {**_recompute(config.training), **_offload(config)}
+    if blueprint.training is None:
+        return {}
+    layers = blueprint.training.offload_layers
+    return {**_recompute(blueprint.training), **_offload(layers, blueprint.precision.layer_backend)}
 
 
 def _recompute(training: TrainingConfig) -> dict[str, Any]:
@@ -30,11 +34,10 @@ def _recompute(training: TrainingConfig) -> dict[str, Any]:
     }
 
 
-def _offload(config: RunConfig) -> dict[str, Any]:
-    layers = config.training.offload_layers
+def _offload(layers: int, backend: str) -> dict[str, Any]:
     if layers == 0:
         return {}
-    if not uses_transformer_engine(config.precision.layer_backend):
+    if not uses_transformer_engine(backend):
         raise ConfigError(
             "portable layers do not offload activations",
             got=f"training.offload_layers {layers}",

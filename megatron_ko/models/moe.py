@@ -8,8 +8,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 
-from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.experts import GroupedExperts
 from megatron_ko.models.router import Router
 from megatron_ko.parallel.platform import get_platform
@@ -18,21 +18,21 @@ _BALANCING = {"none": "none", "batch": "aux_loss", "sequence": "seq_aux_loss", "
 MlpSpec: TypeAlias = ModuleSpec | partial[Any]  # of megatron-core 0.16, of 0.19
 
 
-def moe_settings(config: RunConfig) -> dict[str, Any]:
+def moe_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The fields of TransformerConfig that describe experts, router and dispatcher; none for a dense model.
 
     Raises:
         ConfigError: ``parallel.dispatcher`` asks for what is not installed.
     """
-    moe = config.model.moe
+    moe = blueprint.model.moe
     if moe is None:
         return {}
-    _check_dispatcher(config.parallel.dispatcher)
+    _check_dispatcher(blueprint.parallel.dispatcher)
     balanced = moe.aux_loss != "none" and moe.aux_loss_coeff > 0
-    quantised = config.precision.recipe == "mxfp8" and not config.precision.mxfp8.emulate
+    quantised = blueprint.precision.recipe == "mxfp8" and not blueprint.precision.mxfp8.emulate
     return {
         "num_moe_experts": moe.num_experts,
-        "moe_ffn_hidden_size": config.model.ffn_hidden_size,
+        "moe_ffn_hidden_size": blueprint.model.ffn_hidden_size,
         "moe_shared_expert_intermediate_size": moe.shared_ffn_hidden_size or None,
         "moe_grouped_gemm": True,
         "moe_router_topk": moe.top_k,
@@ -47,9 +47,9 @@ def moe_settings(config: RunConfig) -> dict[str, Any]:
         "moe_router_enable_expert_bias": moe.expert_bias,
         "moe_router_bias_update_rate": moe.expert_bias_update_rate,
         "moe_expert_capacity_factor": moe.capacity_factor,
-        "moe_token_dispatcher_type": config.parallel.dispatcher,
+        "moe_token_dispatcher_type": blueprint.parallel.dispatcher,
         # Every expert gets a multiple of the block size; tokens are gathered whole by the allgather dispatcher.
-        "moe_router_padding_for_quantization": quantised and config.parallel.dispatcher != "allgather",
+        "moe_router_padding_for_quantization": quantised and blueprint.parallel.dispatcher != "allgather",
     }
 
 

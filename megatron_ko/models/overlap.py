@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.specs import uses_transformer_engine
 
 
-def overlap_settings(config: RunConfig) -> dict[str, Any]:
+def overlap_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The fields of TransformerConfig; tensor-parallel layers find the buffers that this call allocates.
 
     Raises:
         ConfigError: layers are portable ones here, which send and compute in turns.
     """
-    parallel = config.parallel
+    parallel = blueprint.parallel
     wanted = {"overlap_tensor": parallel.overlap_tensor, "overlap_experts": parallel.overlap_experts}
-    if any(wanted.values()) and not uses_transformer_engine(config.precision.layer_backend):
+    if any(wanted.values()) and not uses_transformer_engine(blueprint.precision.layer_backend):
         names = [f"parallel.{name}" for name, on in wanted.items() if on]
         raise ConfigError(
             "portable layers do not overlap communication",
@@ -23,12 +23,12 @@ def overlap_settings(config: RunConfig) -> dict[str, Any]:
             expected="a CUDA device with Transformer Engine",
             remedy=" ".join(f"{name}=false" for name in names),
         )
-    if parallel.overlap_tensor:
+    if parallel.overlap_tensor and blueprint.training is not None:
         _allocate_buffers(
-            (config.training.micro_batch_size * config.data.sequence_length // parallel.context),
-            config.model.hidden_size,
+            (blueprint.training.micro_batch_size * blueprint.sequence_length // parallel.context),
+            blueprint.model.hidden_size,
             parallel.tensor,
-            config.precision.recipe != "none",
+            blueprint.precision.recipe != "none",
         )
     return {"tp_comm_overlap": parallel.overlap_tensor, "overlap_moe_expert_parallel_comm": parallel.overlap_experts}
 

@@ -4,8 +4,9 @@ import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ko.config import PrecisionConfig, RunConfig
+from megatron_ko.config import PrecisionConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.parallel.compat import INSTALL_ENGINE
 from megatron_ko.parallel.platform import get_platform
 
@@ -40,19 +41,19 @@ NEEDS = {
 }
 
 
-def precision_settings(config: RunConfig) -> dict[str, Any]:
+def precision_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The fields of TransformerConfig that choose the numbers of matrix products.
 
     Raises:
         ConfigError: this machine cannot run the recipe.
     """
-    refuse_impossible(config.precision)
-    return recipe_settings(config)
+    refuse_impossible(blueprint.precision)
+    return recipe_settings(blueprint)
 
 
-def recipe_settings(config: RunConfig) -> dict[str, Any]:
+def recipe_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The same, whatever the machine. Router and output layer are out of every recipe by megatron-core's defaults."""
-    precision = config.precision
+    precision = blueprint.precision
     if precision.recipe == "none" or precision.emulated:
         return {}
     name = NEEDS[precision.recipe].engine_name

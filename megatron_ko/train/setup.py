@@ -14,6 +14,7 @@ from megatron_ko.data.training.batch import Collator
 from megatron_ko.data.training.feed import ReadAhead, SampleFeed
 from megatron_ko.data.training.pretrain import Datasets, build_datasets
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.specs import uses_transformer_engine
 from megatron_ko.objectives import LanguageModelling
@@ -118,7 +119,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     newest = find_newest(config.run.dir / "checkpoints", groups)
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     if config.checkpoint.start_from and newest is None:
         load_start(config, chunks, tokenizer)
     engine = build_engine(config, chunks, groups, LanguageModelling())

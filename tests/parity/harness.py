@@ -13,6 +13,7 @@ from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.training.batch import Batch, Collator
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import LanguageModelling
@@ -157,7 +158,7 @@ def train_rank(config: RunConfig, steps: int) -> RankOutcome:
     """Inside a rank: build, train with the product's own step, and give this rank's part of the outcome."""
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     weights = pieces_of(chunks)
     engine = build_engine(config, chunks, groups, LanguageModelling())
     optim = config.optim

@@ -19,6 +19,7 @@ from patience import PATIENCE
 from torch import Tensor
 
 from megatron_ko.config import RunConfig
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.router import Router, routers_of
 from megatron_ko.parallel.groups import destroy, initialise
@@ -84,7 +85,7 @@ def reference_rank(names: list[str]) -> list[tuple[Pieces, list[tuple[float, flo
             config = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": 8})})
         groups = initialise(config.parallel, timeout_s=PATIENCE)
         seed_everything(config.run.seed, groups)
-        chunks = build_model(config, groups)
+        chunks = build_model(Blueprint.of(config), groups, config.run.seed)
         batches = micro_batches(config, groups, 0)
         total = sum(batch.loss_mask.sum() for batch in batches)
         routers = routers_of(chunks)

@@ -9,6 +9,7 @@ from megatron.core.inference.contexts import StaticInferenceContext
 from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
@@ -26,7 +27,7 @@ def both(config: RunConfig) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits [b, s, v] after the last token of each piece: through the cache, and of the whole text."""
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
-    (model,) = build_model(config, groups)
+    (model,) = build_model(Blueprint.of(config), groups, config.run.seed)
     model.eval()
     tokens = torch.randint(VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(3))
     places = torch.arange(LENGTH).expand_as(tokens)

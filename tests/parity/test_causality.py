@@ -13,6 +13,7 @@ from patience import PATIENCE
 from megatron_ko.config import RunConfig
 from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.models import attention_kernels
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.context_parallel import positions_of
 from megatron_ko.parallel.groups import Groups, destroy, initialise
@@ -77,7 +78,7 @@ def logits_rank(configs: list[RunConfig]) -> list[torch.Tensor]:
 def _logits(config: RunConfig) -> torch.Tensor:
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
-    (chunk,) = build_model(config, groups)
+    (chunk,) = build_model(Blueprint.of(config), groups, config.run.seed)
     start = DOCUMENT_START if config.data.document_mask else None
     collate = Collator(document_start=start, cp_rank=groups.cp_rank, cp_size=groups.cp_size)
     # One sequence a micro-batch, so that all are computed in the same shapes.

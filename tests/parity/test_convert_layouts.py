@@ -1,5 +1,6 @@
 """What transformers holds, at every layout: loaded, saved and exported again it is the same, and computes the same."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from megatron_ko.artifacts.native import Pretrained, find_pretrained
-from megatron_ko.config import ModelConfig, ParallelConfig, RunConfig
+from megatron_ko.config import ModelConfig, ParallelConfig
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.native import NativeReader
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
-from megatron_ko.models.inference import inference_config
+from megatron_ko.models.inference import blueprint_of
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
@@ -65,18 +67,18 @@ def export_all(sources: list[Pretrained]) -> None:
         export_hf(source, source.origin / "hf")
 
 
-def layout_of(model: ModelConfig, layout: dict[str, int]) -> RunConfig:
+def layout_of(model: ModelConfig, layout: dict[str, int]) -> Blueprint:
     parallel = ParallelConfig.model_validate({**layout, "sequence_parallel": layout.get("tensor", 1) > 1})
-    return inference_config(model).model_copy(update={"parallel": parallel})
+    return replace(blueprint_of(model), parallel=parallel)
 
 
-def through_ranks(configs: list[RunConfig], loads: list[Path], saves: list[Path]) -> list[torch.Tensor | None]:
+def through_ranks(configs: list[Blueprint], loads: list[Path], saves: list[Path]) -> list[torch.Tensor | None]:
     """Load, compute and save each model on these ranks; this rank's part of the logits where it has the last layer."""
     found = []
     for config, load, save in zip(configs, loads, saves, strict=True):
         groups = initialise(config.parallel, timeout_s=PATIENCE)
-        seed_everything(config.run.seed, groups)
-        (chunk,) = build_model(config, groups)
+        seed_everything(1, groups)
+        (chunk,) = build_model(config, groups, 1)
         load_weights([chunk], load)
         found.append(forward(chunk.eval(), config, groups))
         if groups.rank == 0:
@@ -88,7 +90,7 @@ def through_ranks(configs: list[RunConfig], loads: list[Path], saves: list[Path]
 
 
 @torch.no_grad()
-def forward(chunk: torch.nn.Module, config: RunConfig, groups: Groups) -> torch.Tensor | None:
+def forward(chunk: torch.nn.Module, config: Blueprint, groups: Groups) -> torch.Tensor | None:
     stages = groups.pg.pp
     if not groups.is_first_stage:
         split = groups.tp_size if config.parallel.sequence_parallel else 1

@@ -10,6 +10,7 @@ from megatron.core.transformer import TransformerConfig
 from patience import PATIENCE
 
 from megatron_ko.config import ParallelConfig, RunConfig
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.experts import GroupedExperts
 from megatron_ko.models.mxfp8 import E4M3
@@ -191,7 +192,7 @@ def emulated_layers(config: RunConfig) -> dict[int, set[str]]:
     seed_everything(1, groups)
     kinds = (ColumnParallelLinear, RowParallelLinear, GroupedExperts)
     found: dict[int, set[str]] = {}
-    for chunk in build_model(config, groups):
+    for chunk in build_model(Blueprint.of(config), groups, config.run.seed):
         inside = {id(module): layer.layer_number - 1 for layer in chunk.decoder.layers for module in layer.modules()}
         for module in chunk.modules():
             if isinstance(module, kinds):

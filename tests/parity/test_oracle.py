@@ -12,6 +12,7 @@ from oracle import Pieces, assemble, pieces_of, renamed, to_transformers
 from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.initialise import sharded_parts
 from megatron_ko.parallel.groups import destroy, initialise
@@ -79,7 +80,7 @@ def logits_rank(configs: list[RunConfig], batches: list[torch.Tensor]) -> list[l
 def _logits(config: RunConfig, batches: list[torch.Tensor]) -> list[tuple[torch.Tensor, Pieces]]:
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     found = []
     with torch.no_grad():
         vary_norms(chunks)
@@ -182,7 +183,7 @@ def cached_rank(configs: list[RunConfig]) -> list[tuple[torch.Tensor, torch.Tens
     for config in configs:
         groups = initialise(config.parallel, timeout_s=PATIENCE)
         seed_everything(config.run.seed, groups)
-        (model,) = build_model(config, groups)
+        (model,) = build_model(Blueprint.of(config), groups, config.run.seed)
         model.eval()
         with torch.inference_mode():
             whole = model(TOKENS, torch.arange(SEQUENCE).expand_as(TOKENS), None)

@@ -10,6 +10,7 @@ from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import CheckpointError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.groups import destroy, initialise
@@ -20,7 +21,7 @@ from megatron_ko.train.writer import InProcessSave
 def build_rank(config: RunConfig, load: Path | None, save: Path | None) -> Pieces:
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     if load is not None:
         load_weights(chunks, load)
     if save is not None:

@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from oracle import assemble, pieces_of
 
 from megatron_ko.config import RunConfig
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.fp8_weights import initial_values
 from megatron_ko.models.initialise import sharded_parts
@@ -41,7 +42,7 @@ class Built:
 def build(config: RunConfig) -> Built:
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     with initial_values(chunks):
         weights = assemble(pieces_of(chunks))
     used = assemble(pieces_of(chunks))

@@ -11,6 +11,7 @@ from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.training.batch import Batch
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import destroy, initialise
@@ -77,7 +78,9 @@ def train_all(path: Path) -> None:
         chosen = config(way)
         groups = initialise(chosen.parallel, timeout_s=PATIENCE)
         seed_everything(1, groups)
-        engine = build_engine(chosen, build_model(chosen, groups), groups, LanguageModelling())
+        engine = build_engine(
+            chosen, build_model(Blueprint.of(chosen), groups, chosen.run.seed), groups, LanguageModelling()
+        )
         loads, losses = [], []
         for step in range(STEPS):
             lr = lr_at(step, chosen.optim, STEPS)

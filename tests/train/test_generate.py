@@ -19,14 +19,16 @@ from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
 from megatron_ko.errors import CheckpointError, DataError, TokenizerError
 from megatron_ko.eval.generate import continue_tokens, generate
-from megatron_ko.eval.load import Loaded, load_run, single_rank
+from megatron_ko.eval.load import Loaded, load_run
 from megatron_ko.eval.sampling import Sampler, Sampling
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
-from megatron_ko.models.inference import inference_config
+from megatron_ko.models.inference import blueprint_of
 from megatron_ko.models.weights import sharded_weights
 from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
+from megatron_ko.train.writer import InProcessSave
 
 VOCABULARY = 397  # prime, so that every tensor-parallel size pads it differently
 CONTEXT = 96
@@ -63,12 +65,12 @@ def write_checkpoint(config: RunConfig, step: int, fingerprint: str) -> None:
     """What one rank does to save initial weights; every rank of the layout runs it."""
     groups = initialise(config.parallel, PATIENCE)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(config, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     temporary = config.run.dir / "temporary"
     if groups.rank == 0:
         (temporary / "model").mkdir(parents=True)
     torch.distributed.barrier()
-    dist_checkpointing.save(sharded_weights(chunks), str(temporary / "model"))
+    dist_checkpointing.save(sharded_weights(chunks), str(temporary / "model"), InProcessSave())
     if groups.rank > 0:
         return
     written = [path for path in temporary.rglob("*") if path.is_file()]
@@ -99,13 +101,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = {"family": "qwen3", "windows": [7, None, 7, None]} if name == "windows" else {}
         config = make_config(folder / name, "bf16" if name == "half" else "fp32", layout, **model)
         config.run.dir.mkdir()
-        assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint)) == 0
+        assert run_ranks(write_checkpoint, config.parallel.model_size, (config, 3, fingerprint), threads=1) == 0
     return folder
 
 
 def in_one_rank(check: Any, *args: Any) -> None:
     """Run a check in a process of its own, because a process can be in one world only."""
-    assert run_ranks(check, 1, args) == 0
+    assert run_ranks(check, 1, args, threads=1) == 0
 
 
 def greedy(loaded: Loaded, prompts: list[list[int]], number: int) -> list[list[int]]:
@@ -134,7 +136,7 @@ def check_greedy(run: Path) -> None:
     assert len({len(prompt) for prompt in prompts}) > 2
     ours = greedy(loaded, prompts, 24)
     assert len({token for tokens in ours for token in tokens}) > 10, "a test on one repeated token proves little"
-    peer = to_transformers(loaded.config.model, assemble(pieces_of([loaded.model])))
+    peer = to_transformers(loaded.network, assemble(pieces_of([loaded.model])))
     for prompt, tokens in zip(prompts, ours, strict=True):
         assert tokens == recomputed(loaded, prompt, 24)
         theirs = peer.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, pad_token_id=0)
@@ -161,7 +163,7 @@ def test_experts_of_generation_and_conversion_drop_nothing(tmp_path: Path) -> No
     """A capacity is shared by what is computed together: a text would depend on those beside it."""
     moe = {"num_experts": 4, "top_k": 2, "capacity_factor": 0.5}
     config = make_config(tmp_path, "fp32", {}, family="mixtral", moe=moe)
-    for served in (single_rank(config).model, inference_config(config.model).model):
+    for served in (Blueprint.of(config).for_inference.model, blueprint_of(config.model).model):
         assert served.moe is not None and config.model.moe is not None
         assert served.moe.capacity_factor is None and served.moe.top_k == 2
         assert config.model.moe.capacity_factor == 0.5 and served.dropless == served

@@ -8,6 +8,7 @@ import pytest
 from megatron_ko.config import RunConfig
 from megatron_ko.config.checks.attention import check_attention
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.context_parallel import check_exchange
 
 MODEL = {
@@ -105,10 +106,10 @@ def test_what_cannot_work_is_refused_with_a_remedy(sections: dict[str, Any], pat
 def test_what_only_the_machine_decides_is_refused_when_the_model_is_built() -> None:
     ring = config(parallel={"context": 2, "context_exchange": "p2p"})
     documents = config(parallel={"context": 2}, data={"document_mask": True})
-    check_exchange(ring, transformer_engine=True)
-    check_exchange(documents, transformer_engine=False)
-    check_exchange(config(parallel={"context_exchange": "p2p"}), transformer_engine=False)
+    check_exchange(Blueprint.of(ring), transformer_engine=True)
+    check_exchange(Blueprint.of(documents), transformer_engine=False)
+    check_exchange(Blueprint.of(config(parallel={"context_exchange": "p2p"})), transformer_engine=False)
     for refused, engine in ((ring, False), (documents, True)):
         with pytest.raises(ConfigError) as caught:
-            check_exchange(refused, transformer_engine=engine)
+            check_exchange(Blueprint.of(refused), transformer_engine=engine)
         assert caught.value.exit_code == 2 and caught.value.remedy

@@ -6,6 +6,7 @@ import pytest
 
 from megatron_ko.config import RunConfig, check_world, load_config
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.moe import moe_settings
 
 RUN = """
@@ -117,7 +118,7 @@ def test_the_smallest_world_fits(run_file: Path, overrides: list[str], ranks: in
 def test_flex_without_deepep_is_refused_where_the_model_is_built(run_file: Path) -> None:
     config = load(run_file, "parallel.expert=2", "parallel.dispatcher=flex")
     with pytest.raises(ConfigError, match="deep_ep is not installed") as caught:
-        moe_settings(config)
+        moe_settings(Blueprint.of(config))
     assert "parallel.dispatcher=alltoall" in str(caught.value)
 
 
@@ -125,7 +126,7 @@ def test_every_field_reaches_megatron_core(run_file: Path) -> None:
     moe = "{num_experts: 8, top_k: 3, score: sigmoid, topk_scale: 2.5, shared_ffn_hidden_size: 96, aux_loss: sequence, "
     moe += "aux_loss_coeff: 0.02, z_loss_coeff: 0.001, expert_bias: true, expert_bias_update_rate: 0.01, "
     moe += "capacity_factor: 1.5}"
-    settings = moe_settings(load(run_file, f"model.moe={moe}", "parallel.dispatcher=allgather"))
+    settings = moe_settings(Blueprint.of(load(run_file, f"model.moe={moe}", "parallel.dispatcher=allgather")))
     assert settings == {
         "num_moe_experts": 8,
         "moe_ffn_hidden_size": 128,
@@ -146,5 +147,5 @@ def test_every_field_reaches_megatron_core(run_file: Path) -> None:
         "moe_router_padding_for_quantization": False,
     }
     for overrides in (["model.moe.aux_loss=none"], ["model.moe.aux_loss_coeff=0"]):
-        settings = moe_settings(load(run_file, *overrides))
+        settings = moe_settings(Blueprint.of(load(run_file, *overrides)))
         assert settings["moe_router_load_balancing_type"] == "none" and settings["moe_aux_loss_coeff"] == 0

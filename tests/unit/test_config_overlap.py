@@ -12,6 +12,7 @@ from megatron_ko.config.validate import check
 from megatron_ko.errors import ConfigError
 from megatron_ko.models import overlap
 from megatron_ko.models.architectures import transformer_config
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.train.optimizer import _offload
 
 GOOD = {
@@ -50,7 +51,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def test_megatron_core_takes_what_passes(engine: list[tuple[Any, ...]]) -> None:
     assert paths() == []
-    settings = transformer_config(config())
+    settings = transformer_config(Blueprint.of(config()))
     assert settings.tp_comm_overlap and settings.overlap_moe_expert_parallel_comm
     assert engine == [(64, 64, 2, False)]
 
@@ -68,7 +69,7 @@ def test_megatron_core_takes_what_passes(engine: list[tuple[Any, ...]]) -> None:
 def test_what_megatron_core_refuses_is_named_before(sections: dict[str, Any], engine: list[tuple[Any, ...]]) -> None:
     assert paths(**sections) == ["parallel.overlap_experts"]
     with pytest.raises(AssertionError):
-        transformer_config(config(**sections))
+        transformer_config(Blueprint.of(config(**sections)))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_what_they_need_is_named(sections: dict[str, Any], path: str) -> None:
 
 def test_this_machine_says_that_it_cannot() -> None:
     with pytest.raises(ConfigError, match=r"parallel\.overlap_tensor, parallel\.overlap_experts"):
-        transformer_config(config())
+        transformer_config(Blueprint.of(config()))
     with pytest.raises(ConfigError, match="host memory already"):
         _offload(0.5)
 

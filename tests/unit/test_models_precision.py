@@ -10,6 +10,7 @@ from megatron.core.transformer import TransformerConfig
 
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.precision import (
     NEEDS,
     data_parallel_settings,
@@ -47,7 +48,10 @@ def run_config(recipe: str, **precision: Any) -> RunConfig:
 def built(config: RunConfig) -> TransformerConfig:
     """The fields as megatron-core leaves them after its own checks."""
     return TransformerConfig(
-        num_layers=config.model.num_layers, hidden_size=64, num_attention_heads=4, **recipe_settings(config)
+        num_layers=config.model.num_layers,
+        hidden_size=64,
+        num_attention_heads=4,
+        **recipe_settings(Blueprint.of(config)),
     )
 
 
@@ -87,7 +91,7 @@ def test_high_layers_are_counted_from_both_ends(recipe: str) -> None:
 
 def test_without_a_recipe_or_emulated_megatron_core_is_told_nothing() -> None:
     for config in (run_config("none"), run_config("mxfp8", mxfp8={"emulate": True}, last_layers_high=1)):
-        assert precision_settings(config) == recipe_settings(config) == {}
+        assert precision_settings(Blueprint.of(config)) == recipe_settings(Blueprint.of(config)) == {}
         assert data_parallel_settings(config.precision) == optimizer_settings(config.precision) == {}
 
 
@@ -138,12 +142,12 @@ def test_a_recipe_that_cannot_run_is_refused_with_those_that_can(monkeypatch: py
     monkeypatch.setattr("megatron_ko.models.precision.get_platform", Hopper)
     monkeypatch.setattr("megatron_ko.models.precision.transformer_engine_release", lambda: NEW)
     with pytest.raises(ConfigError) as caught:
-        precision_settings(run_config("mxfp8"))
+        precision_settings(Blueprint.of(run_config("mxfp8")))
     assert caught.value.exit_code == 2
     told = str(caught.value)
     assert "sm_90" in told and "NVIDIA H200" in told and "emulate=true" in told
     assert "none, fp8_delayed, fp8_current, fp8_blockwise, mxfp8 emulated" in told
-    assert precision_settings(run_config("fp8_blockwise"))["fp8_recipe"] == "blockwise"
+    assert precision_settings(Blueprint.of(run_config("fp8_blockwise")))["fp8_recipe"] == "blockwise"
 
 
 def test_on_a_cpu_every_recipe_is_refused_but_emulation() -> None:
@@ -151,4 +155,4 @@ def test_on_a_cpu_every_recipe_is_refused_but_emulation() -> None:
         pytest.skip("a CUDA device is here")
     for recipe in NEEDS:
         with pytest.raises(ConfigError, match="no CUDA device"):
-            precision_settings(run_config(recipe))
+            precision_settings(Blueprint.of(run_config(recipe)))

@@ -10,6 +10,7 @@ from patience import PATIENCE
 
 from megatron_ko.config import ModelConfig, RunConfig, load_model_config
 from megatron_ko.config.load import build
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_structure
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
@@ -85,7 +86,7 @@ def check_built(models: dict[str, ModelConfig], tensor: int, without_memory: boo
 def count_built(config: RunConfig, groups: Groups) -> dict[str, int]:
     """Parameters of the whole model by group, from this rank's part of it."""
     found: dict[str, int] = {}
-    (chunk,) = build_structure(config, groups)
+    (chunk,) = build_structure(Blueprint.of(config), groups)
     for name, parameter in chunk.named_parameters():
         group = next(group for part, group in PARTS.items() if part in name)
         split = getattr(parameter, "tensor_model_parallel", False)
@@ -96,9 +97,9 @@ def count_built(config: RunConfig, groups: Groups) -> dict[str, int]:
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_toy_models_of_every_family(tensor: int) -> None:
     models = {name: ModelConfig.model_validate_json(json.dumps(TOY | change)) for name, change in CHANGES.items()}
-    assert run_ranks(check_built, tensor, (models, tensor, False)) == 0
+    assert run_ranks(check_built, tensor, (models, tensor, False), threads=1) == 0
 
 
 def test_shipped_models_at_full_size() -> None:
     models = {path.stem: load_model_config(path) for path in MODELS}
-    assert run_ranks(check_built, 1, (models, 1, True)) == 0
+    assert run_ranks(check_built, 1, (models, 1, True), threads=1) == 0

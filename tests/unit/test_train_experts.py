@@ -9,6 +9,7 @@ from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.training.batch import Batch
+from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.router import routers_of
 from megatron_ko.models.routing import LayerRouting
@@ -41,7 +42,7 @@ def config(dtype: str) -> RunConfig:
 def make_engine(chosen: RunConfig) -> Engine:
     groups = initialise(chosen.parallel, timeout_s=PATIENCE)
     seed_everything(1, groups)
-    return build_engine(chosen, build_model(chosen, groups), groups, LanguageModelling())
+    return build_engine(chosen, build_model(Blueprint.of(chosen), groups, chosen.run.seed), groups, LanguageModelling())
 
 
 def step(engine: Engine) -> StepResult:
