@@ -8,7 +8,7 @@ DEVICE ?= cuda
 GPU_PYTHON ?= $(shell [ -x $(BIN)/python ] && echo $(BIN)/python || echo python3)
 RESULTS ?= runs/gpu-check/RESULTS.json
 
-.PHONY: help install demo test check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs clean
+.PHONY: help install demo test coverage check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -26,8 +26,14 @@ check: install   ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check      ## every quick test on two cores, with coverage
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+# A file's fixtures are made by one worker; files come in order, because those of parity and train take longest.
+QUICK = $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+
+test: check      ## every quick test on two cores
+	$(QUICK)
+
+coverage: install   ## which lines of the package the quick tests reach
+	$(QUICK) --cov --cov-report=term:skip-covered
 
 test-slow: install   ## chaos and scale tests
 	$(BIN)/python -m pytest -m slow tests/train/test_learning.py
