@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from isolated import isolated
 from megatron.core import dist_checkpointing
 from oracle import assemble, pieces_of, to_transformers
 from patience import PATIENCE
+from typer.testing import CliRunner
 
 from megatron_ko.artifacts import checkpoints
+from megatron_ko.cli.main import app
 from megatron_ko.config import RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
@@ -231,17 +234,21 @@ def test_what_cannot_be_trusted_is_refused(work: Path) -> None:
     in_one_rank(check_refusals, work)
 
 
+def printed_by(words: list[str]) -> str:
+    """What the program prints on standard output."""
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def test_the_verb(work: Path) -> None:
     command = [sys.executable, "-m", "megatron_ko.cli.main", "generate", str(work / "grid"), "--temperature", "0"]
     command += ["--max-new-tokens", "8"]
     one = subprocess.run([*command, "--prompt", "봄에는"], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert one.stdout.startswith("봄에는")
     assert "step 3, greedy" in one.stderr
-    listed = subprocess.run(
-        [*command, "--prompt", "봄에는", "--prompt", "가을", "--json", "--seed", "5"],
-        capture_output=True, text=True, timeout=PATIENCE, check=True,
-    )  # fmt: skip
-    printed = json.loads(listed.stdout)
+    more = ["--prompt", "봄에는", "--prompt", "가을", "--json", "--seed", "5"]
+    printed = json.loads(isolated(printed_by, [*command[3:], *more]))  # forked: PyTorch is imported already
     assert (printed["step"], printed["seed"]) == (3, 5)
     assert [c["prompt"] for c in printed["completions"]] == ["봄에는", "가을"]
     assert "봄에는" + printed["completions"][0]["text"] == one.stdout.removesuffix("\n")
