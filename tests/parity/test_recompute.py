@@ -23,8 +23,9 @@ AGAIN = (
 )
 
 
-def outcome(name: str, training: dict[str, Any], model: dict[str, float]) -> Outcome:
+def outcome(name: str, training: dict[str, Any], model: dict[str, Any]) -> Outcome:
     world_size, parallel = LAYOUTS[name]
+    model = {**model, "num_layers": 2 * parallel.get("pipeline", 1)}
     return train_under(tiny_config(parallel, model=model, training=training), world_size, steps=2)
 
 
@@ -51,5 +52,5 @@ def test_dropout_is_drawn_and_differs_between_steps_and_seeds() -> None:
     dropped, whole = outcome("alone", KEPT, DROPOUT), outcome("alone", KEPT, {})
     assert dropped.losses[0] != whole.losses[0]
     assert dropped.weights.keys() == whole.weights.keys()
-    other_seed = train_under(tiny_config(model=DROPOUT, run={"seed": 7}), 1, steps=1)
+    other_seed = train_under(tiny_config(model={**DROPOUT, "num_layers": 2}, run={"seed": 7}), 1, steps=1)
     assert other_seed.losses[0] != dropped.losses[0]

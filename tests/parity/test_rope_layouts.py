@@ -1,4 +1,4 @@
-"""Scaled rotary positions train alike at every layout: first gradients by parameter, losses of five steps."""
+"""Scaled rotary positions train alike at every layout: first gradients by parameter, losses of three steps."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from harness import Outcome, RankOutcome, collect_from_ranks, merge, relative_di
 
 from megatron_ko.config import RunConfig
 
-STEPS = 5
+STEPS = 3
 # Trained contexts of half the sequence and less.
 YARN = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8}
 DYNAMIC = {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
