@@ -18,7 +18,8 @@ from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear, mxfp8_lin
 from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
 
-MOE = {"family": "mixtral", "moe": {"num_experts": 4, "top_k": 2, "shared_ffn_hidden_size": 64}}
+EXPERTS = {"num_experts": 4, "top_k": 2, "shared_ffn_hidden_size": 64}
+MOE = {"family": "mixtral", "num_layers": 2, "moe": EXPERTS}
 # Layouts of two ranks, and how far the gradient of any parameter may be. Where expert parallelism brings an expert the
 # tokens of two micro-batches at once, blocks over tokens are others than on one rank, by the nature of the format.
 # Between tensor-parallel ranks the tokens are those of one micro-batch, in the same order.
@@ -208,7 +209,8 @@ def list_layers(configs: list[RunConfig]) -> list[dict[int, set[str]]]:
 def test_high_layers_and_the_output_layer_are_left_alone() -> None:
     axes = {"pipeline": 2, "virtual_pipeline": 2}
     high = {"first_layers_high": 1, "last_layers_high": 1}
-    configs = [config_of({}, {"pipeline": 2}, **high), config_of({}, axes, **high), config_of(MOE, axes, **high)]
+    experts = {**MOE, "num_layers": 4}
+    configs = [config_of({}, {"pipeline": 2}, **high), config_of({}, axes, **high), config_of(experts, axes, **high)]
     ranks = collect_from_ranks(list_layers, 2, configs)
     plain = {"ColumnParallelLinear", "RowParallelLinear"}
     emulated = {"Mxfp8ColumnParallelLinear", "Mxfp8RowParallelLinear"}
