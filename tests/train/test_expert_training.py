@@ -23,10 +23,11 @@ TP2 = ("parallel.tensor=2", "parallel.sequence_parallel=true")
     ids=["ep2", "ep2-tp2-bf16"],
 )
 def test_a_stopped_run_continues_to_the_last_bit(new_run: NewRun, layout: tuple[str, ...]) -> None:
-    control, stopped = new_run("control", *MOE, *layout), new_run("stopped", *MOE, *layout)
+    overrides = (*MOE, "training.steps=10", *layout)
+    control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)
     ended = control.train()
     assert ended.returncode == 0, ended.stderr
-    assert stopped.train_until(5, signal.SIGTERM).returncode == 75
+    assert stopped.train_until(3, signal.SIGTERM).returncode == 75
     resumed = stopped.train()
     assert resumed.returncode == 0, resumed.stderr
     assert stopped.losses() == control.losses()

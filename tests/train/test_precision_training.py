@@ -14,7 +14,7 @@ def test_an_emulated_run_continues_bit_for_bit(new_run: NewRun) -> None:
         "precision.first_layers_high=1",
         "model.hidden_dropout=0.1",
         "launch.ranks_per_node=2",
-        "training.steps=14",
+        "training.steps=10",
         "eval.interval=5",
     )
     control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)

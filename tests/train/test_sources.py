@@ -21,7 +21,10 @@ from megatron_ko.report.store import read_run
 from megatron_ko.report.summary import summarise
 from megatron_ko.train.evaluate import ScoredText
 
-SHORT = ("training.steps=12", "eval.interval=6", "checkpoint.interval=4", "logging.tensorboard=true")
+SHORT = (
+    *("training.steps=12", "eval.interval=6", "checkpoint.interval=4", "logging.tensorboard=true"),
+    "model.num_layers=2",
+)
 
 
 @pytest.fixture(scope="module")

@@ -137,8 +137,7 @@ def test_a_run_that_only_skips_stops_and_says_why(new_run: NewRun) -> None:
 
 
 def test_a_file_that_cannot_be_written_leaves_older_checkpoints(new_run: NewRun) -> None:
-    run, control = new_run("run", "launch.ranks_per_node=2"), new_run("control", "launch.ranks_per_node=2")
-    assert control.train().returncode == 0
+    run = new_run("run", "launch.ranks_per_node=2", "training.steps=20")
     assert run.train("training.steps=10", "optim.decay_steps=6").returncode == 0
     before = snapshot(run.folder / "checkpoints")
     ended = replace(run, largest_file=200_000).train()
@@ -146,7 +145,7 @@ def test_a_file_that_cannot_be_written_leaves_older_checkpoints(new_run: NewRun)
     assert "could not be saved" in ended.stderr and "too large" in ended.stderr and "Traceback" not in ended.stderr
     assert snapshot(run.folder / "checkpoints") == before
     assert run.train().returncode == 0
-    assert run.column("step") == control.column("step")
+    assert run.column("step") == list(range(1, 21))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
