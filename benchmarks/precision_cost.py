@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from megatron_ko.models.mxfp8 import E4M3
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.numbers import E4M3
 from megatron_ko.parallel.platform import get_platform
 
 TOKENS, ROUNDS = 2048, 15

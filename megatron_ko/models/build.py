@@ -10,7 +10,7 @@ from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.decoder import Decoder
 from megatron_ko.models.fp8_weights import initial_values
 from megatron_ko.models.initialise import initialise_weights
-from megatron_ko.models.mxfp8_layers import emulate_mxfp8
+from megatron_ko.models.mxfp8.layers import emulate_mxfp8
 from megatron_ko.models.rope import ScaledRotaryEmbedding
 from megatron_ko.models.specs import decoder_spec, uses_transformer_engine
 from megatron_ko.parallel.groups import Groups

@@ -4,8 +4,8 @@ import pytest
 import torch
 from rehearsal import Losses
 
-from megatron_ko.models.mxfp8 import E4M3, E5M2, ElementFormat, quantise, round_trip
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.numbers import E4M3, E5M2, ElementFormat, quantise, round_trip
 from megatron_ko.models.precision import NEEDS, transformer_engine_release, why_not
 
 pytestmark = [

@@ -13,8 +13,8 @@ from megatron_ko.config import ParallelConfig, RunConfig
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.experts import GroupedExperts
-from megatron_ko.models.mxfp8 import E4M3
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear, mxfp8_linears
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe, mxfp8_linear, mxfp8_linears
+from megatron_ko.models.mxfp8.numbers import E4M3
 from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
 

@@ -14,8 +14,8 @@ from transformer_engine.pytorch.cpp_extensions.fused_attn import FusedAttnBacken
 from transformer_engine.pytorch.custom_recipes.reference_current_scaling import CurrentScalingQuantizerRef
 from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer
 
-from megatron_ko.models.mxfp8 import E4M3 as FORMAT
-from megatron_ko.models.mxfp8 import quantise
+from megatron_ko.models.mxfp8.numbers import E4M3 as FORMAT
+from megatron_ko.models.mxfp8.numbers import quantise
 from megatron_ko.parallel.platform import get_platform
 
 get_platform()  # answers what Transformer Engine asks CUDA

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ko.models.mxfp8 import BLOCK, E4M3, E5M2, NAN_SCALE, ElementFormat, quantise, round_trip
+from megatron_ko.models.mxfp8.numbers import BLOCK, E4M3, E5M2, NAN_SCALE, ElementFormat, quantise, round_trip
 
 FORMATS = {"E4M3": (E4M3, reference.E4M3), "E5M2": (E5M2, reference.E5M2)}
 BOTH = pytest.mark.parametrize("name", FORMATS)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from megatron_ko.models.mxfp8 import E4M3, E5M2
-from megatron_ko.models.mxfp8_experts import mxfp8_expert_linear
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.experts import mxfp8_expert_linear
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.numbers import E4M3, E5M2
 
 
 @pytest.mark.parametrize("gradient", [E4M3, E5M2], ids=["e4m3", "hybrid"])

@@ -4,8 +4,8 @@ import mxfp8_reference as reference
 import pytest
 import torch
 
-from megatron_ko.models.mxfp8 import E4M3, E5M2
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe, mxfp8_linear
+from megatron_ko.models.mxfp8.numbers import E4M3, E5M2
 
 GRADIENTS = {"E4M3": (E4M3, reference.E4M3), "E5M2": (E5M2, reference.E5M2)}
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from megatron_ko.models.experts import GroupedExperts, expert_linear
-from megatron_ko.models.mxfp8 import BLOCK
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe
+from megatron_ko.models.mxfp8.numbers import BLOCK
 
 
 class _ExpertLinear(torch.autograd.Function):

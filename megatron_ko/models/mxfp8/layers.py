@@ -13,9 +13,9 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 
 from megatron_ko.config import PrecisionConfig
 from megatron_ko.models.experts import GroupedExperts
-from megatron_ko.models.mxfp8 import E4M3, E5M2
-from megatron_ko.models.mxfp8_experts import mxfp8_experts
-from megatron_ko.models.mxfp8_linear import Mxfp8Recipe, mxfp8_linears
+from megatron_ko.models.mxfp8.experts import mxfp8_experts
+from megatron_ko.models.mxfp8.linear import Mxfp8Recipe, mxfp8_linears
+from megatron_ko.models.mxfp8.numbers import E4M3, E5M2
 
 _GRADIENTS = {"e4m3": E4M3, "hybrid": E5M2}
 

@@ -18,7 +18,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
 )
 
-from megatron_ko.models.mxfp8 import E4M3, ElementFormat, ScaleRounding, round_trip
+from megatron_ko.models.mxfp8.numbers import E4M3, ElementFormat, ScaleRounding, round_trip
 
 
 @dataclass(frozen=True)

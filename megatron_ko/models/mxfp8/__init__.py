@@ -1,0 +1,1 @@
+"""MXFP8 emulated: its numbers, linear layers and experts."""
