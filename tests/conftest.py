@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,10 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def korean() -> Callable[[int, int], list[str]]:
-    """A seeded generator of small documents: ``korean(number, seed)``."""
+    """A seeded generator of small documents: ``korean(number, seed)``; many tests ask for the same ones."""
 
-    def generate(number: int, seed: int = 0) -> list[str]:
+    @cache
+    def drawn(number: int, seed: int) -> tuple[str, ...]:
         draw = random.Random(seed)
         words = random.Random(0)
         nouns = ["".join(words.choices(_SYLLABLES, k=words.randint(1, 3))) for _ in range(400)]
@@ -86,7 +88,10 @@ def korean() -> Callable[[int, int], list[str]]:
             ]
             code = _CODE if index % 10 == 0 else ""
             documents.append(draw.choice([" ", "\n"]).join(sentences) + code)
-        return documents
+        return tuple(documents)
+
+    def generate(number: int, seed: int = 0) -> list[str]:
+        return [*drawn(number, seed)]
 
     return generate
 

@@ -31,6 +31,7 @@ from megatron_ko.data.clean.tally import SAMPLES, Tally
 from megatron_ko.data.text.documents import Document
 from megatron_ko.errors import DataError
 
+DOCUMENTS = 1500  # a dozen chunks
 PIPELINE = """
 words: eojeol
 stages:
@@ -67,10 +68,10 @@ def records(korean: Callable[..., list[str]], number: int) -> Iterator[dict[str,
 @pytest.fixture
 def options(tmp_path: Path, korean: Callable[..., list[str]]) -> CleanOptions:
     first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
-    lines = [json.dumps(record, ensure_ascii=False) for record in records(korean, 3000)]
+    lines = [json.dumps(record, ensure_ascii=False) for record in records(korean, DOCUMENTS)]
     lines[5:5] = ["{broken", '{"id": 1}', '{"text": " "}', ""]
-    first.write_text("\n".join(lines[:2000]), encoding="utf-8")
-    second.write_bytes(gzip.compress("\n".join(lines[2000:]).encode()))
+    first.write_text("\n".join(lines[:1000]), encoding="utf-8")
+    second.write_bytes(gzip.compress("\n".join(lines[1000:]).encode()))
     config = load_clean_config(write_config(tmp_path))
     # Small chunks and shards, so that there are several of both.
     return CleanOptions((first, second), tmp_path / "out", config, chunk_bytes=40_000, shard_bytes=1)
@@ -104,7 +105,7 @@ def test_documents_in_are_documents_out_and_dropped(options: CleanOptions) -> No
     assert report is not None
     report_adds_up(report)
     assert report["rejected"] == {"malformed JSON": 1, "no 'text'": 1, "empty text": 1}
-    assert report["in"]["documents"] == 3000
+    assert report["in"]["documents"] == DOCUMENTS
     kept = documents(options.output)
     texts = [record["text"] for record in kept]
     assert report["out"] == {
@@ -119,7 +120,7 @@ def test_documents_in_are_documents_out_and_dropped(options: CleanOptions) -> No
     assert sum(shard["documents"] for shard in manifest["shards"]) == manifest["documents"] == len(kept)
     assert len(manifest["shards"]) > 2
     assert [sum(source[name] for source in manifest["sources"]) for name in ("taken", "kept", "rejected")] == [
-        3000,
+        DOCUMENTS,
         len(kept),
         3,
     ]
@@ -286,7 +287,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_later(options: CleanOptions, tm
     assert full.returncode == 2 and "the disk is full" in full.stderr, full.stderr
     assert not options.output.exists()
     subprocess.run(command(options, config, "--workers", "1"), check=True, capture_output=True)
-    assert len(documents(options.output)) > 1000
+    assert len(documents(options.output)) > DOCUMENTS / 3
 
 
 def test_the_verb_prints_what_it_did(options: CleanOptions, tmp_path: Path) -> None:
@@ -305,11 +306,11 @@ def test_the_verb_prints_what_it_did(options: CleanOptions, tmp_path: Path) -> N
 
 def test_calibration_says_what_each_limit_would_drop(options: CleanOptions) -> None:
     found = calibrate(options.reading, options.config, 10_000)
-    assert found["documents"] == 3000
+    assert found["documents"] == DOCUMENTS
     measures = {measure["reason"]: measure for measure in found["measures"]}
     hangul = measures["little_hangul"]
     assert hangul["low"] == 0.3 and 0.009 < hangul["outside"] < 0.02
-    assert sum(hangul["histogram"]["counts"]) == 3000
+    assert sum(hangul["histogram"]["counts"]) == DOCUMENTS
     assert hangul["quantiles"]["0.01"] <= hangul["quantiles"]["0.5"] <= hangul["quantiles"]["0.99"]
 
 

@@ -1,17 +1,21 @@
 """The command line is a contract: verbs, options, examples, exit codes."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from isolated import isolated
 from patience import PATIENCE
 
-from megatron_ko.cli.main import app
+from megatron_ko.cli.main import app, main
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden/cli.json"
@@ -78,9 +82,18 @@ def test_help_is_quick_and_needs_no_folder(tmp_path: Path) -> None:
     ids=" ".join,
 )
 def test_user_errors_end_with_2_and_a_sentence(words: tuple[str, ...]) -> None:
-    result = run(*words)
-    assert result.returncode == 2
-    assert result.stderr.strip() and "Traceback" not in result.stderr
+    code, told = isolated(ended, words)
+    assert code == 2
+    assert told.strip() and "Traceback" not in told
+
+
+def ended(words: tuple[str, ...]) -> tuple[object, str]:
+    """Exit code and standard error of the program, in the process that calls this."""
+    os.chdir(ROOT)
+    sys.argv[1:] = words
+    with redirect_stderr(StringIO()) as told, pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code, told.getvalue()
 
 
 if __name__ == "__main__":
