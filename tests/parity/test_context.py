@@ -28,17 +28,23 @@ from megatron_ko.parallel.groups import destroy, initialise
 
 STEPS = 6
 DOCUMENTS = {"document_mask": True}
-MOE = {"hidden_size": 32, "ffn_hidden_size": 48, "moe": {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02}}
-# Name -> (model, data).
+TWO = {"num_layers": 2}
+MOE = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "ffn_hidden_size": 48,
+    "moe": {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02},
+}
+# Name -> (model, data). Four layers where four windows differ.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "llama": ({}, {}),
-    "llama documents": ({}, DOCUMENTS),
-    "tied": ({"tie_embeddings": True, "num_attention_heads": 6, "num_query_groups": 3, "head_dim": 16}, {}),
+    "llama": (TWO, {}),
+    "llama documents": (TWO, DOCUMENTS),
+    "tied": ({**TWO, "tie_embeddings": True, "num_attention_heads": 6, "num_query_groups": 3, "head_dim": 16}, {}),
     "qwen3 windows": ({"family": "qwen3", "windows": (7, None, 3, 12)}, {}),
     "qwen3 windows documents": ({"family": "qwen3", "windows": (7, None, 3, 12)}, DOCUMENTS),
     "mixtral": ({"family": "mixtral", **MOE}, {}),
     "keural documents": (
-        {"family": "keural", "windows": (7, None, 7, None), "tie_embeddings": True, **MOE},
+        {"family": "keural", "windows": (7, None), "tie_embeddings": True, **MOE},
         DOCUMENTS,
     ),
 }
