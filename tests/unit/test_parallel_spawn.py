@@ -1,12 +1,15 @@
 """Ranks: how they start, how they end, and what is told about it. Real processes on gloo."""
 
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,18 +27,19 @@ from megatron_ko.parallel.platform import Platform
 def meet(folder: Path) -> None:
     rank = dist.get_rank()
     total = all_reduce_sum(torch.tensor(float(rank)))
-    assert total.item() == 6.0
-    assert any_rank(rank == 3) and not any_rank(False)
-    assert broadcast_object({"from": rank}, src=2) == {"from": 2}
+    last = dist.get_world_size() - 1
+    assert total.item() == sum(range(last + 1))
+    assert any_rank(rank == last) and not any_rank(False)
+    assert broadcast_object({"from": rank}, src=last) == {"from": last}
     barrier()
     (folder / str(rank)).write_text(f"{torch.get_num_threads()} {os.environ['LOCAL_RANK']} {os.environ['WORLD_SIZE']}")
 
 
-@pytest.mark.parametrize("forked", [True, False])
-def test_ranks_meet_and_exchange(forked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("forked", "size"), [(True, 4), (False, 2)])
+def test_ranks_meet_and_exchange(forked: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Platform, "may_fork", forked)
-    assert spawn.run_ranks(meet, 4, (tmp_path,), threads=1) == 0
-    assert [(tmp_path / str(rank)).read_text() for rank in range(4)] == [f"1 {rank} 4" for rank in range(4)]
+    assert spawn.run_ranks(meet, size, (tmp_path,), threads=1) == 0
+    assert [(tmp_path / str(rank)).read_text() for rank in range(size)] == [f"1 {rank} {size}" for rank in range(size)]
 
 
 def start_from_a_world() -> None:
@@ -83,12 +87,12 @@ def all_wrong() -> None:
     raise ConfigError(f"seen by rank {dist.get_rank()}")
 
 
-@pytest.mark.parametrize("forked", [True, False])
+@pytest.mark.parametrize(("forked", "size"), [(True, 3), (False, 2)])
 def test_an_error_of_all_ranks_is_told_once(
-    forked: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    forked: bool, size: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Platform, "may_fork", forked)
-    assert spawn.run_ranks(all_wrong, 3, (), threads=1) == 2
+    assert spawn.run_ranks(all_wrong, size, (), threads=1) == 2
     assert capfd.readouterr().err.count("seen by rank") == 1
 
 
@@ -120,29 +124,35 @@ def test_a_returned_code_lets_the_other_ranks_finish(tmp_path: Path) -> None:
     assert (tmp_path / "finished").exists()
 
 
-PARENT = """
-import signal, sys, time
-from pathlib import Path
-import torch.distributed as dist
-from megatron_ko.parallel.spawn import run_ranks
-
-def wait(folder):
-    stop = []
+def wait(folder: Path) -> int:
+    stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda received, frame: stop.append(received))
-    import os
     (folder / f"pid{dist.get_rank()}").write_text(str(os.getpid()))
     while not stop:
         time.sleep(0.02)
     (folder / f"stopped{dist.get_rank()}").write_text(signal.Signals(stop[0]).name)
     return 75
 
-sys.exit(run_ranks(wait, 2, (Path(sys.argv[1]),), threads=1))
-"""
+
+def start_two(folder: Path) -> None:
+    sys.exit(spawn.run_ranks(wait, 2, (folder,), threads=1))
 
 
-def start_parent(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
-    parent = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PARENT, str(folder)])
+def started(target: Callable[..., None], *args: Any) -> ForkProcess:
+    """A process of its own, forked: importing PyTorch again takes seconds."""
+    process = multiprocessing.get_context("fork").Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def exit_code(process: ForkProcess) -> int | None:
+    process.join(PATIENCE)
+    return process.exitcode
+
+
+def start_parent(folder: Path) -> tuple[ForkProcess, list[int]]:
+    parent = started(start_two, folder)
     files = [folder / f"pid{rank}" for rank in range(2)]
     until(lambda: all(file.exists() and file.read_text() for file in files))
     return parent, [int(file.read_text()) for file in files]
@@ -165,8 +175,9 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_signals_are_passed_on_to_every_rank(number: signal.Signals, tmp_path: Path) -> None:
     parent, _ = start_parent(tmp_path)
-    parent.send_signal(number)
-    assert parent.wait(timeout=PATIENCE) == 75
+    assert parent.pid is not None
+    os.kill(parent.pid, number)
+    assert exit_code(parent) == 75
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)] == [number.name] * 2
 
 
@@ -174,25 +185,20 @@ def test_ranks_die_with_their_parent(tmp_path: Path) -> None:
     parent, pids = start_parent(tmp_path)
     assert all(map(is_running, pids))
     parent.kill()
-    parent.wait()
+    parent.join()
     until(lambda: not any(map(is_running, pids)))
 
 
-MEMBER = """
-import sys
-import torch
-import torch.distributed as dist
-from megatron_ko.parallel.cluster import join_cluster
-from megatron_ko.parallel.place import cluster_world_size
-
-def add():
+def add() -> int:
     total = torch.tensor(float(dist.get_rank() + 1))
     dist.all_reduce(total)
-    assert total.item() == 3.0 and cluster_world_size() == 2
+    assert total.item() == 3.0 and place.cluster_world_size() == 2
     return 40 + dist.get_rank()
 
-sys.exit(join_cluster(add, threads=1))
-"""
+
+def join(names: dict[str, object]) -> None:
+    os.environ |= {name: str(value) for name, value in names.items()}
+    sys.exit(cluster.join_cluster(add, threads=1))
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
@@ -206,10 +212,8 @@ def test_joining_a_world_that_a_launcher_started(launcher: str) -> None:
             if launcher == "torchrun"
             else {"SLURM_PROCID": rank, "SLURM_NTASKS": 2, "SLURM_LOCALID": rank, "SLURM_STEP_ID": 0}
         )
-        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        env |= {name: str(value) for name, value in names.items()}
-        members.append(subprocess.Popen([sys.executable, "-W", "ignore", "-c", MEMBER], env=env))
-    assert [member.wait(timeout=PATIENCE) for member in members] == [40, 41]
+        members.append(started(join, {**names, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}))
+    assert [exit_code(member) for member in members] == [40, 41]
 
 
 def test_a_launcher_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
