@@ -75,9 +75,10 @@ def field_at(schema: Schema, path: str) -> FieldInfo:
 def default_at(schema: Schema, path: str) -> object:
     """The default of the field at a dotted path; None where it has none, and where there is no such field."""
     try:
-        return field_at(schema, path).get_default(call_default_factory=True, validated_data={})
+        field = field_at(schema, path)
     except KeyError:
         return None
+    return None if field.is_required() else field.get_default(call_default_factory=True, validated_data={})
 
 
 def resume_of(schema: type[Section], path: str) -> Resume:

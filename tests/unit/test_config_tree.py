@@ -67,6 +67,7 @@ def test_an_option_that_is_newer_than_a_checkpoint_had_its_default() -> None:
     now = {"optim": {"lr": 0.1, "beta1": 0.9, "beta2": 0.5}, "data": {"split": [98.0, 2.0, 0.0]}}
     assert differences(saved, now) == {"optim.beta2": (0.95, 0.5)}
     assert default_at(RunConfig, "optim.beta1") == 0.9 and default_at(RunConfig, "optim.nothing") is None
+    assert default_at(RunConfig, "optim.lr") is None
 
 
 class Small(Section):

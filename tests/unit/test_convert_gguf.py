@@ -100,7 +100,8 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_without_llama_cpp_there_is_a_remedy_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = llama_cpp.find_spec
     monkeypatch.setattr(llama_cpp, "find_spec", lambda name: None if name == "llama_cpp" else honest(name))
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     result = CliRunner().invoke(app, ["convert", "gguf", str(tmp_path), str(tmp_path / "out")])
     assert isinstance(result.exception, ConvertError) and result.exception.exit_code == 2
     assert "llama-cpp-python" in str(result.exception) and "megatron_ko[gguf]" in str(result.exception)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

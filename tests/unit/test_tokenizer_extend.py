@@ -24,7 +24,7 @@ Korean = Callable[..., list[str]]
 NEW = 150
 ROOT = Path(__file__).parents[2]
 # English prose and code: what a tokenizer without Korean was trained on.
-ENGLISH = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "megatron_ko/data").glob("*.py"))]
+ENGLISH = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "megatron_ko/data/text").glob("*.py"))]
 CODE = 'def add(a, b):\n    """Sum."""\n\tif a > 10:\n        return a + b  # 12345\n\n\n'
 HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7ff]")
 RELAXED = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,7 +10,7 @@ import pytest
 from megatron_ko.errors import CheckpointError, ConfigError
 from megatron_ko.train.console import PlainConsole, Progress, clock, short
 from megatron_ko.train.sinks import JsonLines, TensorBoardSink, WandbSink
-from megatron_ko.train.state import Record, TrainState
+from megatron_ko.train.state import Record, StepResult, TrainState
 
 STEP: Record = {
     "step": 3, "loss": 2.5, "loss_hex": (2.5).hex(), "grad_norm": 1.25, "lr": 3e-4, "tokens": 3000, "samples": 12,
@@ -159,8 +159,10 @@ def test_missing_wandb_says_what_to_install(tmp_path: Path) -> None:
 def test_state_counts_and_round_trips() -> None:
     state = TrainState()
     for skipped in (False, True, True, False, True):
-        state.advance(samples=4, tokens=256, skipped=skipped)
+        result = StepResult(1.0, 1.0, 0.1, 1.0, skipped, trained_tokens=256)
+        state.advance(result, samples=4, by_source={"wiki": 256}, position={"samples": state.samples + 4})
     assert (state.step, state.samples, state.tokens, state.skipped, state.consecutive_skips) == (5, 20, 1280, 3, 1)
+    assert state.source_tokens == {"wiki": 1280} and state.position == {"samples": 20}
     assert TrainState.from_dict(state.to_dict()) == state
     assert state.done(5) and not state.done(6)
     with pytest.raises(CheckpointError):
