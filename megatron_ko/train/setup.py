@@ -153,7 +153,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         )
     feed = SampleFeed(
         datasets.train,
-        consumed_samples=state.samples,
+        consumed_samples=int(state.position.get("samples", state.samples)),
         global_batch=config.training.global_batch_size,
         micro_batch=config.training.micro_batch_size,
         dp_rank=groups.dp_rank,
