@@ -72,6 +72,20 @@ class LaunchError(KoError):
     """Processes that could not be started or kept together."""
 
 
+class LostError(RuntimeError):
+    """Something that must be conserved was not: a fault of this program, or of the machine. Ends it as a crash does."""
+
+
+def conserve(what: str, before: object, after: object) -> None:
+    """See that what came in is what went out. Unlike an assertion it is there under ``python -O``, too.
+
+    Raises:
+        LostError: it is not.
+    """
+    if before != after:
+        raise LostError(f"{what} are not conserved: {before} came in, {after} are accounted for; nothing was published")
+
+
 def repairable(error: OSError, target: object = None, kind: type[KoError] = KoError) -> KoError | None:
     """What a full or read-only disk, or a file where a folder should be, means to the user.
 

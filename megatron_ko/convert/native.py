@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_ko.errors import CheckpointError
+from megatron_ko.errors import CheckpointError, conserve
 
 # What megatron-core writes beside PyTorch's files, so that it recognises the format.
 _FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}
@@ -207,5 +207,5 @@ class _OneByOne(SavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         part = self.parts[write_item.index]
         tensor = part.make()
-        assert tensor.shape == part.shape and tensor.dtype == part.dtype, f"{part.key}{part.index}: {tensor.shape}"
+        conserve(f"shape and type of {part.key}", (part.shape, part.dtype), (tensor.shape, tensor.dtype))
         return tensor.contiguous().reshape((*(1 for _ in part.index), *part.shape))

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_ko.errors import ConvertError
+from megatron_ko.errors import ConvertError, conserve
 
 INDEX = "model.safetensors.index.json"
 _ROTARY = ".self_attn.rotary_emb.inv_freq"
@@ -123,7 +123,7 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dic
         content = {}
         for expected in names:
             name, tensor = next(stream)
-            assert name == expected, f"{name} comes where {expected} was announced"
+            conserve("names of tensors", expected, name)
             content[name] = tensor.contiguous()
         try:
             save_file(content, path, metadata={"format": "pt"})

@@ -9,6 +9,7 @@ from typing import Any
 import xxhash
 
 from megatron_ko.data.clean.personal import redacted
+from megatron_ko.errors import conserve
 
 # Samples of every reason that are kept.
 SAMPLES = 5
@@ -149,10 +150,9 @@ class Tally:
         """Nothing is lost: what came in is what went out, what was dropped and what changing took away.
 
         Raises:
-            AssertionError: the counts contradict each other.
+            LostError: the counts contradict each other.
         """
-        left = self.left()
-        assert left[-1] == self.kept, f"{left[-1]} were left, {self.kept} were written"
+        conserve("documents, bytes", self.left()[-1], self.kept)
 
     def left(self) -> list[Amount]:
         """What came in, and what was left after every stage."""

@@ -37,7 +37,7 @@ from megatron_ko.data.jobs.job import Part, remove_job
 from megatron_ko.data.text.documents import ParsedBlock
 from megatron_ko.data.text.inputs import check_inputs, content_hash
 from megatron_ko.data.text.records import Rejected
-from megatron_ko.errors import DataError
+from megatron_ko.errors import DataError, conserve
 
 FORMAT = 1
 # Characters of text that are compared at once.
@@ -223,8 +223,8 @@ def _assemble(
     def total(parts: Sequence[Part], name: str) -> int:
         return sum(part.statistics[name] for part in parts)
 
-    assert total(matched, "documents") == total(written, "documents") + total(matched, "removed")
-    assert total(matched, "bytes") == total(written, "bytes") + total(matched, "removed_bytes")
+    for unit, removed in (("documents", "removed"), ("bytes", "removed_bytes")):
+        conserve(unit, total(matched, unit), total(written, unit) + total(matched, removed))
     rejected = rejected_reasons(matched)
     manifest = {
         "format": FORMAT,

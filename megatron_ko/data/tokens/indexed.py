@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from megatron_ko.errors import DataError
+from megatron_ko.errors import DataError, conserve
 from megatron_ko.storage.files import beside
 
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -61,7 +61,8 @@ class IndexedWriter:
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Append documents: ``ids`` [t] in the dtype of the file, ``lengths`` [n] in tokens."""
-        assert ids.dtype == self._dtype and int(lengths.sum()) == ids.size
+        assert ids.dtype == self._dtype
+        conserve("tokens", int(lengths.sum()), ids.size)
         if lengths.size and int(lengths.max()) > _LONGEST_SEQUENCE:
             raise DataError("a document has more than 2**31 tokens", remedy="split it")
         payload = ids.view(np.uint8).data

@@ -17,7 +17,7 @@ from megatron_ko.data.tokens.merge_shard import MergeShard, Output, pieces_of
 from megatron_ko.data.tokens.parts import Layout, PartView
 from megatron_ko.data.tokens.roundtrip import Verified, check_samples
 from megatron_ko.data.tokens.shards import borders, find_shards, shard_name
-from megatron_ko.errors import DataError
+from megatron_ko.errors import DataError, conserve
 from megatron_ko.storage.files import beside
 from megatron_ko.storage.journal import finish_publishing, publish
 
@@ -170,7 +170,7 @@ class _Totals:
                 self.reasons,
                 self.documents,
             ]
-            assert found == counted, f"lost in merging: {found} of {counted}"
+            conserve("documents, tokens", counted, found)
 
 
 def _empty(identity: dict[str, Any], totals: _Totals) -> DataError:

@@ -14,6 +14,7 @@ from megatron_ko.data.jobs.job import Part
 from megatron_ko.data.tokens.indexed import IndexedWriter, bin_path, idx_path
 from megatron_ko.data.tokens.manifest import Manifest, Source, check_shard, manifest_path, read_manifest, rejected_path
 from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.errors import conserve
 from megatron_ko.storage.files import Staged, explained
 
 # Tokens that are copied at a time.
@@ -102,7 +103,7 @@ class MergeShard:
                     rejected_stream = rejected_stream or staged.open(rejected_path(prefix))
                     rejected_stream.write(line)
                     tally.reject(line)
-            assert (writer.documents, writer.tokens) == (tally.documents, tally.tokens), "tokens were lost in merging"
+            conserve("documents, tokens", (tally.documents, tally.tokens), (writer.documents, writer.tokens))
             idx_sha256 = writer.write_index(staged.open(idx_path(prefix)))
             manifest = self._manifest(key, shard, tally, writer, idx_sha256)
             staged.open(manifest_path(prefix)).write(manifest.to_json().encode("utf-8"))
