@@ -66,7 +66,7 @@ class RouterTotals:
         return self._sums
 
 
-def take_routing(
+def drain_routing_stats(
     totals: Mapping[int, RouterTotals], num_layers: int, moe: MoeConfig, micro_batches: int
 ) -> tuple[LayerRouting, ...]:
     """What all routers did since the last call. A collective of the world, and the only wait for the device.

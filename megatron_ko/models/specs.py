@@ -18,9 +18,9 @@ from megatron_ko.config import PrecisionConfig
 from megatron_ko.errors import ConfigError
 from megatron_ko.models.attention import PortableAttention
 from megatron_ko.models.attention_choice import watch_choice
-from megatron_ko.models.documents import keep_documents_apart
 from megatron_ko.models.moe import portable_experts, use_router
 from megatron_ko.models.norm import RMSNorm
+from megatron_ko.models.packed_documents import keep_documents_apart
 from megatron_ko.models.windows import set_windows
 from megatron_ko.parallel.compat import INSTALL_ENGINE
 from megatron_ko.parallel.platform import get_platform

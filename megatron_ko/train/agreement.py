@@ -11,14 +11,14 @@ from megatron_ko.errors import CheckpointError
 T = TypeVar("T")
 
 
-def gathered(value: T) -> list[T]:
+def gather_from_ranks(value: T) -> list[T]:
     """The value of every rank, by rank. A collective; small objects only."""
     values: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def together(what: str, action: Callable[[], T]) -> T:
+def on_all_ranks(what: str, action: Callable[[], T]) -> T:
     """Run an action that writes on every rank. A collective.
 
     Raises:
@@ -33,7 +33,7 @@ def together(what: str, action: Callable[[], T]) -> T:
         failure = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
     except OSError as error:
         failure = str(error)
-    failures = sorted({text for text in gathered(failure) if text})
+    failures = sorted({text for text in gather_from_ranks(failure) if text})
     if failures:
         raise CheckpointError(
             f"the checkpoint could not be saved: {what} failed",

@@ -27,7 +27,7 @@ from megatron_ko.parallel.collectives import broadcast_object
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.seed import rng_state, seed_everything, set_rng_state
 from megatron_ko.plan.params import count_parameters
-from megatron_ko.train.agreement import gathered, together
+from megatron_ko.train.agreement import gather_from_ranks, on_all_ranks
 from megatron_ko.train.lineage import Identity, layout_of, record_checkpoint
 from megatron_ko.train.resume import check_resumable
 from megatron_ko.train.retention import apply_retention
@@ -96,7 +96,7 @@ class Checkpointer:
         master_and_moments = 3 * 4
         needed = count_parameters(self._config.model).total * (weight + master_and_moments)
         first = self._groups.rank == 0
-        together("room for a checkpoint", lambda: self._check_room(needed) if first else None)
+        on_all_ranks("room for a checkpoint", lambda: self._check_room(needed) if first else None)
 
     def save(self, state: TrainState, metrics: dict[str, int]) -> None:
         """Save the present state, then delete what ``checkpoint.keep`` does not cover.
@@ -114,18 +114,20 @@ class Checkpointer:
             for chunk in self._wrapped:  # otherwise the update of other ranks comes with the next forward pass
                 chunk.start_param_sync(force_sync=True)
         tensors = self._sharded_state(is_loading=False)
-        needed = sum(gathered(_bytes_of(tensors)))
-        made = together("room for a checkpoint", lambda: self._make_room(state.step, needed) if first else None)
+        needed = sum(gather_from_ranks(_bytes_of(tensors)))
+        made = on_all_ranks("room for a checkpoint", lambda: self._make_room(state.step, needed) if first else None)
         temporary = broadcast_object(made)
         assert temporary is not None, "rank 0 made it, or all ranks have failed"
         try:
-            together("writing weights and optimizer", lambda: self._write_tensors(tensors, temporary / MODEL))
-            random = gathered(rng_state())
-            together("writing RNG states", lambda: torch.save({"ranks": random}, temporary / RNG) if first else None)
-            parts = gathered(together("reading back", lambda: self._record_files(temporary)))
+            on_all_ranks("writing weights and optimizer", lambda: self._write_tensors(tensors, temporary / MODEL))
+            random = gather_from_ranks(rng_state())
+            on_all_ranks(
+                "writing RNG states", lambda: torch.save({"ranks": random}, temporary / RNG) if first else None
+            )
+            parts = gather_from_ranks(on_all_ranks("reading back", lambda: self._record_files(temporary)))
             records = {name: record for part in parts for name, record in part.items()}
             manifest = self._manifest(state, metrics, records)
-            together("publishing", lambda: self._publish(temporary, manifest) if first else None)
+            on_all_ranks("publishing", lambda: self._publish(temporary, manifest) if first else None)
         finally:
             if first and temporary.exists():
                 shutil.rmtree(temporary)
@@ -256,7 +258,7 @@ def verify(directory: Path, groups: Groups) -> tuple[checkpoints.Manifest | None
         mine = checkpoints.problems_of(directory, share)
     except CheckpointError as error:
         mine = [error.what]
-    return manifest, [problem for part in gathered(mine) for problem in part]
+    return manifest, [problem for part in gather_from_ranks(mine) for problem in part]
 
 
 def _bytes_of(tensors: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ _PATIENCE_S = 5.0
 _held: list[IO[bytes]] = []  # until this process ends, however it ends
 
 
-def hold(directory: Path, first: bool) -> None:
+def lock_run_dir(directory: Path, first: bool) -> None:
     """Create the run directory and keep every other training out of it until this process ends. A collective.
 
     Args:

@@ -149,7 +149,7 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
         path, position = directory / name, positions.get(name, 0)
         size = path.stat().st_size if path.is_file() else 0
         if size < position:
-            _tell_loss(path, size, position)
+            _warn_of_lost_records(path, size, position)
         if size <= position:
             continue
         with path.open("r+b") as stream:
@@ -164,7 +164,7 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
     return cut
 
 
-def _tell_loss(path: Path, size: int, position: int) -> None:
+def _warn_of_lost_records(path: Path, size: int, position: int) -> None:
     """Say that records are gone, and end the line that they break off in, so that the next one is whole."""
     _log.warning("%s has %d bytes; the checkpoint had seen %d: records were lost", path, size, position)
     if size and not path.read_bytes().endswith(b"\n"):

@@ -28,7 +28,7 @@ from megatron_ko.train.checkpoint import Checkpointer, find_newest, verify
 from megatron_ko.train.console import make_console
 from megatron_ko.train.engine import build_engine
 from megatron_ko.train.evaluate import Evaluator
-from megatron_ko.train.exclusive import hold
+from megatron_ko.train.exclusive import lock_run_dir
 from megatron_ko.train.lineage import identify, layout_of, write_lineage
 from megatron_ko.train.loop import train
 from megatron_ko.train.metrics import MetricStore, Rates, rewind
@@ -41,7 +41,7 @@ from megatron_ko.train.run import Run
 from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
 from megatron_ko.train.start import load_start
 from megatron_ko.train.state import TrainState
-from megatron_ko.train.summary import summarise, tell_sources, tokens_per_step
+from megatron_ko.train.summary import describe_sources, summarise, tokens_per_step
 
 _log = log.get_logger(__name__)
 
@@ -60,7 +60,7 @@ def main(config: RunConfig) -> int:
     groups = initialise(config.parallel, config.resilience.timeout_s)
     log.configure(groups.rank, config.logging.level)
     raise_problems(check_world(config, groups.world_size), f"{groups.world_size} ranks")
-    hold(config.run.dir, groups.rank == 0)
+    lock_run_dir(config.run.dir, groups.rank == 0)
     if finished(config, groups):
         destroy()
         return EXIT_DONE
@@ -83,7 +83,7 @@ def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals) ->
         run.feed.close()
         run.metrics.close()
     if len(run.state.source_tokens) > 1:
-        _log.info(tell_sources(run.state.source_tokens))
+        _log.info(describe_sources(run.state.source_tokens))
     again = "start again to continue" if config.checkpoint.interval else "nothing was saved"
     _log.info("%s at step %d", "done" if complete else f"stopped on request; {again}", run.state.step)
     return complete

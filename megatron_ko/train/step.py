@@ -10,7 +10,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_ko.data.training.batch import Batch
 from megatron_ko.models.router import balancing_biases, restore_biases, routers_of, weigh_auxiliary_losses
-from megatron_ko.models.router_stats import take_routing
+from megatron_ko.models.router_stats import drain_routing_stats
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import Objective
 from megatron_ko.parallel.collectives import all_reduce_sum
@@ -76,7 +76,7 @@ def _routing(engine: Engine, micro_batches: int) -> tuple[LayerRouting, ...]:
     if model.moe is None:
         return ()
     totals = {router.layer_number: router.totals for router in routers_of(engine.model)}
-    return take_routing(totals, model.num_layers, model.moe, micro_batches * engine.groups.dp_size)
+    return drain_routing_stats(totals, model.num_layers, model.moe, micro_batches * engine.groups.dp_size)
 
 
 def _update(engine: Engine, loss: float) -> tuple[bool, float | None]:

@@ -14,7 +14,7 @@ def tokens_per_step(config: RunConfig) -> int:
     return config.training.global_batch_size * config.data.sequence_length
 
 
-def tell_sources(tokens: Mapping[str, int]) -> str:
+def describe_sources(tokens: Mapping[str, int]) -> str:
     """How much was read of each source."""
     total = sum(tokens.values())
     told = (f"{name} {count:,} tokens ({count / total:.1%})" for name, count in tokens.items())

@@ -8,7 +8,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from megatron_ko.models.attention_kernels import View, attend
-from megatron_ko.models.documents import packed_sequences, packing_documents
+from megatron_ko.models.packed_documents import packed_sequences, packing_documents
 from megatron_ko.parallel.platform import get_platform
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [2, 2, 2, 2, 2, 2, 3, 3]])
