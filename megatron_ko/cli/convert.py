@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megatron_ko.artifacts.folders import expect_hugging_face
 from megatron_ko.artifacts.native import expect_model, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
-from megatron_ko.convert.folders import expect_hugging_face
 
 if TYPE_CHECKING:
     from megatron_ko.convert.gates import Proof

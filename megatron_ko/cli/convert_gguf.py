@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_ko.convert.folders import expect_either
+from megatron_ko.artifacts.folders import expect_either
 from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ import typer
 from megatron_ko import log
 from megatron_ko.config import LaunchConfig, check_world, load_config, raise_problems
 from megatron_ko.errors import LaunchError
-from megatron_ko.parallel.device import device_count
-from megatron_ko.parallel.place import cluster_world_size
-from megatron_ko.train.summary import summarise
+from megatron_ko.machine.device import device_count
+from megatron_ko.machine.place import cluster_world_size
 
 
 def train(
@@ -34,9 +33,11 @@ def train(
     for name, value in config.launch.environment.items():  # before anything reads them: PyTorch does on import
         os.environ.setdefault(name, value)
     joined = cluster_world_size()
-    world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world, device_count())
+    world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world)
     raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
     if dry_run:
+        from megatron_ko.train.summary import summarise
+
         typer.echo("\n".join(summarise(config, world_size)))
         return
     # megatron-core warns about its own inner workings, when imported and on every rank; nothing that one could change.
@@ -52,7 +53,7 @@ def train(
     raise typer.Exit(code)
 
 
-def _plain_world_size(launch: LaunchConfig, smallest: int, devices: int) -> int:
+def _plain_world_size(launch: LaunchConfig, smallest: int) -> int:
     """Ranks to start on this machine: what was asked for, else its accelerators, else one copy of the model."""
     if launch.nodes > 1:
         raise LaunchError(
@@ -60,4 +61,4 @@ def _plain_world_size(launch: LaunchConfig, smallest: int, devices: int) -> int:
             got=f"launch.nodes {launch.nodes}, without srun or torchrun",
             remedy="start it with srun or torchrun, or set launch.nodes=1",
         )
-    return launch.ranks_per_node or devices or smallest
+    return launch.ranks_per_node or device_count() or smallest

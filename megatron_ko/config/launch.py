@@ -1,6 +1,8 @@
 """How many processes run, and with how many threads."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
 
 from megatron_ko.config.section import Resume, Section
 
@@ -17,7 +19,7 @@ class LaunchConfig(Section):
     threads_per_rank: int | None = Field(
         None, gt=0, description="CPU threads of one rank; None: the cores shared evenly."
     )
-    environment: dict[str, str] = Field(
+    environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")], str] = Field(
         default_factory=dict,
         description="Environment variables of all ranks, such as NCCL's. What is set outside already stays.",
     )

@@ -53,11 +53,11 @@ def _telling_kernel(attention: Any, unfused_allowed: bool) -> Any:
         attention_kernel: str | None = None
 
         def forward(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            """Attend; the first time, see how."""
+            """Attend; the first time in training, see how."""
             output: Tensor = super().forward(query, key, *args, **kwargs)
-            if self.attention_kernel is None:
+            if self.training and self.attention_kernel is None:
                 self.attention_kernel = _newest_choice()
-                if self.training and self.attention_kernel == "unfused" and get_platform().device_type == "cuda":
+                if self.attention_kernel == "unfused" and get_platform().device_type == "cuda":
                     _tell_unfused(query, key, unfused_allowed or query.dtype == torch.float32)
             return output
 
@@ -68,8 +68,16 @@ def _newest_choice() -> str:
     """What Transformer Engine's newest attention ran on: "fused ...", "flash ..." or "unfused"."""
     record = importlib.import_module(_RECORD)._attention_backends
     if record["use_fused_attention"]:
-        return f"fused {str(record['fused_attention_backend']).split('NVTE_')[-1]}".strip()
+        return f"fused {_sub_backend(record['fused_attention_backend'])}"
     return f"flash {record['flash_attention_backend']}" if record["use_flash_attention"] else "unfused"
+
+
+def _sub_backend(backend: object) -> str:
+    """Name of cuDNN's kernel: by release an enumeration of the extension, one of Python, or a member's number."""
+    if isinstance(backend, int):
+        kinds = importlib.import_module("transformer_engine.pytorch.cpp_extensions.fused_attn").FusedAttnBackend
+        backend = kinds(backend).name
+    return str(backend).split("NVTE_")[-1]
 
 
 def _tell_unfused(query: Tensor, key: Tensor, allowed: bool) -> None:

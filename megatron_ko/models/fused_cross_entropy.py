@@ -34,6 +34,8 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
-        (slopes,) = torch.autograd.grad(ctx.losses, ctx.logits, gradients[0].unsqueeze(0))
+        logits, losses = ctx.logits, ctx.losses
+        del ctx.logits, ctx.losses  # no saved tensors: what holds the loss would hold them through the next micro-batch
+        (slopes,) = torch.autograd.grad(losses, logits, gradients[0].unsqueeze(0))
         slopes = slopes.squeeze(0)
         return slopes @ weight, slopes.t() @ hidden, None, None

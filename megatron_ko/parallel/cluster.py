@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_ko.errors import LaunchError
-from megatron_ko.parallel.place import cluster_place, meeting_point, own_cores
+from megatron_ko.machine.place import cluster_place, meeting_point, own_cores
 from megatron_ko.parallel.rank import join_world, run_rank, take_place
 
 

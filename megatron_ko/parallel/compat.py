@@ -60,6 +60,7 @@ def _import_engine() -> None:
     try:
         with warnings.catch_warnings():  # a missing extension is a warning of the package and an error of its part
             warnings.simplefilter("ignore")
+            importlib.import_module("torch")  # loads NCCL, which Transformer Engine would not find by itself
             importlib.import_module("transformer_engine.pytorch")
     except Exception as error:  # RuntimeError, FileNotFoundError, AssertionError, OSError, by release and by what lacks
         raise LaunchError(

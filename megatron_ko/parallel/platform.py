@@ -13,8 +13,8 @@ import psutil
 import torch
 
 from megatron_ko.errors import LaunchError
+from megatron_ko.machine.device import device_type
 from megatron_ko.parallel import cpu_compat
-from megatron_ko.parallel.device import device_type
 from megatron_ko.parallel.host_memory import keep_freed_memory
 
 # Dense peaks in FLOP/s by a part of the device name; the vendor's data sheets, without structured sparsity.
@@ -167,12 +167,15 @@ def get_platform() -> Platform:
     wanted = os.environ.get("MEGATRON_KO_DEVICE", "")
     if wanted not in ("", "cpu", "cuda"):
         raise LaunchError("unknown device in MEGATRON_KO_DEVICE", got=wanted, expected="cpu or cuda")
-    if device_type() == "cuda" and torch.cuda.is_available():
+    if "cuda" in (wanted, device_type()):
+        if not torch.cuda.is_available():
+            raise LaunchError(
+                "PyTorch finds no CUDA device",
+                got="MEGATRON_KO_DEVICE=cuda" if wanted else "a GPU that the driver knows",
+                expected="a driver that is new enough for this PyTorch, or a PyTorch that is built for CUDA",
+                remedy="MEGATRON_KO_DEVICE=cpu goes on without it",
+            )
         return Platform("cuda", "nccl")
-    if wanted == "cuda":
-        raise LaunchError(
-            "MEGATRON_KO_DEVICE=cuda, but PyTorch finds no CUDA device", remedy="unset it, or install PyTorch for CUDA"
-        )
     cpu_compat.install()
     return Platform("cpu", "gloo")
 

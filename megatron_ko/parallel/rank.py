@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_ko.errors import EXIT_DONE, KoError, repairable
-from megatron_ko.parallel.place import Place, threads_per_rank
+from megatron_ko.machine.place import Place, threads_per_rank
 from megatron_ko.parallel.platform import get_platform
 
 EXIT_CRASH = 1

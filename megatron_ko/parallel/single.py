@@ -5,8 +5,8 @@ import functools
 import torch.distributed as dist
 
 from megatron_ko.config import ParallelConfig
+from megatron_ko.machine.place import Place
 from megatron_ko.parallel.groups import Groups, initialise
-from megatron_ko.parallel.place import Place
 from megatron_ko.parallel.rank import join_world, take_place
 
 

@@ -26,7 +26,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_ko.errors import EXIT_DONE, LaunchError
-from megatron_ko.parallel.place import Place
+from megatron_ko.machine.place import Place
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.rank import EXIT_CRASH, Ending, join_world, run_rank, take_place
 
@@ -109,8 +109,13 @@ def run_ranks(
         ]
         with _forwarding(ranks):
             stack.callback(_kill, ranks)
-            for process in ranks:
-                process.start()
+            # A new interpreter takes seconds to where it leaves the terminal's group; Ctrl-C waits until then.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                for process in ranks:
+                    process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             listener.close()
             stopped = _watch(ranks, reports, grace_s)
         return _tell([_ending(process, reports / process.name) for process in ranks], stopped)
@@ -121,6 +126,7 @@ def _rank_main(world: _World, rank: int) -> None:
     os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     place = Place(rank, rank, world.size, world.size)
     ending = run_rank(world.target, world.args, place, lambda: _join(place, world))
     (world.reports / f"rank {rank}").write_bytes(pickle.dumps(ending))

@@ -9,6 +9,8 @@ import torch
 from megatron_ko.errors import KoError
 from megatron_ko.parallel.platform import get_platform
 
+_ELSEWHERE = ("ALLOC_FAILED", "out of memory")
+
 
 @contextmanager
 def explaining_out_of_memory(directory: Path, rank: int, history: bool) -> Iterator[None]:
@@ -27,7 +29,9 @@ def explaining_out_of_memory(directory: Path, rank: int, history: bool) -> Itera
         platform.record_allocations()
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # PyTorch's allocator has a class of its own for it; cuBLAS and NCCL have words only
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _ELSEWHERE):
+            raise
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"rank{rank}.txt").write_text(f"{error}\n\n{platform.memory_summary()}", encoding="utf-8")
         if history:

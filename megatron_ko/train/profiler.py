@@ -43,11 +43,15 @@ class StepProfiler:
         self._directory, self._settings = directory, settings
         self._profile: Any = None
         self._started = 0.0
+        self._first, self._last, self._written = 0, -1, False
 
     def begin(self, step: int) -> None:
-        """Start watching if ``step``, which comes next, is the first one to be watched."""
-        if self._settings is None or step != self._settings.start:
+        """Start watching if ``step``, which comes next, is one to be watched."""
+        if self._settings is None or self._profile is not None:
             return
+        if not self._settings.start <= step < self._settings.start + self._settings.steps:
+            return
+        self._first = step
         on_cuda = get_platform().device_type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
         get_platform().synchronize()
@@ -57,8 +61,21 @@ class StepProfiler:
 
     def end(self, step: int) -> None:
         """Stop and write what was seen if ``step``, which has just ended, is the last one to be watched."""
-        if self._settings is None or self._profile is None or step < self._settings.start + self._settings.steps - 1:
+        if self._settings is None or self._profile is None:
             return
+        self._last = step
+        if step >= self._settings.start + self._settings.steps - 1:
+            self._write()
+
+    def close(self) -> None:
+        """Write what was seen of steps that the run did not finish, and say so when there were none."""
+        if self._profile is not None and self._last >= self._first:
+            self._write()
+        elif self._settings is not None and not self._written:
+            _log.warning("no profile: the run had no step %d", self._settings.start)
+
+    def _write(self) -> None:
+        steps = self._last - self._first + 1
         get_platform().synchronize()
         wall_ms = 1e3 * (time.perf_counter() - self._started)
         self._profile.__exit__(None, None, None)
@@ -68,11 +85,11 @@ class StepProfiler:
         order = "self_device_time_total" if on_cuda else "self_cpu_time_total"
         table = self._profile.key_averages().table(sort_by=order, row_limit=_ROWS, max_name_column_width=90)
         (self._directory / "table.txt").write_text(table, encoding="utf-8")
-        summary = summarise_events(_work(self._profile.events(), on_cuda), wall_ms, self._settings.steps)
+        summary = summarise_events(_work(self._profile.events(), on_cuda), wall_ms, steps)
         (self._directory / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
         for line in describe_summary(summary):
             _log.info(line)
-        self._profile = None
+        self._profile, self._written = None, True
 
 
 @dataclass(frozen=True)

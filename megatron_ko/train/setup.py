@@ -81,6 +81,7 @@ def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals) ->
         complete = train(run)
     finally:
         run.feed.close()
+        run.profiler.close()
         run.metrics.close()
     if len(run.state.source_tokens) > 1:
         _log.info(describe_sources(run.state.source_tokens))
@@ -163,7 +164,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     return Run(
         config=config,
         engine=engine,
-        feed=ReadAhead(feed, platform.device),
+        feed=ReadAhead(feed, platform.device, steps=config.training.steps - state.step),
         evaluator=evaluator,
         state=state,
         starvation=StarvationWatch(config.model.moe.starved_load if config.model.moe else 0.0),

@@ -19,7 +19,8 @@ ALLOWED = {
     "log": set(),
     "config": {"errors", "log"},
     "plan": {"errors", "log", "config"},
-    "parallel": {"errors", "log", "config"},
+    "machine": set(),
+    "parallel": {"errors", "log", "config", "machine"},
     "storage": {"errors", "log"},
     "artifacts": {"__init__", "errors", "log", "config", "storage"},
     "data": {"__init__", "errors", "log", "config", "storage"},
@@ -31,11 +32,11 @@ ALLOWED = {
     "report": {"errors", "log", "config", "metrics"},
     "train": {
         *("__init__", "errors", "log", "config", "storage", "artifacts", "metrics", "plan"),
-        *("parallel", "data", "models", "objectives", "eval"),
+        *("machine", "parallel", "data", "models", "objectives", "eval"),
     },
     "cli": {
         *("__init__", "errors", "log", "config", "storage", "artifacts", "plan"),
-        *("parallel", "data", "models", "convert", "eval", "report", "train"),
+        *("machine", "parallel", "data", "models", "convert", "eval", "report", "train"),
     },
 }
 

@@ -29,7 +29,7 @@ class Slow:
 
 
 def test_steps_come_in_order_and_say_where_the_data_goes_on() -> None:
-    feed = ReadAhead(Slow(5), CPU)
+    feed = ReadAhead(Slow(5), CPU, steps=6)
     for number in range(1, 6):
         data = feed.next()
         assert data.position == {"samples": number}  # of what was given out, however far ahead it has read
@@ -40,7 +40,7 @@ def test_steps_come_in_order_and_say_where_the_data_goes_on() -> None:
 
 
 def test_a_step_does_not_wait_for_what_was_read_meanwhile() -> None:
-    feed = ReadAhead(Slow(4, PAUSE), CPU)
+    feed = ReadAhead(Slow(4, PAUSE), CPU, steps=4)
     waited = 0.0
     for _ in range(4):
         time.sleep(PAUSE + 0.1)  # a step that takes longer than its data

@@ -8,7 +8,7 @@ import pytest
 import torch
 from isolated import isolated
 
-from megatron_ko.parallel import device
+from megatron_ko.machine import device
 
 CUDA_BUILD = torch.backends.cuda.is_built()
 FORK = """

@@ -18,9 +18,10 @@ from isolated import isolated
 from patience import PATIENCE
 
 from megatron_ko.errors import ConfigError, LaunchError
-from megatron_ko.parallel import cluster, place, spawn
+from megatron_ko.machine import place
+from megatron_ko.machine.place import Place
+from megatron_ko.parallel import cluster, spawn
 from megatron_ko.parallel.collectives import all_reduce_sum, any_rank, barrier, broadcast_object
-from megatron_ko.parallel.place import Place
 from megatron_ko.parallel.platform import Platform
 
 

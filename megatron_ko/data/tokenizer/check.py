@@ -20,6 +20,7 @@ _CODE = (
     "a\n\n\n\n    b\n \n  \n   c",
 )
 # Every text must come back as it went in.
+_ALONE, _AFTER_SPACE = "every syllable alone", "every syllable after a space"
 SUITES: dict[str, tuple[str, ...]] = {
     "line breaks and tabs": ("\n", "\t", "\r\n", "\n\n\n", "탭\t과\t\t탭", "첫 줄\n둘째 줄\n\n넷째 줄\n", "가\n\n\t나"),
     "spaces": (" ", "  ", " 앞", "뒤 ", "가    나     다", "a" + " " * 100 + "b", "\u3000전각\u00a0빈칸"),
@@ -41,8 +42,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "control characters": ("".join(map(chr, range(0x20))), "\x7f\x85\u200b\u200d\ufeff", "�"),
     "spelt-out special tokens": ("<unk> <s> </s> <pad> <0x0A>", "<|im_start|>system<|im_end|>", "<|endoftext|>"),
     "the suite of training": NASTY,
-    "every syllable alone": tuple(_SYLLABLES),
-    "every syllable after a space": tuple(" " + syllable for syllable in _SYLLABLES),
+    _ALONE: tuple(_SYLLABLES),
+    _AFTER_SPACE: tuple(" " + syllable for syllable in _SYLLABLES),
 }  # fmt: skip
 _CODES = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 97)]
 _EVERY = tuple("".join(map(chr, _CODES[start : start + 64])) for start in range(0, len(_CODES), 64))
@@ -101,7 +102,7 @@ def check_folder(folder: Path, samples: Sequence[str] = ()) -> list[CheckResult]
         _special_tokens(tokenizer),
         _text_is_text(tokenizer),
         _chat_markers(folder, tokenizer),
-        *_transformers(folder, tokenizer, [*texts, *_EVERY]),
+        *_transformers(folder, tokenizer, _in_few_texts(suites)),
     ]
 
 
@@ -185,7 +186,18 @@ def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
 
 def agreement(tokenizer: Tokenizer, folder: Path) -> list[CheckResult]:
     """Whether transformers, reading ``folder``, gives the ids and the text of ``tokenizer`` for every suite."""
-    return _transformers(folder, tokenizer, [*(text for suite in SUITES.values() for text in suite), *_EVERY])
+    return _transformers(folder, tokenizer, _in_few_texts(SUITES | {"every character": _EVERY}))
+
+
+def _in_few_texts(suites: dict[str, tuple[str, ...]]) -> list[str]:
+    """All texts, syllables by 64 on the lines of one: in transformers a call costs more than its length."""
+    texts: list[str] = []
+    for name, suite in suites.items():
+        if name in (_ALONE, _AFTER_SPACE):
+            texts += ("\n".join(suite[start : start + 64]) for start in range(0, len(suite), 64))
+        else:
+            texts += suite
+    return texts
 
 
 def _transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[CheckResult]:

@@ -110,18 +110,24 @@ class ReadAhead:
     Args:
         feed: what is read; nobody else may read it from now on.
         device: where batches go.
+        steps: how many are wanted; none is read beyond the last one.
     """
 
-    def __init__(self, feed: Feed, device: torch.device) -> None:
-        self._feed, self._device = feed, device
+    def __init__(self, feed: Feed, device: torch.device, steps: int) -> None:
+        self._feed, self._device, self._left = feed, device, steps
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._coming: Future[StepData] = self._pool.submit(self._read)
+        self._coming = self._begin()
 
     def next(self) -> StepData:
         """The next step, on the device. What went wrong while it was read is raised here."""
+        assert self._coming is not None, "no more than the steps that were asked for"
         data = self._coming.result()
-        self._coming = self._pool.submit(self._read)
+        self._coming = self._begin()
         return data.to(self._device)
+
+    def _begin(self) -> Future[StepData] | None:
+        self._left -= 1
+        return self._pool.submit(self._read) if self._left >= 0 else None
 
     def close(self) -> None:
         """Read no more. A read that is under way ends by itself."""

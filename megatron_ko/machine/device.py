@@ -8,8 +8,10 @@ megatron-core computes with its CUDA kernels even on a CPU.
 import importlib.machinery
 import importlib.util
 import os
+import re
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import pynvml
@@ -18,25 +20,49 @@ import pynvml
 _ENGINE = ("transformer_engine", "transformer_engine_torch")
 
 
-# What CUDA_VISIBLE_DEVICES says where no device is to be seen.
-_NONE_VISIBLE = ("", "-1", "NoDevFiles")
-
-
 @cache
 def device_type() -> Literal["cuda", "cpu"]:
-    """CUDA when the driver knows a GPU, or what MEGATRON_KO_DEVICE says; only that where the driver has no NVML."""
+    """CUDA when PyTorch is built for it and a GPU can be seen, or what MEGATRON_KO_DEVICE says."""
     wanted = os.environ.get("MEGATRON_KO_DEVICE")
     if wanted in ("cpu", "cuda"):
         return "cuda" if wanted == "cuda" else "cpu"
-    return "cuda" if _has_gpu() else "cpu"
+    return "cuda" if _torch_has_cuda() and _visible_gpus() else "cpu"
 
 
 def device_count() -> int:
     """GPUs that this process may use, 0 on a CPU; as the driver and CUDA_VISIBLE_DEVICES say, without CUDA."""
-    if device_type() == "cpu":
+    return _visible_gpus() if device_type() == "cuda" else 0
+
+
+def _visible_gpus() -> int:
+    """Ask NVML: CUDA itself would answer, too, but nobody who has asked it may fork a process that uses it."""
+    try:
+        pynvml.nvmlInit()
+        there = int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
         return 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len(visible.split(",")) if visible else int(pynvml.nvmlDeviceGetCount())
+    return there if visible is None else _count_listed(visible, there)
+
+
+def _count_listed(visible: str, there: int) -> int:
+    """Devices in a list of numbers or identifiers; as in CUDA, the first that is none of this machine's ends it."""
+    count = 0
+    for name in (part.strip() for part in visible.split(",")):
+        named = name.startswith(("GPU-", "MIG-"))
+        if not named and not (name.isdecimal() and int(name) < there):
+            break
+        count += 1
+    return count
+
+
+def _torch_has_cuda() -> bool:
+    """Whether the installed PyTorch is a build for CUDA, read from its file of versions: importing it takes seconds."""
+    spec = _find("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    version = Path(next(iter(spec.submodule_search_locations))) / "version.py"
+    return re.search(r"^cuda\b.*= *['\"]", version.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def prepare() -> None:
@@ -49,17 +75,6 @@ def prepare() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in _ENGINE:  # its import fails from now on, as if it were not installed: no kernel of it runs on a CPU
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-
-
-def _has_gpu() -> bool:
-    """Ask NVML: CUDA itself would answer, too, but nobody who has asked it may fork a process that uses it."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in _NONE_VISIBLE:
-        return False
-    try:
-        pynvml.nvmlInit()
-        return bool(pynvml.nvmlDeviceGetCount() > 0)
-    except pynvml.NVMLError:
-        return False
 
 
 def _use_cudnn_of_pytorch() -> None:

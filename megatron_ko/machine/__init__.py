@@ -1,0 +1,1 @@
+"""Which devices there are, and where this process stands among ranks. Needs no torch."""
