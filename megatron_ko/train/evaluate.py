@@ -91,7 +91,7 @@ class Evaluator:
             parts = [forward_backward(self._engine, part, forward_only=True) for part in self._portions()]
         for chunk in self._engine.model:
             chunk.train()
-        totals = add_up(self._engine, [pairs for part in parts for pairs in part])
+        totals = add_up(self._engine, [pairs for part in parts for pairs in part]).read()
         total, count = totals[LOSS]
         loss = total / count if count else math.nan
         text_bytes = totals[BYTES][0]

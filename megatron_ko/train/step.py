@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,14 +42,15 @@ def train_step(
     if engine.network.moe is not None:
         weigh_auxiliary_losses(routers, _tokens_per_micro_batch(engine, batches))
     sums = forward_backward(engine, batches, forward_only=False)
-    totals = add_up(engine, sums, votes={STOP: stop()})
-    asked = bool(totals.pop(STOP)[0])
-    count = totals[LOSS][1]
+    queued = add_up(engine, sums, votes={STOP: stop()})
+    scale = float(engine.optimizer.get_loss_scale().item()) if engine.scales_loss else 1.0
+    grad_norm = _gradient_norm(engine)  # the one time that this process waits for the device
+    totals = queued.read()
+    asked, count = bool(totals.pop(STOP)[0]), totals[LOSS][1]
     means = {name: total / counted if counted else math.nan for name, (total, counted) in totals.items()}
     loss = means.pop(LOSS)
     set_learning_rate(engine.optimizer, lr, weight_decay)
-    scale = float(engine.optimizer.get_loss_scale().item()) if engine.scales_loss else 1.0
-    updated, grad_norm = _update(engine, loss)
+    updated = grad_norm is not None and math.isfinite(grad_norm) and math.isfinite(loss) and _update(engine, grad_norm)
     if not updated:
         restore_biases(routers, biases)
     return StepResult(
@@ -79,15 +81,15 @@ def _routing(engine: Engine, micro_batches: int) -> tuple[LayerRouting, ...]:
     return drain_routing_stats(totals, model.num_layers, model.moe, micro_batches * engine.groups.dp_size)
 
 
-def _update(engine: Engine, loss: float) -> tuple[bool, float | None]:
-    """Apply the gradients unless they or the loss are not finite. All ranks see the same numbers, so all agree."""
-    if prepare_gradients(engine.optimizer):
-        return False, None
-    norm = float(engine.optimizer.get_grad_norm())
-    if not (math.isfinite(norm) and math.isfinite(loss)):
-        return False, norm
+def _gradient_norm(engine: Engine) -> float | None:
+    """Hand the gradients to the optimizer; their global norm, the same on every rank, or None if fp16 overflowed."""
+    return None if prepare_gradients(engine.optimizer) else float(engine.optimizer.get_grad_norm())
+
+
+def _update(engine: Engine, norm: float) -> bool:
+    """Clip the gradients, whose norm this is, and apply them. All ranks see the same numbers, so all agree."""
     clip_gradients(engine.optimizer, norm)
-    return bool(engine.optimizer.step_with_ready_grads()), norm
+    return bool(engine.optimizer.step_with_ready_grads())
 
 
 def forward_backward(engine: Engine, batches: Sequence[Batch], forward_only: bool) -> list[Sums]:
@@ -128,17 +130,32 @@ def _loss_for_schedule(
     return result.loss_sum, result.count, reported
 
 
-def add_up(
-    engine: Engine, sums: Sequence[Sums], votes: Mapping[str, bool] | None = None
-) -> dict[str, tuple[float, float]]:
-    """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in the one collective of a step.
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all ranks that are queued on the device.
+
+    Attributes:
+        names: what they are of.
+        pairs: [n, 2] float64, sum and count of each.
+    """
+
+    names: tuple[str, ...]
+    pairs: torch.Tensor
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Wait for them: (sum, count) by name."""
+        return {name: (total, count) for name, (total, count) in zip(self.names, self.pairs.tolist(), strict=True)}
+
+
+def add_up(engine: Engine, sums: Sequence[Sums], votes: Mapping[str, bool] | None = None) -> Totals:
+    """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in one collective.
 
     Only the last pipeline stage has pairs, and all its tensor-parallel ranks have the same ones: the first one counts.
 
     Args:
         engine: whose objective names the pairs.
         sums: the pairs of each micro-batch.
-        votes: yes or no of this rank by name; what comes back is (number of ranks that say yes, 0).
+        votes: yes or no of this rank by name; their pair is (number of ranks that say yes, 0).
     """
     names, asked = (LOSS, *engine.objective.metric_names), dict(votes or {})
     groups = engine.groups
@@ -149,4 +166,4 @@ def add_up(
             totals[: len(names)] += torch.stack(rows)
     totals[len(names) :, 0] = torch.tensor([float(vote) for vote in asked.values()])
     torch.distributed.all_reduce(totals)
-    return {name: (total, count) for name, (total, count) in zip((*names, *asked), totals.tolist(), strict=True)}
+    return Totals((*names, *asked), totals)
