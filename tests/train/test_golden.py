@@ -4,28 +4,15 @@ After a deliberate change of what is computed (or of the demo corpus): ``python 
 """
 
 import json
-import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-import torch
-from train_runs import ROOT, NewRun, Run, make_corpus
-
-from megatron_ko.train.lineage import versions
+from train_runs import ROOT, NewRun, Run, machine, make_corpus
 
 GOLDEN = ROOT / "tests/golden/loss_curve.json"
 SETTINGS = ("eval.interval=0", "model.hidden_dropout=0.1")
-
-
-def machine() -> str:
-    """What decides the rounding: processor, vector instructions, versions of the arithmetic."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    found = versions()
-    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {found['torch']}, mcore {found['megatron_core']}"
 
 
 def curve(run: Run) -> dict[str, object]:

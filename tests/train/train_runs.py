@@ -8,6 +8,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import platform
 import resource
 import signal
 import sys
@@ -18,6 +19,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from patience import PATIENCE
 
@@ -26,6 +28,7 @@ from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
 from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.errors import KoError
 from megatron_ko.train import setup  # noqa: F401  (imported before forking, so that a start takes no time)
+from megatron_ko.train.lineage import versions
 
 ROOT = Path(__file__).parents[2]
 NewRun = Callable[..., "Run"]
@@ -172,3 +175,12 @@ def assert_a_stop_changes_nothing(control: Run, stopped: Run) -> None:
     assert stopped.train().returncode == 0
     assert stopped.losses() == control.losses() and stopped.valid() == control.valid()
     assert stopped.column("grad_norm") == control.column("grad_norm")
+
+
+def machine() -> str:
+    """What decides the rounding: processor, vector instructions, versions of the arithmetic."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    found = versions()
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, torch {found['torch']}, mcore {found['megatron_core']}"
