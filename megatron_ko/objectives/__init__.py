@@ -1,6 +1,21 @@
-"""Training objectives. Each gives a loss as a sum with a count; the trainer divides by the global denominator."""
+"""Training objectives. Each gives its loss as sums over tokens or pairs; the trainer divides by the global count."""
 
-from megatron_ko.objectives.base import LossOutput, Objective
+from collections.abc import Callable
+
+from megatron_ko.config.objective import ObjectiveConfig
+from megatron_ko.data.training.batch import Batch
+from megatron_ko.objectives.base import LossOutput, Objective, Term, Unit
 from megatron_ko.objectives.lm import LanguageModelling
+from megatron_ko.parallel.groups import Groups
 
-__all__ = ["LanguageModelling", "LossOutput", "Objective"]
+__all__ = ["KINDS", "LanguageModelling", "LossOutput", "Objective", "Term", "Unit", "build_objective"]
+
+# objective.kind -> what builds it.
+KINDS: dict[str, Callable[[ObjectiveConfig, Groups], Objective[Batch]]] = {
+    "lm": lambda config, groups: LanguageModelling(),
+}
+
+
+def build_objective(config: ObjectiveConfig, groups: Groups) -> Objective[Batch]:
+    """The objective that a configuration names, on these ranks."""
+    return KINDS[config.kind](config, groups)

@@ -1,10 +1,12 @@
-"""What an objective is: a forward pass, and a loss told as a sum and a count, never as a mean.
+"""What an objective is: a forward pass, and a loss that is told in sums, never in means.
 
-Means of means are wrong as soon as micro-batches hold different numbers of counted tokens. Sums and counts can be added
-over micro-batches, ranks and gradient accumulation, and be divided once, by the global denominator.
+Means of means are wrong as soon as micro-batches hold different numbers of counted tokens. Sums can be added over
+micro-batches, ranks and gradient accumulation, and be divided once, by the count of the global batch.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol, TypeVar
 
 import torch
@@ -13,28 +15,55 @@ from torch import Tensor
 Batch_contra = TypeVar("Batch_contra", contravariant=True)
 
 
+class Unit(Enum):
+    """What a mean is taken over. Ranks that share sequences each hold a part of the tokens, but whole pairs."""
+
+    TOKEN = "token"
+    PAIR = "pair"
+
+    @property
+    def shared_by_context_ranks(self) -> bool:
+        """Whether ranks of one context group hold the same ones, so that only one of them may count."""
+        return self is not Unit.TOKEN
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss: ``weight`` times the mean of something over all units of the global batch.
+
+    Attributes:
+        name: its key in ``LossOutput.sums``.
+        unit: what its mean is taken over.
+        weight: its factor in the loss.
+    """
+
+    name: str
+    unit: Unit = Unit.TOKEN
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class LossOutput:
     """The loss of one micro-batch on one rank; every tensor is a scalar on the device.
 
     Attributes:
-        loss_sum: sum of the loss over the counted tokens, in nats, fp32, with its graph.
-        count: number of counted tokens, int64.
+        sums: sum over this rank's units of each term, in nats, fp32, with its graph.
         metrics: further quantities as (sum, count) pairs, without graph.
     """
 
-    loss_sum: Tensor
-    count: Tensor
+    sums: dict[str, Tensor]
     metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 class Objective(Protocol[Batch_contra]):
-    """A training objective. It knows the batch type and the loss, not the parallel layout.
+    """A training objective. It knows the batch and the loss, not the schedule.
 
     Attributes:
+        terms: what the loss is the sum of; the unit of the first one is that of the whole loss.
         metric_names: keys of ``LossOutput.metrics``, known on every rank before a loss is computed.
     """
 
+    terms: tuple[Term, ...]
     metric_names: tuple[str, ...]
 
     def forward(self, batch: Batch_contra, model: torch.nn.Module) -> Tensor:
@@ -45,10 +74,13 @@ class Objective(Protocol[Batch_contra]):
         """
         ...
 
-    def count(self, batch: Batch_contra) -> Tensor:
-        """The count of ``loss``, known before it is computed, and on every pipeline stage."""
+    def count(self, batch: Batch_contra) -> Mapping[Unit, Tensor]:
+        """Trained tokens, and whatever else terms are means over, of a micro-batch on this rank: int64 scalars.
+
+        It is known before any loss is computed, and on every pipeline stage.
+        """
         ...
 
     def loss(self, output: Tensor, batch: Batch_contra) -> LossOutput:
-        """Turn the last stage's output into sums and counts. Called on the last pipeline stage only."""
+        """Turn the last stage's output into sums. Called on the last pipeline stage only."""
         ...

@@ -16,13 +16,6 @@ def all_reduce_sum(tensor: torch.Tensor, group: dist.ProcessGroup | None = None)
     return tensor
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on any rank: how ranks agree on what would be a rank-local decision, a deadlock."""
-    votes = torch.tensor([int(flag)], dtype=torch.int32, device=get_platform().device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
-
-
 def broadcast_object(obj: T, src: int = 0) -> T:
     """The object of rank ``src`` on every rank; it must be picklable. What other ranks pass is ignored."""
     box = [obj]

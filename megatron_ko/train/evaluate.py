@@ -10,11 +10,12 @@ from torch import Tensor
 
 from megatron_ko.config import TrainingConfig
 from megatron_ko.data.training.batch import Batch, Collator
-from megatron_ko.data.training.origins import Samples
+from megatron_ko.data.training.origins import MixtureDataset
 from megatron_ko.objectives import LossOutput, Objective
 from megatron_ko.train.engine import Engine
+from megatron_ko.train.reduction import TOKENS, Pairs, add_up, count_units, mean, mean_loss
 from megatron_ko.train.state import Evaluation
-from megatron_ko.train.step import LOSS, add_up, forward_backward
+from megatron_ko.train.step import forward_backward
 
 BYTES = "bytes"
 
@@ -30,24 +31,25 @@ class ScoredText:
 
     def __init__(self, objective: Objective[Batch], token_bytes: Tensor, sources: Sequence[str]) -> None:
         self._objective, self._token_bytes, self._sources = objective, token_bytes, sources
+        self.terms = objective.terms
         self.metric_names = (*objective.metric_names, BYTES, *map(self.metric_of, sources))
         self.forward, self.count = objective.forward, objective.count
 
     @staticmethod
     def metric_of(source: str) -> str:
         """The name of a source's loss among the metrics."""
-        return f"{LOSS}/{source}"
+        return f"loss/{source}"
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """The loss of all rows [b, s]; in ``metrics`` the bytes of the scored labels, and each source's rows."""
-        found = self._objective.loss(output, batch)
+        found, first = self._objective.loss(output, batch), self.terms[0]
         scored = (self._token_bytes[batch.labels] * batch.loss_mask).sum()
-        metrics = {**found.metrics, BYTES: (scored, found.count)}
+        metrics = {**found.metrics, BYTES: (scored, scored)}
         numbers = torch.tensor(batch.sources, device=output.device)[:, None]  # [b, 1]
         for number, name in enumerate(self._sources):
             rows = replace(batch, loss_mask=batch.loss_mask * (numbers == number))
-            part = self._objective.loss(output, rows)
-            metrics[self.metric_of(name)] = part.loss_sum.detach(), part.count
+            part = self._objective.loss(output, rows).sums[first.name]
+            metrics[self.metric_of(name)] = part.detach(), self.count(rows)[first.unit]
         return replace(found, metrics=metrics)
 
 
@@ -66,7 +68,7 @@ class Evaluator:
     def __init__(
         self,
         engine: Engine,
-        data: Samples,
+        data: MixtureDataset,
         samples: int,
         training: TrainingConfig,
         collate: Collator,
@@ -88,17 +90,19 @@ class Evaluator:
         for chunk in self._engine.model:
             chunk.eval()
         with torch.no_grad():
-            parts = [forward_backward(self._engine, part, forward_only=True) for part in self._portions()]
+            parts = [self._score(part) for part in self._portions()]
         for chunk in self._engine.model:
             chunk.train()
         totals = add_up(self._engine, [pairs for part in parts for pairs in part]).read()
-        total, count = totals[LOSS]
-        loss = total / count if count else math.nan
+        loss, tokens = mean_loss(self._engine, totals), int(totals[TOKENS][0])
         text_bytes = totals[BYTES][0]
-        per_byte = total / math.log(2) / text_bytes if text_bytes else None
-        parts_of = {name: totals[ScoredText.metric_of(name)] for name in self._sources}
-        by_source = {name: part / counted if counted else None for name, (part, counted) in parts_of.items()}
-        return Evaluation(loss, per_byte, self._samples, int(count), time.perf_counter() - started, by_source)
+        per_byte = totals["nll"][0] / math.log(2) / text_bytes if text_bytes and "nll" in totals else None
+        pairs = {name: totals[ScoredText.metric_of(name)] for name in self._sources}
+        by_source = {name: mean(pair) if pair[1] else None for name, pair in pairs.items()}
+        return Evaluation(loss, per_byte, self._samples, tokens, time.perf_counter() - started, by_source)
+
+    def _score(self, batches: Sequence[Batch]) -> list[Pairs]:
+        return forward_backward(self._engine, batches, count_units(self._engine, batches), forward_only=True)
 
     def _portions(self) -> Iterator[list[Batch]]:
         """This rank's micro-batches in groups as large as a training step."""

@@ -17,7 +17,7 @@ from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.specs import uses_transformer_engine
-from megatron_ko.objectives import LanguageModelling
+from megatron_ko.objectives import build_objective
 from megatron_ko.parallel.collectives import barrier, broadcast_object
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.platform import get_platform
@@ -123,7 +123,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     if config.checkpoint.start_from and newest is None:
         load_start(config, chunks, tokenizer)
-    engine = build_engine(config, chunks, groups, LanguageModelling())
+    engine = build_engine(config, chunks, groups, build_objective(config.objective, groups))
     identity = identify(config, tokenizer.fingerprint)
     checkpointer = Checkpointer(config, groups, engine.model, engine.optimizer, identity)
     if config.checkpoint.interval:

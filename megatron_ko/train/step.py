@@ -1,8 +1,7 @@
 """One optimizer step: forward and backward over all micro-batches, one global loss, one guarded update."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,14 +12,12 @@ from megatron_ko.data.training.batch import Batch
 from megatron_ko.models.router import balancing_biases, restore_biases, routers_of, weigh_auxiliary_losses
 from megatron_ko.models.router_stats import drain_routing_stats
 from megatron_ko.models.routing import LayerRouting
-from megatron_ko.objectives import Objective
-from megatron_ko.parallel.collectives import all_reduce_sum
 from megatron_ko.train.engine import Engine
 from megatron_ko.train.optimizer import clip_gradients, prepare_gradients, set_learning_rate
+from megatron_ko.train.reduction import TOKENS, Pairs, Units, add_up, count_units, mean, mean_loss, weigh
 from megatron_ko.train.state import StepResult
 
-Sums = dict[str, tuple[torch.Tensor, torch.Tensor]]
-LOSS, STOP = "loss", "stop"
+STOP = "stop"
 
 
 def train_step(
@@ -39,16 +36,15 @@ def train_step(
     engine.optimizer.zero_grad()
     routers = routers_of(engine.model)
     biases = balancing_biases(routers)
+    units = count_units(engine, batches)
     if engine.network.moe is not None:
-        weigh_auxiliary_losses(routers, _tokens_per_micro_batch(engine, batches))
-    sums = forward_backward(engine, batches, forward_only=False)
-    queued = add_up(engine, sums, votes={STOP: stop()})
+        weigh_auxiliary_losses(routers, _units_per_micro_batch(engine, units, len(batches)))
+    pairs = forward_backward(engine, batches, units, forward_only=False)
+    queued = add_up(engine, pairs, votes={STOP: stop()})
     scale = float(engine.optimizer.get_loss_scale().item()) if engine.scales_loss else 1.0
     grad_norm = _gradient_norm(engine)  # the one time that this process waits for the device
     totals = queued.read()
-    asked, count = bool(totals.pop(STOP)[0]), totals[LOSS][1]
-    means = {name: total / counted if counted else math.nan for name, (total, counted) in totals.items()}
-    loss = means.pop(LOSS)
+    loss = mean_loss(engine, totals)
     set_learning_rate(engine.optimizer, lr, weight_decay)
     updated = grad_norm is not None and math.isfinite(grad_norm) and math.isfinite(loss) and _update(engine, grad_norm)
     if not updated:
@@ -59,17 +55,16 @@ def train_step(
         lr=lr,
         loss_scale=scale,
         skipped=not updated,
-        trained_tokens=int(count),
-        stop=asked,
-        metrics=means,
+        trained_tokens=int(totals[TOKENS][0]),
+        stop=bool(totals[STOP][0]),
+        metrics={name: mean(totals[name]) for name in engine.objective.metric_names},
         routing=_routing(engine, len(batches)),
     )
 
 
-def _tokens_per_micro_batch(engine: Engine, batches: Sequence[Batch]) -> torch.Tensor:
-    """Counted tokens of the global batch, divided by its micro-batches; a scalar on the device."""
-    counts = torch.stack([engine.objective.count(batch) for batch in batches]).sum().float()
-    return all_reduce_sum(counts, engine.groups.pg.dp_cp) / (len(batches) * engine.groups.dp_size)
+def _units_per_micro_batch(engine: Engine, units: Units, micro_batches: int) -> torch.Tensor:
+    """What the loss is a mean over in the global batch, divided by its micro-batches; a scalar on the device."""
+    return units[engine.objective.terms[0].unit].float() / (micro_batches * engine.groups.dp_size)
 
 
 def _routing(engine: Engine, micro_batches: int) -> tuple[LayerRouting, ...]:
@@ -92,8 +87,8 @@ def _update(engine: Engine, norm: float) -> bool:
     return bool(engine.optimizer.step_with_ready_grads())
 
 
-def forward_backward(engine: Engine, batches: Sequence[Batch], forward_only: bool) -> list[Sums]:
-    """Run megatron-core's schedule over micro-batches of equal shape [b, s].
+def forward_backward(engine: Engine, batches: Sequence[Batch], units: Units, forward_only: bool) -> list[Pairs]:
+    """Run megatron-core's schedule over micro-batches of equal shape [b, s], of a global batch with these ``units``.
 
     Returns:
         On the last pipeline stage the (sum, count) pairs of each micro-batch; elsewhere an empty list.
@@ -101,7 +96,7 @@ def forward_backward(engine: Engine, batches: Sequence[Batch], forward_only: boo
     chunks = engine.model
     schedule = get_forward_backward_func()
     results = schedule(
-        forward_step_func=partial(_forward_step, engine.objective),
+        forward_step_func=partial(_forward_step, engine, units),
         data_iterator=[iter(batches) for _ in chunks],
         model=chunks,
         num_microbatches=len(batches),
@@ -113,57 +108,13 @@ def forward_backward(engine: Engine, batches: Sequence[Batch], forward_only: boo
 
 
 def _forward_step(
-    objective: Objective[Batch], batches: Any, model: Any, return_schedule_plan: bool = False
+    engine: Engine, units: Units, batches: Any, model: Any, return_schedule_plan: bool = False
 ) -> tuple[Any, Any]:
     batch = next(batches)
     # A schedule that computes one micro-batch while another one's tokens travel asks for the steps, not for the result.
     forward = model.build_schedule_plan if return_schedule_plan else model
-    return objective.forward(batch, forward), partial(_loss_for_schedule, objective, batch)
+    return engine.objective.forward(batch, forward), partial(_loss, engine, units, batch)
 
 
-def _loss_for_schedule(
-    objective: Objective[Batch], batch: Batch, output: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, Sums]:
-    result = objective.loss(output, batch)
-    # The schedule may scale what it backpropagates in place: the reported sum is a copy.
-    reported = {LOSS: (result.loss_sum.detach().clone(), result.count), **result.metrics}
-    return result.loss_sum, result.count, reported
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Sums over all ranks that are queued on the device.
-
-    Attributes:
-        names: what they are of.
-        pairs: [n, 2] float64, sum and count of each.
-    """
-
-    names: tuple[str, ...]
-    pairs: torch.Tensor
-
-    def read(self) -> dict[str, tuple[float, float]]:
-        """Wait for them: (sum, count) by name."""
-        return {name: (total, count) for name, (total, count) in zip(self.names, self.pairs.tolist(), strict=True)}
-
-
-def add_up(engine: Engine, sums: Sequence[Sums], votes: Mapping[str, bool] | None = None) -> Totals:
-    """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in one collective.
-
-    Only the last pipeline stage has pairs, and all its tensor-parallel ranks have the same ones: the first one counts.
-
-    Args:
-        engine: whose objective names the pairs.
-        sums: the pairs of each micro-batch.
-        votes: yes or no of this rank by name; their pair is (number of ranks that say yes, 0).
-    """
-    names, asked = (LOSS, *engine.objective.metric_names), dict(votes or {})
-    groups = engine.groups
-    totals = torch.zeros(len(names) + len(asked), 2, dtype=torch.float64, device=engine.device)
-    if groups.is_last_stage and groups.tp_rank == 0:
-        for pairs in sums:
-            rows = [torch.stack([part.double() for part in pairs[name]]) for name in names]
-            totals[: len(names)] += torch.stack(rows)
-    totals[len(names) :, 0] = torch.tensor([float(vote) for vote in asked.values()])
-    torch.distributed.all_reduce(totals)
-    return Totals((*names, *asked), totals)
+def _loss(engine: Engine, units: Units, batch: Batch, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Pairs]:
+    return weigh(engine, batch, engine.objective.loss(output, batch), units)

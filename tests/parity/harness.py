@@ -16,7 +16,7 @@ from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.routing import LayerRouting
-from megatron_ko.objectives import LanguageModelling
+from megatron_ko.objectives import LanguageModelling, Objective
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
@@ -112,9 +112,19 @@ class RankOutcome:
     routing: tuple[LayerRouting, ...]
 
 
-def train_under(config: RunConfig, world_size: int, steps: int = STEPS) -> Outcome:
+def language_modelling(groups: Groups) -> Objective[Batch]:
+    """The objective of pre-training."""
+    return LanguageModelling()
+
+
+def train_under(
+    config: RunConfig,
+    world_size: int,
+    steps: int = STEPS,
+    objective: Callable[[Groups], Objective[Batch]] = language_modelling,
+) -> Outcome:
     """Train on fresh ranks."""
-    return merge(collect_from_ranks(train_rank, world_size, config, steps))
+    return merge(collect_from_ranks(train_rank, world_size, config, steps, objective))
 
 
 def merge(ranks: list[RankOutcome]) -> Outcome:
@@ -154,13 +164,15 @@ class _Samples:
         return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask, "position_ids": torch.arange(SEQUENCE)}
 
 
-def train_rank(config: RunConfig, steps: int) -> RankOutcome:
+def train_rank(
+    config: RunConfig, steps: int, objective: Callable[[Groups], Objective[Batch]] = language_modelling
+) -> RankOutcome:
     """Inside a rank: build, train with the product's own step, and give this rank's part of the outcome."""
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     weights = pieces_of(chunks)
-    engine = build_engine(config, chunks, groups, LanguageModelling())
+    engine = build_engine(config, chunks, groups, objective(groups))
     optim = config.optim
     losses: list[float] = []
     norms: list[float | None] = []

@@ -1,12 +1,16 @@
 """The language-modelling objective: sums and counts over exactly the unmasked labels."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from megatron_ko.config.objective import ObjectiveConfig
 from megatron_ko.data.training.batch import Batch
-from megatron_ko.objectives import LanguageModelling
+from megatron_ko.metrics.schema import TRAIN
+from megatron_ko.objectives import KINDS, LanguageModelling, Unit, build_objective
 
 VOCABULARY = 17
 
@@ -36,10 +40,12 @@ def test_sum_and_count_are_those_of_the_counted_labels() -> None:
     found = objective.loss(objective.forward(sample, model), sample)
     kept = mask.bool()
     expected = functional.cross_entropy(model.table[sample.tokens[kept]], sample.labels[kept], reduction="sum")
-    assert found.count.item() == 4 and found.count.dtype == torch.int64
-    torch.testing.assert_close(found.loss_sum, expected)
+    (loss,) = found.sums.values()
+    count = objective.count(sample)[Unit.TOKEN]
+    assert count.item() == 4 and count.dtype == torch.int64
+    torch.testing.assert_close(loss, expected)
     assert found.metrics == {} and objective.metric_names == ()
-    (gradient,) = torch.autograd.grad(found.loss_sum, model.table)
+    (gradient,) = torch.autograd.grad(loss, model.table)
     (oracle,) = torch.autograd.grad(expected, model.table)
     torch.testing.assert_close(gradient, oracle)
 
@@ -49,12 +55,21 @@ def test_half_precision_losses_are_added_in_fp32(dtype: torch.dtype) -> None:
     mask = torch.ones(1, 4096)
     sample = Batch(mask.long(), mask.long(), mask, mask.long())
     output = torch.full((1, 4096), 2.0078125, dtype=torch.float32).to(dtype)
-    found = LanguageModelling().loss(output, sample)
-    assert found.loss_sum.dtype == torch.float32
-    assert found.loss_sum.item() == pytest.approx(4096 * output[0, 0].item(), rel=1e-6)
+    (loss,) = LanguageModelling().loss(output, sample).sums.values()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(4096 * output[0, 0].item(), rel=1e-6)
 
 
 def test_a_fully_masked_batch_counts_nothing() -> None:
-    sample = batch(torch.zeros(2, 5))
-    found = LanguageModelling().loss(LanguageModelling().forward(sample, Bigram()), sample)
-    assert found.loss_sum.item() == 0.0 and found.count.item() == 0
+    sample, objective = batch(torch.zeros(2, 5)), LanguageModelling()
+    (loss,) = objective.loss(objective.forward(sample, Bigram()), sample).sums.values()
+    assert loss.item() == 0.0 and objective.count(sample)[Unit.TOKEN].item() == 0
+
+
+def test_every_kind_of_the_configuration_can_be_built_and_its_metrics_are_declared() -> None:
+    assert set(KINDS) == set(get_args(ObjectiveConfig.model_fields["kind"].annotation))
+    for kind in KINDS:
+        objective = build_objective(ObjectiveConfig(kind=kind), groups=None)
+        names = [*(term.name for term in objective.terms), *objective.metric_names]
+        assert len(set(names)) == len(names)
+        TRAIN.check(objective.metric_names)

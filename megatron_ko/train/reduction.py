@@ -1,0 +1,104 @@
+"""From the sums of micro-batches to the loss of the global batch: what is counted, weighed, added and divided."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_ko.data.training.batch import Batch
+from megatron_ko.objectives import LossOutput, Unit
+from megatron_ko.parallel.collectives import all_reduce_sum
+from megatron_ko.train.engine import Engine
+
+Pairs = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Units = Mapping[Unit, torch.Tensor]
+TOKENS = "trained_tokens"
+
+
+def count_units(engine: Engine, batches: Sequence[Batch]) -> Units:
+    """How many units of each kind the global batch holds: int64 scalars on the device, the same on every rank."""
+    found = [_counts(engine, batch) for batch in batches]
+    kinds = list(found[0])
+    sums = torch.stack([torch.stack([counts[unit] for counts in found]).sum() for unit in kinds])
+    return dict(zip(kinds, all_reduce_sum(sums, engine.groups.pg.dp_cp).unbind(), strict=True))
+
+
+def _counts(engine: Engine, batch: Batch) -> Units:
+    """This rank's part of what is counted; of what context ranks share, one of them counts all."""
+    silent = engine.groups.cp_rank > 0
+    counts = engine.objective.count(batch)
+    return {unit: n * 0 if silent and unit.shared_by_context_ranks else n for unit, n in counts.items()}
+
+
+def weigh(engine: Engine, batch: Batch, found: LossOutput, units: Units) -> tuple[torch.Tensor, torch.Tensor, Pairs]:
+    """What megatron-core's schedule takes of a micro-batch: it divides all gradients by the sum of all counts.
+
+    Therefore terms with another unit than the first one are told in that unit: times its count by theirs.
+
+    Returns:
+        Sum with its graph, count, and (sum, count) pairs to report: of terms, metrics and the trained tokens.
+    """
+    terms, counts = engine.objective.terms, _counts(engine, batch)
+    first = terms[0].unit
+    silent = engine.groups.cp_rank > 0
+    parts, reported = [], {}
+    for term in terms:
+        total = found.sums[term.name]
+        factor = term.weight if term.unit is first else term.weight * units[first] / units[term.unit].clamp(min=1)
+        parts.append(total * factor)
+        # The schedule may scale what it backpropagates in place: the reported sum is a copy.
+        own = total.detach().clone()
+        reported[term.name] = (own * 0 if silent and term.unit.shared_by_context_ranks else own, counts[term.unit])
+    tokens = counts[Unit.TOKEN]
+    return sum(parts[1:], parts[0]), counts[first], {**reported, **found.metrics, TOKENS: (tokens, tokens)}
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all ranks that are queued on the device.
+
+    Attributes:
+        names: what they are of.
+        pairs: [n, 2] float64, sum and count of each.
+    """
+
+    names: tuple[str, ...]
+    pairs: torch.Tensor
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Wait for them: (sum, count) by name."""
+        return {name: (total, count) for name, (total, count) in zip(self.names, self.pairs.tolist(), strict=True)}
+
+
+def add_up(engine: Engine, pairs: Sequence[Pairs], votes: Mapping[str, bool] | None = None) -> Totals:
+    """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in one collective.
+
+    Only the last pipeline stage has pairs, and all its tensor-parallel ranks have the same ones: the first one counts.
+
+    Args:
+        engine: whose objective names the pairs.
+        pairs: those of each micro-batch.
+        votes: yes or no of this rank by name; their pair is (number of ranks that say yes, 0).
+    """
+    objective, groups, asked = engine.objective, engine.groups, dict(votes or {})
+    names = (*(term.name for term in objective.terms), *objective.metric_names, TOKENS)
+    totals = torch.zeros(len(names) + len(asked), 2, dtype=torch.float64, device=engine.device)
+    if groups.is_last_stage and groups.tp_rank == 0:
+        for found in pairs:
+            rows = [torch.stack([part.double() for part in found[name]]) for name in names]
+            totals[: len(names)] += torch.stack(rows)
+    totals[len(names) :, 0] = torch.tensor([float(vote) for vote in asked.values()])
+    torch.distributed.all_reduce(totals)
+    return Totals((*names, *asked), totals)
+
+
+def mean_loss(engine: Engine, totals: Mapping[str, tuple[float, float]]) -> float:
+    """The loss: the weighted sum of the means of its terms; NaN where nothing was counted."""
+    return sum(term.weight * mean(totals[term.name]) for term in engine.objective.terms)
+
+
+def mean(pair: tuple[float, float]) -> float:
+    """Sum divided by count; NaN where nothing was counted."""
+    total, count = pair
+    return total / count if count else math.nan
