@@ -1,10 +1,21 @@
 """The optimizer and its learning-rate schedule."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from megatron_ko.config.section import Resume, Section
+
+
+class ParameterGroup(Section):
+    """Parameters that learn faster or slower than the others, or decay more or less."""
+
+    match: str = Field(
+        min_length=1,
+        description="Pattern of names as in checkpoints: embedding.*, decoder.layers.3.*, *.linear_fc2.weight.",
+    )
+    lr_factor: float = Field(1.0, ge=0, description="Times optim.lr.")
+    decay_factor: float = Field(1.0, ge=0, description="Times optim.weight_decay; norms have none whatever it is.")
 
 
 class OptimConfig(Section):
@@ -27,5 +38,8 @@ class OptimConfig(Section):
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     offload: float = Field(
         0.0, ge=0, le=1, description="Share of the optimizer that is kept and computed in host memory; CUDA only."
+    )
+    groups: Annotated[tuple[ParameterGroup, ...], Resume.BOUND] = Field(
+        (), description="Exceptions from lr and weight_decay; of several that match the last one counts."
     )
     clip_grad: float = Field(1.0, ge=0, description="Largest global gradient norm; 0: no clipping.")

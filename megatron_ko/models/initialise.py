@@ -10,27 +10,20 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_ko.config import ModelConfig
+from megatron_ko.models.parameters import Start, kind_of, sharded_parts
 
 _BLOCK_ROWS = 256
-_VOCABULARY_KEYS = ("embedding.word_embeddings.weight", "output_layer.weight")
-_OUTPUT_PROJECTIONS = ("linear_proj.weight", "linear_fc2.weight")
-_STATES = (".expert_bias",)  # saved with the weights, but no parameter: starts at 0
 
 
 def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, seed: int) -> None:
-    """Fill every parameter of this rank's chunks.
-
-    Matrices are normal with ``init_std``; projections back to the residual stream with ``init_std / sqrt(2 * layers)``
-    (Radford et al., 2019); norms are 1; rows that pad the vocabulary are 0.
-    """
+    """Fill every parameter of this rank's chunks as its kind starts; rows that pad the vocabulary are 0."""
     filled = 0
     with torch.no_grad():
         for part in sharded_parts(chunks):
-            if part.key.endswith(_STATES):
+            if kind_of(part.key).start is Start.STATE:
                 continue
             _fill(part, model, seed)
             filled += part.data.numel()
@@ -38,19 +31,8 @@ def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, se
     assert filled == expected, f"{filled} of {expected} values were initialised"
 
 
-def sharded_parts(chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
-    """Parameters and stored states of this rank as parts of global tensors; the data are the parameters' own memory."""
-    for chunk in chunks:
-        for value in nested_values(chunk.sharded_state_dict()):
-            if isinstance(value, ShardedTensorFactory):  # gate and up in one matrix: views of its two halves
-                yield from nested_values(value.build())
-            elif isinstance(value, ShardedTensor):
-                yield value
-
-
 def _fill(part: ShardedTensor, model: ModelConfig, seed: int) -> None:
-    name = part.key.rsplit(".", 2)
-    if "norm" in name[-2] or name[-1] == "layer_norm_weight":
+    if kind_of(part.key).start is Start.ONES:
         part.data.fill_(1.0)
         return
     # Axes in front of the matrix: the layer and the expert. Experts are one tensor here, many tensors there.
@@ -68,11 +50,10 @@ def _fill_matrix(
     """Fill one matrix of a global tensor; ``stack`` says which."""
     row, column = part.global_offset[-2:]
     rows, columns = part.global_shape[-2:]
-    if part.key in _VOCABULARY_KEYS:
+    kind = kind_of(part.key)
+    if kind.vocabulary:
         rows = model.vocab_size
-    std = model.init_std
-    if part.key.endswith(_OUTPUT_PROJECTIONS):
-        std /= math.sqrt(2 * model.num_layers)
+    std = model.init_std / (math.sqrt(2 * model.num_layers) if kind.start is Start.RESIDUAL else 1)
     first, last = row, min(row + matrix.shape[0], rows)
     width = slice(column, column + matrix.shape[1])
     for start, block in _blocks(f"{seed}/{part.key}/{stack}", range(first, last), columns):

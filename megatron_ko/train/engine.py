@@ -8,10 +8,11 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_ko.config import ModelConfig, RunConfig
 from megatron_ko.data.training.batch import Batch
+from megatron_ko.models.parameters import ParameterPolicy
 from megatron_ko.objectives import Objective
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform
-from megatron_ko.train.optimizer import build_optimizer, wrap_data_parallel
+from megatron_ko.train.optimizer import build_optimizer, treat, wrap_data_parallel
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ def build_engine(
     config: RunConfig, chunks: Sequence[torch.nn.Module], groups: Groups, objective: Objective[Batch]
 ) -> Engine:
     """Wrap model chunks for data parallelism and give them an optimizer."""
+    treatment = treat(ParameterPolicy(config.optim.groups), chunks)
     model = wrap_data_parallel(config, chunks, groups)
     return Engine(
         network=config.model,
         model=model,
-        optimizer=build_optimizer(config, model, groups),
+        optimizer=build_optimizer(config, model, groups, treatment),
         objective=objective,
         groups=groups,
         device=get_platform().device,

@@ -1,6 +1,7 @@
 """megatron-core's data-parallel wrapper and optimizer, built from the configuration."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,20 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, ParamKey, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.optimizer_config import ParamWithNamePredicate
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.utils import get_model_config
 
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.parameters import Factors, ParameterPolicy, named_parameters
 from megatron_ko.models.precision import data_parallel_settings, optimizer_settings
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.train.adam import install_portable_adam
+from megatron_ko.train.agreement import gather_from_ranks
 
 
 def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], groups: Groups) -> list[torch.nn.Module]:
@@ -73,8 +77,47 @@ def _add_gradients_in_layers(chunks: Sequence[torch.nn.Module]) -> None:
             module.fuse_wgrad_accumulation = True
 
 
-def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Groups) -> ChainedOptimizer:
-    """AdamW with fp32 master weights over wrapped model chunks; no decay for norms and biases (one-dimensional).
+Treatment = Mapping[torch.nn.Parameter, Factors]
+
+
+def treat(policy: ParameterPolicy, chunks: Sequence[torch.nn.Module]) -> Treatment:
+    """Factors of this rank's parameters; the chunks are not wrapped yet. A collective.
+
+    Raises:
+        ConfigError: a pattern of ``optim.groups`` matches no parameter on any rank.
+    """
+    named = list(named_parameters(chunks))
+    names = sorted({name for part in gather_from_ranks([name for name, _ in named]) for name in part})
+    if strange := policy.unmatched(names):
+        raise ConfigError(
+            "optim.groups: a pattern matches no parameter",
+            got=", ".join(strange),
+            expected="names such as " + ", ".join(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})),
+            remedy="correct the pattern, or leave it out",
+        )
+    return {parameter: policy.factors(name) for name, parameter in named}
+
+
+def _overrides(treatment: Treatment) -> dict[ParamKey, dict[str, float]]:
+    """Parameter groups for megatron-core: one for each pair of factors that is not (1, 1)."""
+
+    def having(factors: Factors) -> ParamWithNamePredicate:
+        return ParamWithNamePredicate(str(factors), lambda parameter, _: treatment[parameter] == factors)
+
+    special = sorted({factors for factors in treatment.values() if factors != Factors(1.0, 1.0)})
+    return {
+        ParamKey(with_name_predicate=having(factors)): {
+            **({"lr_mult": factors.lr} if factors.lr != 1 else {}),
+            **({"wd_mult": factors.decay} if factors.decay != 1 else {}),
+        }
+        for factors in special
+    }
+
+
+def build_optimizer(
+    config: RunConfig, chunks: list[torch.nn.Module], groups: Groups, treatment: Treatment
+) -> ChainedOptimizer:
+    """AdamW with fp32 master weights over wrapped model chunks.
 
     Also wires the chunks' configuration to it: loss scaling, gradient reduction and their overlap.
     """
@@ -101,7 +144,9 @@ def build_optimizer(config: RunConfig, chunks: list[torch.nn.Module], groups: Gr
         **optimizer_settings(precision),
         **_offload(optim.offload),
     )
-    optimizer = get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False, pg_collection=groups.pg)
+    optimizer = get_megatron_optimizer(
+        settings, chunks, _overrides(treatment), use_gloo_process_groups=False, pg_collection=groups.pg
+    )
     for part in optimizer.chained_optimizers:
         # Allocated now, so that a checkpoint has the same content before and after the first update.
         if not part.is_stub_optimizer and part.init_state_fn is not None:

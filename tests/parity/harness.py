@@ -52,7 +52,7 @@ def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, An
                 "sequence_length": SEQUENCE,
                 **sections.get("data", {}),
             },
-            "optim": {"lr": 1e-3, "warmup_steps": 2},
+            "optim": {"lr": 1e-3, "warmup_steps": 2, **sections.get("optim", {})},
             "training": {
                 "steps": STEPS,
                 "global_batch_size": SAMPLES,

@@ -15,6 +15,7 @@ from megatron_ko.train.resume import differences
 
 BOUND = {
     "parallel.distributed_optimizer",
+    *(f"optim.groups.{name}" for name in ("match", "lr_factor", "decay_factor")),  # saved moments come by group
     "precision.dtype",
     *(
         f"model.{name}"
