@@ -31,10 +31,10 @@ import psutil
 import zstandard
 from planted import KINDS, RATES, editor
 
+from megatron_ko.data.dedup.dedup import dedup
 from megatron_ko.data.dedup.lsh import Bands, bands_for
 from megatron_ko.data.dedup.minhash import band_keys, signatures
-from megatron_ko.data.dedup.options import THRESHOLD, DedupOptions, Input, Near
-from megatron_ko.data.dedup.run import dedup
+from megatron_ko.data.dedup.options import THRESHOLD, DedupOptions, InputFiles, Near
 from megatron_ko.data.dedup.shingles import Shingles, shingle_hashes
 from megatron_ko.data.dedup.similarity import sketches
 
@@ -104,7 +104,7 @@ def recall_table(folder: Path, documents: Sequence[str], similar: np.ndarray) ->
 def planted_run(corpus: Path, output: Path, near: Near, similar: np.ndarray) -> tuple[float, float]:
     """Share of pairs that do not both stay, and share of distinct documents that are removed for strangers."""
     number = len(similar)
-    dedup(DedupOptions(Input((corpus,)), output, near=near))
+    dedup(DedupOptions(InputFiles((corpus,)), output, near=near))
     stays = dict(enumerate(range(2 * number)))
     with zstandard.open(output / "removed.jsonl.zst", "rt", encoding="utf-8") as lines:
         for line in map(json.loads, lines):

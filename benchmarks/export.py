@@ -26,9 +26,9 @@ from megatron_ko.convert import hf_export
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.mapping import blocks, native_shapes
-from megatron_ko.convert.native import Part, write_native
+from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.staging import write_manifest
-from megatron_ko.convert.verify import Compared, Proof
+from megatron_ko.convert.verify import ModelPair, Proof
 from megatron_ko.plan.params import count_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,13 @@ def write_random(folder: Path, model: ModelConfig) -> None:
         return values + 1 if len(shape) == 1 else values
 
     parts = [
-        Part(block.native, block.index, block.kind.shape, torch.bfloat16, lambda n=n, s=block.kind.shape: make(n, s))
+        TensorBlock(
+            block.native,
+            block.index,
+            block.mapping.shape,
+            torch.bfloat16,
+            lambda n=n, s=block.mapping.shape: make(n, s),
+        )
         for n, block in enumerate(blocks(rules, model))
     ]
     (folder / WEIGHTS).mkdir(parents=True)
@@ -87,7 +93,7 @@ def export(folder: Path) -> None:
     """In a process of its own: seconds of writing and of proving, bytes of memory at most."""
     honest, proving = hf_export.prove, []
 
-    def timed(pair: Compared) -> Proof:
+    def timed(pair: ModelPair) -> Proof:
         proving.append((time.perf_counter(), peak_memory()))
         return honest(pair)
 

@@ -12,7 +12,7 @@ from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.mapping import VOCABULARY, blocks, native_shapes
-from megatron_ko.convert.native import Part, write_native
+from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.staging import write_manifest
 
 SIZES: dict[str, Any] = {
@@ -36,11 +36,11 @@ def native_model(
     draw = torch.Generator().manual_seed(seed)
     parts = []
     for block in blocks(rules, model):
-        shape = block.kind.shape
+        shape = block.mapping.shape
         tensor = torch.randn(shape, generator=draw) * 0.1 + (len(shape) == 1)
         if block.native in VOCABULARY:
             tensor[model.vocab_size :] = 0
-        parts.append(Part(block.native, block.index, shape, dtype, lambda tensor=tensor: tensor.to(dtype)))  # type: ignore[misc]
+        parts.append(TensorBlock(block.native, block.index, shape, dtype, lambda tensor=tensor: tensor.to(dtype)))  # type: ignore[misc]
     (folder / WEIGHTS).mkdir(parents=True)
     write_native(folder / WEIGHTS, parts, native_shapes(rules, model))
     (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")

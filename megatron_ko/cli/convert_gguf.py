@@ -10,7 +10,7 @@ from megatron_ko.artifacts.folders import expect_either
 from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:
-    from megatron_ko.convert.gguf.export import Exported
+    from megatron_ko.convert.gguf.export import GgufExport
 
 
 def gguf(
@@ -43,7 +43,7 @@ def gguf(
     _tell(output, export_gguf(source, output, kinds, held_out, accept_ties), as_json)
 
 
-def _tell(output: Path, exported: "Exported", as_json: bool) -> None:
+def _tell(output: Path, exported: "GgufExport", as_json: bool) -> None:
     from megatron_ko.convert.gates import table
 
     if as_json:

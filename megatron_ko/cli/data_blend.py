@@ -35,7 +35,7 @@ def stats(
     Example: megatron-ko data stats data/web data/books --plot lengths.png
     """
     from megatron_ko.data.figures import check_picture
-    from megatron_ko.data.tokens.mixing import read_sources
+    from megatron_ko.data.tokens.blend import read_sources
     from megatron_ko.data.tokens.stats import lengths_png, source_stats, table
 
     if plot is not None:
@@ -70,8 +70,8 @@ def blend(
     from dataclasses import asdict
 
     from megatron_ko.cli.tokenizer import named_weights
-    from megatron_ko.data.tokens.mixing import BlendOptions, read_sources, write_blend
-    from megatron_ko.data.tokens.mixing import blend as find_shares
+    from megatron_ko.data.tokens.blend import BlendOptions, read_sources, write_blend
+    from megatron_ko.data.tokens.blend import blend as find_shares
 
     given = named_weights(weights)
     chosen = Method.explicit if given and method is Method.proportional else method

@@ -22,7 +22,7 @@ from megatron_ko.cli.data_options import (
 from megatron_ko.cli.data_progress import bar_over_bytes, kept
 
 if TYPE_CHECKING:
-    from megatron_ko.data.clean.job import CleanOptions
+    from megatron_ko.data.clean.clean import CleanOptions
 
 
 def clean(
@@ -50,8 +50,8 @@ def clean(
 
     Example: megatron-ko data clean --input dump.jsonl.zst --output clean --config configs/clean/korean-web.yaml
     """
+    from megatron_ko.data.clean.clean import CleanOptions, parts_folder
     from megatron_ko.data.clean.config import load_clean_config
-    from megatron_ko.data.clean.job import CleanOptions, parts_folder
     from megatron_ko.data.jobs.job import remove_job
     from megatron_ko.data.text.inputs import expand_inputs
 
@@ -63,8 +63,8 @@ def clean(
         config=load_clean_config(config),
         workers=workers,
         key=json_key,
-        text_unit=text_unit.value,
-        format=format.value,
+        text_unit=text_unit,
+        format=format,
         shard_bytes=shard_size << 20,
         rank=rank,
         size=size,
@@ -80,8 +80,8 @@ def clean(
 def _clean(options: "CleanOptions", as_json: bool) -> None:
     import time
 
-    from megatron_ko.data.clean.job import clean as run
-    from megatron_ko.data.clean.job import parts_folder
+    from megatron_ko.data.clean.clean import clean as run
+    from megatron_ko.data.clean.clean import parts_folder
 
     start = time.monotonic()
     with kept(parts_folder(options.output)), bar_over_bytes("cleaning", options.inputs, options.size) as progress:

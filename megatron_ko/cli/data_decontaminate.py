@@ -12,16 +12,16 @@ from megatron_ko.cli.data_dedup import Output
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Format,
     Inputs,
     Key,
-    Kind,
     MoreInputs,
+    NewFormat,
     OutputFormat,
     Restart,
     TextUnit,
     Unit,
     Workers,
-    Written,
 )
 from megatron_ko.cli.data_progress import bars_of_passes, kept
 
@@ -54,8 +54,8 @@ def decontaminate(
     ] = None,
     json_key: Key = "text",
     text_unit: Unit = TextUnit.line,
-    format: Kind = None,
-    output_format: Written = OutputFormat.jsonl_zst,
+    format: Format = None,
+    output_format: NewFormat = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     restart: Restart = False,
     as_json: AsJson = False,
@@ -69,28 +69,26 @@ def decontaminate(
     """
     from megatron_ko.data.dedup.decontaminate import DecontaminateOptions
     from megatron_ko.data.dedup.decontaminate import decontaminate as run
-    from megatron_ko.data.dedup.evaluation import Grams
-    from megatron_ko.data.dedup.options import Input, Running
-    from megatron_ko.data.dedup.workplace import work_folder
+    from megatron_ko.data.dedup.evaluation import NgramRule
+    from megatron_ko.data.dedup.options import InputFiles, Resources
+    from megatron_ko.data.dedup.work_folder import work_folder_of
     from megatron_ko.data.jobs.job import remove_job
     from megatron_ko.data.text.inputs import expand_inputs
 
     size = ngram or DEFAULT_SIZES[unit]
     options = DecontaminateOptions(
-        input=Input(
-            expand_inputs((*files, *(more or []))), json_key, text_unit.value, format.value if format else None
-        ),
+        input=InputFiles(expand_inputs((*files, *(more or []))), json_key, text_unit, format),
         output=output,
         against=expand_inputs(against),
         keys=tuple(against_key or ["text"]),
-        grams=Grams(unit.value, size, shortest or max(1, size // 2)),
+        grams=NgramRule(unit.value, size, shortest or max(1, size // 2)),
         suffix=f".{output_format.value}",
-        running=Running(workers),
+        running=Resources(workers),
     )
     if restart:
-        remove_job(work_folder(output))
+        remove_job(work_folder_of(output))
     start = time.monotonic()
-    with kept(work_folder(output)), bars_of_passes() as progress:
+    with kept(work_folder_of(output)), bars_of_passes() as progress:
         manifest = run(options, progress)
     seconds = time.monotonic() - start
     if as_json:

@@ -11,21 +11,21 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Format,
     Inputs,
     Key,
-    Kind,
     MoreInputs,
+    NewFormat,
     OutputFormat,
     Restart,
     TextUnit,
     Unit,
     Workers,
-    Written,
 )
 from megatron_ko.cli.data_progress import bars_of_passes, kept
 
 if TYPE_CHECKING:
-    from megatron_ko.data.dedup.run import DedupResult
+    from megatron_ko.data.dedup.dedup import DedupResult
 
 
 class Keep(StrEnum):
@@ -61,8 +61,8 @@ def dedup(
     min_characters: Annotated[int, typer.Option(min=1, help="Shorter paragraphs and lines stay.")] = 30,
     json_key: Key = "text",
     text_unit: Unit = TextUnit.line,
-    format: Kind = None,
-    output_format: Written = OutputFormat.jsonl_zst,
+    format: Format = None,
+    output_format: NewFormat = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     memory_mb: Memory = 512,
     restart: Restart = False,
@@ -76,18 +76,18 @@ def dedup(
 
     Example: megatron-ko data dedup --input web.jsonl.zst books.parquet --output clean/unique --near --workers 8
     """
+    from megatron_ko.data.dedup.dedup import dedup as run
     from megatron_ko.data.dedup.lsh import check_bands
     from megatron_ko.data.dedup.normalise import parse_normalisation
-    from megatron_ko.data.dedup.options import DedupOptions, Input, Near, Running
-    from megatron_ko.data.dedup.run import dedup as run
+    from megatron_ko.data.dedup.options import DedupOptions, InputFiles, Near, Resources
     from megatron_ko.data.dedup.shingles import parse_shingles
-    from megatron_ko.data.dedup.workplace import work_folder
+    from megatron_ko.data.dedup.work_folder import work_folder_of
     from megatron_ko.data.jobs.job import remove_job
     from megatron_ko.data.text.inputs import expand_inputs
 
     paths = expand_inputs((*files, *(more or [])))
     options = DedupOptions(
-        input=Input(paths, json_key, text_unit.value, format.value if format else None),
+        input=InputFiles(paths, json_key, text_unit, format),
         output=output,
         levels=tuple(listed(exact)),
         near=Near(parse_shingles(shingle), threshold, check_bands(bands, rows, threshold)) if near else None,
@@ -95,12 +95,12 @@ def dedup(
         keep=keep.value,
         least_characters=min_characters,
         suffix=f".{output_format.value}",
-        running=Running(workers, memory_mb << 20),
+        running=Resources(workers, memory_mb << 20),
     )
     if restart:
-        remove_job(work_folder(output))
+        remove_job(work_folder_of(output))
     start = time.monotonic()
-    with kept(work_folder(output)), bars_of_passes() as progress:
+    with kept(work_folder_of(output)), bars_of_passes() as progress:
         result = run(options, progress)
     seconds = time.monotonic() - start
     if as_json:

@@ -1,40 +1,12 @@
 """Options that several data verbs have."""
 
 import os
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class TextUnit(StrEnum):
-    """What a document of a .txt file is."""
-
-    line = "line"
-    file = "file"
-
-
-class InputFormat(StrEnum):
-    """Kinds of input, where the suffix does not tell."""
-
-    txt = "txt"
-    jsonl = "jsonl"
-    csv = "csv"
-    tsv = "tsv"
-    wet = "wet"
-    parquet = "parquet"
-    arrow = "arrow"
-
-
-class OutputFormat(StrEnum):
-    """Kinds of files that documents are written to."""
-
-    jsonl = "jsonl"
-    jsonl_gz = "jsonl.gz"
-    jsonl_zst = "jsonl.zst"
-    parquet = "parquet"
-
+from megatron_ko.data.text.formats import InputFormat, OutputFormat, TextUnit
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -50,8 +22,8 @@ Inputs = Annotated[
 MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
 Key = Annotated[str, typer.Option(metavar="KEY", help="Text field or column.")]
 Unit = Annotated[TextUnit, typer.Option(help="A document of a .txt file.")]
-Kind = Annotated[InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")]
-Written = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
+Format = Annotated[InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")]
+NewFormat = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one a core.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_ko.cli.data_options import CORES, AsJson, Inputs, Kind, MoreInputs, Restart, TextUnit, Unit, Workers
+from megatron_ko.cli.data_options import CORES, AsJson, Format, Inputs, MoreInputs, Restart, TextUnit, Unit, Workers
 from megatron_ko.cli.data_progress import bar_over_bytes, kept
 
 if TYPE_CHECKING:
-    from megatron_ko.data.tokens.merge import Written
+    from megatron_ko.data.tokens.merge import IndexedOutput
     from megatron_ko.data.tokens.preprocess import PreprocessOptions
 
 
@@ -44,7 +44,7 @@ def preprocess(
     ] = None,
     append_eod: Annotated[bool, typer.Option(help="End every document with the end-of-document token.")] = True,
     text_unit: Unit = TextUnit.line,
-    format: Kind = None,
+    format: Format = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Write PREFIX-00000-of-N ..., N shards.")] = None,
     shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about so many tokens.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
@@ -72,14 +72,14 @@ def preprocess(
     if restart:
         remove_job(job_folder(output))
     options = PreprocessOptions(
-        inputs=expand_inputs((*files, *(more or [])), format.value if format else None),
+        inputs=expand_inputs((*files, *(more or [])), format),
         tokenizer=tokenizer,
         output=output,
         workers=workers,
         keys=tuple(json_key or ["text"]),
         append_eod=append_eod,
-        text_unit=text_unit.value,
-        kind=format.value if format else None,
+        text_unit=text_unit,
+        format=format,
         shards=shards,
         shard_tokens=shard_tokens,
         rank=rank,
@@ -133,7 +133,7 @@ def merge(
     _report(written, time.monotonic() - start, as_json)
 
 
-def _report(written: "list[Written]", seconds: float, as_json: bool) -> None:
+def _report(written: "list[IndexedOutput]", seconds: float, as_json: bool) -> None:
     if as_json:
         outputs = [{"prefix": str(one.prefix), **json.loads(one.manifest.to_json())} for one in written]
         for entry, one in zip(outputs, written, strict=True):

@@ -12,7 +12,7 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import peer_class
 from megatron_ko.convert.families import FAMILIES, family_of
 from megatron_ko.convert.families.common import around
-from megatron_ko.convert.gates import Gate, demand, running
+from megatron_ko.convert.gates import Gate, require_gates, running
 from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import blocks, native_shapes, other_shapes
 from megatron_ko.convert.safetensors_folder import bytes_of, groups_of
@@ -58,7 +58,7 @@ def dry_run(model: ModelConfig, dtype: torch.dtype = torch.bfloat16, shard_bytes
         Gate("parameters", numbers, numbers == expected, "" if numbers == expected else f"expected {expected:,}"),
         _keys(shapes, peer),
     )
-    demand(gates)
+    require_gates(gates)
     sizes = {name: bytes_of(shape, dtype) for name, shape in shapes.items()}
     files = len(list(groups_of(sizes, shard_bytes)))
     return DryRun(family_of(model).architecture, len(native), len(shapes), numbers, sum(sizes.values()), files, gates)
@@ -68,12 +68,12 @@ def _blocks(rules: Any, model: ModelConfig) -> Gate:
     """Every block of ours, taken apart and put together again, keeps its shapes."""
     tried, wrong = 0, []
     for block in blocks(rules, model):
-        whole = torch.empty(block.kind.shape, dtype=torch.bfloat16, device="meta")
-        parts = block.kind.split(whole)
+        whole = torch.empty(block.mapping.shape, dtype=torch.bfloat16, device="meta")
+        parts = block.mapping.split(whole)
         tried += 1
         if (
-            tuple(tuple(part.shape) for part in parts) != block.kind.shapes
-            or block.kind.join(parts).shape != whole.shape
+            tuple(tuple(part.shape) for part in parts) != block.mapping.shapes
+            or block.mapping.join(parts).shape != whole.shape
         ):
             wrong.append(f"{block.native}{list(block.index)}")
     return Gate("blocks there and back", tried, not wrong, ", ".join(wrong[:5]))

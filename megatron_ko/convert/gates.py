@@ -101,7 +101,7 @@ def running(what: str) -> Iterator[None]:
         ) from error
 
 
-def demand(gates: Iterable[Gate]) -> None:
+def require_gates(gates: Iterable[Gate]) -> None:
     """Refuse the conversion unless every gate passed.
 
     Raises:

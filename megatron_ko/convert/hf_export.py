@@ -14,11 +14,11 @@ from megatron_ko.convert.families import FAMILIES, family_of
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_files import write_config
-from megatron_ko.convert.mapping import VOCABULARY, Block, blocks, check_complete, native_shapes, other_shapes
+from megatron_ko.convert.mapping import VOCABULARY, MappedBlock, blocks, check_complete, native_shapes, other_shapes
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import bytes_of, write_shards
-from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage
-from megatron_ko.convert.verify import Compared, prove
+from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_lineage
+from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.errors import ConvertError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,7 +38,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
         ConvertError: the checkpoint does not hold what its configuration says, the class in transformers cannot compute
             the network, or a gate failed.
     """
-    demand_tokenizer(source)
+    require_tokenizer(source)
     model = source.model
     reader = NativeReader(source.weights)
     numbers: Counter[torch.dtype] = Counter()
@@ -46,7 +46,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
         numbers[reader.dtype(key)] += torch.Size(shape).numel()
     main = type_of(dtype) if dtype else numbers.most_common(1)[0][0]
     parents, options = [source.ancestor()], {"dtype": str(main).removeprefix("torch.")}
-    if (before := made_before(output, MADE_BY, parents, options)) is not None:
+    if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before
     family_of(model).to_hf(model)  # what its class cannot compute is refused by name
     rules = around(FAMILIES[model.family].layers, model)
@@ -58,7 +58,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
     with staged_folder(output) as folder:
         write_config(folder, source, options["dtype"])
         write_shards(folder, _tensors(ordered, reader, types), sizes, shard_bytes)
-        proof = prove(Compared(model, source.weights, source.tokenizer, folder, written_here=True))
+        proof = prove(ModelPair(model, source.weights, source.tokenizer, folder, written_here=True))
         record = write_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         (folder / "README.md").write_text(model_card(output.name, source, record), encoding="utf-8")
     return proof
@@ -84,7 +84,7 @@ def _stored_shapes(reader: NativeReader, model: ModelConfig) -> dict[str, tuple[
     return stored
 
 
-def _layer(block: Block) -> int:
+def _layer(block: MappedBlock) -> int:
     """Order of files: embedding, layers, what comes after them."""
     if block.index:
         return block.index[0]
@@ -92,9 +92,9 @@ def _layer(block: Block) -> int:
 
 
 def _tensors(
-    ordered: list[Block], reader: NativeReader, types: Mapping[str, torch.dtype]
+    ordered: list[MappedBlock], reader: NativeReader, types: Mapping[str, torch.dtype]
 ) -> Iterator[tuple[str, Tensor]]:
     for block in ordered:
-        parts = block.kind.split(reader.read(block.native, block.index))
+        parts = block.mapping.split(reader.read(block.native, block.index))
         for name, part in zip(block.others, parts, strict=True):
             yield name, part.to(types[block.native])

@@ -15,10 +15,10 @@ from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation, read_json
 from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
-from megatron_ko.convert.native import Part, write_native
+from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import made_before, staged_folder, write_lineage, write_manifest
-from megatron_ko.convert.verify import Compared, prove
+from megatron_ko.convert.staging import existing_proof, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.models.rope import inverse_frequencies
@@ -48,14 +48,14 @@ def import_hf(source: Path, output: Path) -> Proof:
         check_complete(other_shapes(rules, model), shapes, str(source))
         weights = lineage.hash_of_folder(source) or ""
         parents = [lineage.ancestor(source, weights, beside=lineage.hash_beside(source))]
-        if (before := made_before(output, MADE_BY, parents)) is not None:
+        if (before := existing_proof(output, MADE_BY, parents)) is not None:
             return before
         with staged_folder(output) as folder:
             (folder / WEIGHTS).mkdir()
             write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
             (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
             tokenizer = _copy_tokenizer(source, folder / TOKENIZER, fields)
-            proof = prove(Compared(model, folder / WEIGHTS, tokenizer, source, written_here=False))
+            proof = prove(ModelPair(model, folder / WEIGHTS, tokenizer, source, written_here=False))
             write_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
             write_manifest(folder)
     return proof
@@ -89,7 +89,7 @@ def _without_tied_copy(tensors: SafetensorsFolder, model: ModelConfig) -> dict[s
     return shapes
 
 
-def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFolder) -> list[Part]:
+def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFolder) -> list[TensorBlock]:
     """A tensor of ours has the widest type of those that it is made of."""
     found = list(blocks(rules, model))
     dtypes: dict[str, torch.dtype] = {}
@@ -101,7 +101,7 @@ def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFold
         return lambda name: tensors.read(name).to(dtype)
 
     return [
-        Part(block.native, block.index, block.kind.shape, dtype, join_lazily(block, reading(dtype)))
+        TensorBlock(block.native, block.index, block.mapping.shape, dtype, join_lazily(block, reading(dtype)))
         for block in found
         if (dtype := dtypes[block.native])
     ]

@@ -22,7 +22,7 @@ VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 @dataclass(frozen=True)
-class Kind:
+class TensorMapping:
     """A way to take a tensor of ours apart, and back.
 
     Attributes:
@@ -49,36 +49,36 @@ class Rule:
     Attributes:
         native: our name; names that begin with "decoder.layers." have the layer as their first axis.
         others: names, with {layer} and {expert} where they are numbered. {expert} makes the expert our next axis.
-        kind: from the dimensions of the model to the relation.
+        mapping: from the dimensions of the model to the relation.
     """
 
     native: str
     others: tuple[str, ...]
-    kind: Callable[[ModelConfig], Kind]
+    mapping: Callable[[ModelConfig], TensorMapping]
 
 
 @dataclass(frozen=True)
-class Block:
+class MappedBlock:
     """One block of one of our tensors and what it is made of: a rule at one layer and expert."""
 
     native: str
     index: tuple[int, ...]
     others: tuple[str, ...]
-    kind: Kind
+    mapping: TensorMapping
 
 
-def same(*dims: str) -> Callable[[ModelConfig], Kind]:
+def same(*dims: str) -> Callable[[ModelConfig], TensorMapping]:
     """The same tensor under another name. ``dims`` are names in ``dimensions``."""
 
-    def kind(model: ModelConfig) -> Kind:
+    def mapping(model: ModelConfig) -> TensorMapping:
         sizes = dimensions(model)
         shape = tuple(sizes[dim] for dim in dims)
-        return Kind((shape,), lambda ours: [ours], lambda others: others[0])
+        return TensorMapping((shape,), lambda ours: [ours], lambda others: others[0])
 
-    return kind
+    return mapping
 
 
-def vocabulary(model: ModelConfig) -> Kind:
+def vocabulary(model: ModelConfig) -> TensorMapping:
     """Rows of the vocabulary: ours are padded with zeros, the others are not."""
     rows, padded = model.vocab_size, model.padded_vocab_size(1)
 
@@ -86,21 +86,21 @@ def vocabulary(model: ModelConfig) -> Kind:
         padding = others[0].new_zeros(padded - rows, others[0].shape[1])
         return torch.cat([others[0], padding])
 
-    return Kind(((rows, model.hidden_size),), lambda ours: [ours[:rows]], join)
+    return TensorMapping(((rows, model.hidden_size),), lambda ours: [ours[:rows]], join)
 
 
-def gate_up(width: str) -> Callable[[ModelConfig], Kind]:
+def gate_up(width: str) -> Callable[[ModelConfig], TensorMapping]:
     """Gate and up projection: one above the other in ours."""
 
-    def kind(model: ModelConfig) -> Kind:
+    def mapping(model: ModelConfig) -> TensorMapping:
         sizes = dimensions(model)
         shape = (sizes[width], sizes["hidden"])
-        return Kind((shape, shape), lambda ours: ours.chunk(2), lambda others: torch.cat(list(others)))
+        return TensorMapping((shape, shape), lambda ours: ours.chunk(2), lambda others: torch.cat(list(others)))
 
-    return kind
+    return mapping
 
 
-def query_key_value(model: ModelConfig) -> Kind:
+def query_key_value(model: ModelConfig) -> TensorMapping:
     """Query, key and value projections: ours go key/value head by key/value head, the queries of the group first."""
     sizes = dimensions(model)
     groups, width, hidden = model.query_groups, model.kv_channels, sizes["hidden"]
@@ -115,7 +115,7 @@ def query_key_value(model: ModelConfig) -> Kind:
         heads = [other.reshape(groups, -1, width, hidden) for other in others]
         return torch.cat(heads, dim=1).reshape(-1, hidden)
 
-    return Kind(shapes, split, join)
+    return TensorMapping(shapes, split, join)
 
 
 def dimensions(model: ModelConfig) -> dict[str, int]:
@@ -132,19 +132,19 @@ def dimensions(model: ModelConfig) -> dict[str, int]:
     }
 
 
-def blocks(rules: Sequence[Rule], model: ModelConfig) -> Iterator[Block]:
+def blocks(rules: Sequence[Rule], model: ModelConfig) -> Iterator[MappedBlock]:
     """Every block of every rule, in the order of the table, layer by layer and expert by expert."""
     for rule in rules:
-        kind = rule.kind(model)
+        mapping = rule.mapping(model)
         axes = _axes(rule, model)
         for index in product(*(range(size) for size in axes.values())):
             numbers = dict(zip(axes, index, strict=True))
-            yield Block(rule.native, index, tuple(name.format(**numbers) for name in rule.others), kind)
+            yield MappedBlock(rule.native, index, tuple(name.format(**numbers) for name in rule.others), mapping)
 
 
 def native_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
     """Global shape of every tensor of ours, leading axes included."""
-    return {rule.native: (*_axes(rule, model).values(), *rule.kind(model).shape) for rule in rules}
+    return {rule.native: (*_axes(rule, model).values(), *rule.mapping(model).shape) for rule in rules}
 
 
 def other_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
@@ -155,7 +155,7 @@ def other_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
     """
     found: dict[str, Shape] = {}
     for block in blocks(rules, model):
-        for name, shape in zip(block.others, block.kind.shapes, strict=True):
+        for name, shape in zip(block.others, block.mapping.shapes, strict=True):
             if name in found:
                 raise ConvertError(f"two rules of family {model.family} produce {name}")
             found[name] = shape
@@ -200,10 +200,10 @@ def _axes(rule: Rule, model: ModelConfig) -> dict[str, int]:
     return axes
 
 
-def join_lazily(block: Block, read: Callable[[str], Tensor]) -> Callable[[], Tensor]:
+def join_lazily(block: MappedBlock, read: Callable[[str], Tensor]) -> Callable[[], Tensor]:
     """A function that reads the others and makes our block of them."""
     return partial(_join, block, read)
 
 
-def _join(block: Block, read: Callable[[str], Tensor]) -> Tensor:
-    return block.kind.join([read(name) for name in block.others])
+def _join(block: MappedBlock, read: Callable[[str], Tensor]) -> Tensor:
+    return block.mapping.join([read(name) for name in block.others])

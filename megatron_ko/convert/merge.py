@@ -16,10 +16,10 @@ from torch import Tensor
 from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.engines import native_engine, native_logits
-from megatron_ko.convert.gates import Gate, Proof, demand
+from megatron_ko.convert.gates import Gate, Proof, require_gates
 from megatron_ko.convert.mapping import VOCABULARY, Shape
-from megatron_ko.convert.native import NativeReader, Part, write_native
-from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
+from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_lineage, write_manifest
 from megatron_ko.convert.texts import random_samples
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
@@ -48,12 +48,12 @@ def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] 
     """
     shares = _shares(len(sources), weights)
     for source in sources:
-        demand_tokenizer(source)
+        require_tokenizer(source)
     first = sources[0]
     readers = [NativeReader(source.weights) for source in sources]
     _check_alike(sources, readers)
     parents, options = [source.ancestor() for source in sources], {"weights": list(shares)}
-    if (before := made_before(output, MADE_BY, parents, options)) is not None:
+    if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before
     with staged_folder(output) as folder:
         (folder / WEIGHTS).mkdir()
@@ -121,12 +121,14 @@ def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     return "; ".join(f"{name} {other.get(name)} instead of {one.get(name)}" for name in names[:5])
 
 
-def _parts(readers: Sequence[NativeReader], shares: Sequence[float], shapes: Mapping[str, Shape]) -> Iterator[Part]:
+def _parts(
+    readers: Sequence[NativeReader], shares: Sequence[float], shapes: Mapping[str, Shape]
+) -> Iterator[TensorBlock]:
     for key, shape in shapes.items():
         leading = (2 if _EXPERTS in key else 1) if key.startswith(_LAYERS) else 0
         for index in product(*(range(size) for size in shape[:leading])):
             make = partial(_mean, readers, shares, key, index, shape[leading:])
-            yield Part(key, index, shape[leading:], readers[0].dtype(key), make)
+            yield TensorBlock(key, index, shape[leading:], readers[0].dtype(key), make)
 
 
 def _mean(
@@ -139,7 +141,7 @@ def _mean(
     return total.to(readers[0].dtype(key))
 
 
-def _prove(model: ModelConfig, weights: Path, parts: Sequence[Part]) -> Proof:
+def _prove(model: ModelConfig, weights: Path, parts: Sequence[TensorBlock]) -> Proof:
     """What was written is what was computed, and it computes."""
     written = NativeReader(weights)
     wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]
@@ -150,5 +152,5 @@ def _prove(model: ModelConfig, weights: Path, parts: Sequence[Part]) -> Proof:
         Gate("tensors", len(parts), not wrong, ", ".join(wrong[:5]) or "bit for bit"),
         Gate("finite logits", sum(part.shape[0] * part.shape[1] for part in logits), finite),
     )
-    demand(gates)
+    require_gates(gates)
     return Proof(None, gates)

@@ -38,7 +38,7 @@ _NOT_WEIGHTS = ("optimizer.", "rng_state")
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorBlock:
     """A block of a global tensor: one layer of it, one expert of a layer, or all of it.
 
     Attributes:
@@ -131,7 +131,7 @@ class _IntoOne(LoadPlanner):
         """It was written in place."""
 
 
-def write_native(directory: Path, parts: Iterable[Part], shapes: dict[str, tuple[int, ...]]) -> None:
+def write_native(directory: Path, parts: Iterable[TensorBlock], shapes: dict[str, tuple[int, ...]]) -> None:
     """Write weights in megatron-core's format. Each part is made when its turn comes and dropped after it.
 
     Args:
@@ -182,14 +182,14 @@ class _Writer(FileSystemWriter):
         return StorageMeta()
 
 
-def _index_of(part: Part) -> MetadataIndex:
+def _index_of(part: TensorBlock) -> MetadataIndex:
     return MetadataIndex(part.key, torch.Size((*part.index, *(0 for _ in part.shape))))
 
 
 class _OneByOne(SavePlanner):
     """Makes each tensor when the writer asks for it."""
 
-    def __init__(self, parts: dict[MetadataIndex, Part]) -> None:
+    def __init__(self, parts: dict[MetadataIndex, TensorBlock]) -> None:
         self.parts = parts
 
     def set_up_planner(self, *args: Any, **kwargs: Any) -> None:

@@ -76,7 +76,7 @@ def _publish(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def demand_tokenizer(source: Pretrained) -> None:
+def require_tokenizer(source: Pretrained) -> None:
     """Refuse a run whose tokenizer is gone or has become another one: nothing of it could be compared.
 
     Raises:
@@ -131,7 +131,7 @@ def write_lineage(
     return record
 
 
-def made_before(
+def existing_proof(
     output: Path, made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any] | None = None
 ) -> Proof | None:
     """The proof in a folder that was made of the same weights in the same way and still holds what it held then.

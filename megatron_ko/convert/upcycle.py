@@ -14,8 +14,8 @@ from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrai
 from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
 from megatron_ko.config.checks.moe import check_router
 from megatron_ko.convert.gates import Proof
-from megatron_ko.convert.native import NativeReader, Part, write_native
-from megatron_ko.convert.staging import demand_tokenizer, made_before, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
+from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_lineage, write_manifest
 from megatron_ko.convert.verify import compare_native
 from megatron_ko.errors import ConvertError
 
@@ -43,10 +43,10 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         ConvertError: the model has experts already, or the weights of its experts would not add up to 1.
         CheckpointError: the model cannot be read.
     """
-    demand_tokenizer(source)
+    require_tokenizer(source)
     model = upcycled(source.model, moe)
     parents, options = [source.ancestor()], {**moe.model_dump(mode="json"), "seed": seed}
-    if (before := made_before(output, MADE_BY, parents, options)) is not None:
+    if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before
     reader = NativeReader(source.weights)
     with staged_folder(output) as folder:
@@ -91,30 +91,30 @@ def upcycled(model: ModelConfig, moe: MoeConfig) -> ModelConfig:
     return model.model_copy(update={"family": _FAMILIES[model.family], "moe": moe})
 
 
-def _leading(part: Part, model: ModelConfig, moe: MoeConfig) -> tuple[int, ...]:
+def _leading(part: TensorBlock, model: ModelConfig, moe: MoeConfig) -> tuple[int, ...]:
     return (model.num_layers, moe.num_experts)[: len(part.index)]
 
 
-def _parts(reader: NativeReader, model: ModelConfig, moe: MoeConfig, seed: int) -> Iterator[Part]:
+def _parts(reader: NativeReader, model: ModelConfig, moe: MoeConfig, seed: int) -> Iterator[TensorBlock]:
     layers = range(model.num_layers)
     for key, shape in reader.shapes.items():
         dtype = reader.dtype(key)
         if not key.startswith(_LAYERS):
-            yield Part(key, (), shape, dtype, _reading(reader, key, ()))
+            yield TensorBlock(key, (), shape, dtype, _reading(reader, key, ()))
             continue
         for layer in layers:
             read = _reading(reader, key, (layer,))
             if key in _EXPERTS:
                 for expert in range(moe.num_experts):
-                    yield Part(_EXPERTS[key], (layer, expert), shape[1:], dtype, read)
+                    yield TensorBlock(_EXPERTS[key], (layer, expert), shape[1:], dtype, read)
             else:
-                yield Part(_RENAMED.get(key, key), (layer,), shape[1:], dtype, read)
+                yield TensorBlock(_RENAMED.get(key, key), (layer,), shape[1:], dtype, read)
     dtype = reader.dtype("decoder.final_layernorm.weight")
     for layer in layers:
         size = (moe.num_experts, model.hidden_size)
-        yield Part(_ROUTER, (layer,), size, dtype, _drawing(size, model.init_std, seed + layer, dtype))
+        yield TensorBlock(_ROUTER, (layer,), size, dtype, _drawing(size, model.init_std, seed + layer, dtype))
         if moe.expert_bias:
-            yield Part(_BIAS, (layer,), (moe.num_experts,), torch.float32, _zeros(moe.num_experts))
+            yield TensorBlock(_BIAS, (layer,), (moe.num_experts,), torch.float32, _zeros(moe.num_experts))
 
 
 def _reading(reader: NativeReader, key: str, index: tuple[int, ...]) -> Callable[[], Tensor]:

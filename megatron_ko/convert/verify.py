@@ -13,7 +13,7 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import native_engine, native_logits, peer_engine, peer_greedy, peer_logits
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
-from megatron_ko.convert.gates import Gate, LogitGate, Proof, demand, running
+from megatron_ko.convert.gates import Gate, LogitGate, Proof, require_gates, running
 from megatron_ko.convert.mapping import blocks
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
@@ -37,7 +37,7 @@ Samples = dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ModelPair:
     """A native model and a Hugging Face folder that are to be the same.
 
     Attributes:
@@ -54,27 +54,27 @@ class Compared:
     written_here: bool
 
 
-def prove(pair: Compared) -> Proof:
+def prove(pair: ModelPair) -> Proof:
     """Compare everything.
 
     Raises:
         ConvertError: with a table, when anything differs or could not be compared.
     """
     gates = [*_tensors(pair), *_vocabulary(pair)]
-    demand(gates)  # what does not hold the right tensors cannot be computed
+    require_gates(gates)  # what does not hold the right tensors cannot be computed
     samples = random_samples(pair.model)
     if pair.tokenizer is not None:
         with running("the tokenizer in transformers"):
             gates += _tokenizer(pair)
             samples |= text_samples(pair.model, load_tokenizer(pair.tokenizer))
             samples |= chat_samples(pair.model, load_oracle(pair.tokenizer))
-        demand(gates)
+        require_gates(gates)
     logits, computed = _computed(pair, samples)
-    demand([*gates, *computed])
+    require_gates([*gates, *computed])
     return Proof(logits, (*gates, *computed))
 
 
-def _tensors(pair: Compared) -> Iterator[Gate]:
+def _tensors(pair: ModelPair) -> Iterator[Gate]:
     """Every tensor of the folder is the one that the table makes of ours, bit for bit, and all have their shapes."""
     rules = around(FAMILIES[pair.model.family].layers, pair.model)
     native = NativeReader(pair.weights)
@@ -84,7 +84,9 @@ def _tensors(pair: Compared) -> Iterator[Gate]:
         if pair.model.tie_embeddings:  # some folders keep the shared output layer a second time
             present.pop("lm_head.weight", None)
         for block in blocks(rules, pair.model):
-            for name, part in zip(block.others, block.kind.split(native.read(block.native, block.index)), strict=True):
+            for name, part in zip(
+                block.others, block.mapping.split(native.read(block.native, block.index)), strict=True
+            ):
                 tried += 1
                 if present.pop(name, None) is None:
                     differing.append(f"{name} is missing")
@@ -111,7 +113,7 @@ def _same_number(name: str, found: int, expected: int) -> Gate:
     return Gate(name, found, found == expected, "" if found == expected else f"expected {expected:,}")
 
 
-def _vocabulary(pair: Compared) -> Iterator[Gate]:
+def _vocabulary(pair: ModelPair) -> Iterator[Gate]:
     """The configuration of the folder has a row for every id, and the tokenizer no id without a trained row."""
     rows = json.loads((pair.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     found = "" if rows == pair.model.vocab_size else f"{rows:,} in config.json, {pair.model.vocab_size:,} trained"
@@ -121,7 +123,7 @@ def _vocabulary(pair: Compared) -> Iterator[Gate]:
     yield Gate("vocabulary rows", rows, not found, found)
 
 
-def _tokenizer(pair: Compared) -> Iterator[Gate]:
+def _tokenizer(pair: ModelPair) -> Iterator[Gate]:
     """Token by token over the nasty suite, and the conversations as the template renders them."""
     assert pair.tokenizer is not None
     for result in agreement(load_tokenizer(pair.tokenizer), pair.folder):
@@ -164,13 +166,13 @@ class _Theirs:
     written: list[Tensor]
 
 
-def _computed(pair: Compared, samples: Samples) -> tuple[LogitGate, list[Gate]]:
+def _computed(pair: ModelPair, samples: Samples) -> tuple[LogitGate, list[Gate]]:
     """Keys, logits and greedy generation. Only one of the two models is in memory at a time."""
     chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
     prompts = [rows[-1][:1, : _prompt_length(pair.model)] for rows in chosen]
     with running("transformers"):
         theirs = _theirs(pair, samples, prompts)
-    demand(theirs.gates)
+    require_gates(theirs.gates)
     with running("the native model"):
         native = native_engine(pair.model, pair.weights, theirs.dtype)
         parts = {
@@ -182,7 +184,7 @@ def _computed(pair: Compared, samples: Samples) -> tuple[LogitGate, list[Gate]]:
     return _together(list(parts.values())), [*theirs.gates, *gates, greedy]
 
 
-def _theirs(pair: Compared, samples: Samples, prompts: list[Tensor]) -> _Theirs:
+def _theirs(pair: ModelPair, samples: Samples, prompts: list[Tensor]) -> _Theirs:
     peer, wrong = peer_engine(pair.folder, pair.written_here)
     gates = [
         Gate("keys in transformers", len(list(peer.parameters())), not wrong, str(wrong or "")),
@@ -225,7 +227,7 @@ def compare_native(one: tuple[ModelConfig, Path], other: tuple[ModelConfig, Path
     expected, found = (_native(model, weights, samples) for model, weights in (one, other))
     part = _distance(found, expected)
     gate = _logit_gate("logits: random ids", part)
-    demand([gate])
+    require_gates([gate])
     return Proof(part, (gate,))
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import explained
+from megatron_ko.storage.files import explain_disk_errors
 
 # The first that is installed draws what matplotlib's own font has no letters for.
 KOREAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
@@ -35,6 +35,6 @@ def save_png(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     for text in figure.findobj(Text):
         text.set_fontfamily(["DejaVu Sans", *korean])
-    with explained(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png", dpi=130, metadata={"Software": None})

@@ -19,7 +19,7 @@ _CHUNK = 8 << 20
 
 
 @contextmanager
-def explained(target: Path) -> Iterator[None]:
+def explain_disk_errors(target: Path) -> Iterator[None]:
     """Turn a full or read-only disk, or a path that is taken, into a DataError that says so; other errors pass."""
     try:
         yield
@@ -29,7 +29,7 @@ def explained(target: Path) -> Iterator[None]:
         raise
 
 
-class Staged:
+class StagedFiles:
     """A set of new files that appear together: written as NAME.partial, synced, then renamed in the order given.
 
     Leaving the block without ``publish`` removes everything that was written.
@@ -73,7 +73,7 @@ class Staged:
         sync_folder(self._finals[0].parent)
         self._published = True
 
-    def __enter__(self) -> "Staged":
+    def __enter__(self) -> "StagedFiles":
         return self
 
     def __exit__(
@@ -138,7 +138,7 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def beside(prefix: Path, suffix: str) -> Path:
+def append_suffix(prefix: Path, suffix: str) -> Path:
     """PREFIX and a suffix; the prefix may itself hold dots.
 
     Raises:

@@ -10,7 +10,7 @@ from megatron_ko.storage.files import sync_folder
 JOURNAL = "publish.json"
 
 
-def publish(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
+def rename_together(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename finished files out of ``folder``, in order, as soon as the list of them is safe."""
     listed = json.dumps([[str(source), str(final)] for source, final in moves], ensure_ascii=False)
     writing = folder / f"{JOURNAL}.writing"
@@ -20,10 +20,10 @@ def publish(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
         os.fsync(stream.fileno())
     os.rename(writing, folder / JOURNAL)
     sync_folder(folder)
-    finish_publishing(folder)
+    finish_renames(folder)
 
 
-def finish_publishing(folder: Path) -> bool:
+def finish_renames(folder: Path) -> bool:
     """Carry out what a journal lists, again where it must be; False when there is none."""
     path = folder / JOURNAL
     if not path.is_file():

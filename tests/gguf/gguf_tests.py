@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from megatron_ko.convert.gates import Gate
-from megatron_ko.convert.gguf.export import Exported
+from megatron_ko.convert.gguf.export import GgufExport
 
 Folder = Callable[..., Path]
 
 
-def gate(exported: Exported, name: str) -> Gate:
+def gate(exported: GgufExport, name: str) -> Gate:
     """One gate of an export."""
     (found,) = [one for one in exported.proof.gates if one.name == name]
     return found

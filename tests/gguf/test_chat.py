@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from megatron_ko.artifacts import lineage
 from megatron_ko.cli.main import app
-from megatron_ko.convert.gguf.export import Exported, export_gguf
+from megatron_ko.convert.gguf.export import GgufExport, export_gguf
 from megatron_ko.convert.gguf.llama_cpp import LlamaModel
-from megatron_ko.convert.gguf.ollama import check_sayable, quoted
-from megatron_ko.convert.gguf.ollama_chats import FORMATS, Chat, go
+from megatron_ko.convert.gguf.ollama import check_modelfile_text, quoted
+from megatron_ko.convert.gguf.ollama_chats import FORMATS, Chat, ollama_template
 from megatron_ko.errors import ConvertError
 
 TAUGHT = {
@@ -40,7 +40,7 @@ def teach(path: Path) -> None:
     assert train(network, [{**batch, "labels": labels}] * 80, path) < 0.1
 
 
-def taught(source: Path, output: Path) -> Exported:
+def taught(source: Path, output: Path) -> GgufExport:
     """The folder with the files."""
     generation = (source / "generation_config.json").read_text()
     teach(source)
@@ -94,7 +94,7 @@ def check_modelfile(path: Path) -> None:
     """The same chat and every stop."""
     text = path.read_text(encoding="utf-8")
     (template,) = re.findall(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
-    assert template == go(Chat(FORMATS[0]))
+    assert template == ollama_template(Chat(FORMATS[0]))
     assert text.startswith("FROM ./out-q8_0.gguf\n")
     stops = re.findall(r'PARAMETER stop "(.*)"', text)
     assert stops == ["<|im_end|>", "</s>", "<|im_start|>"]
@@ -114,8 +114,8 @@ def unquoted(value: str) -> str:
 def test_stops_are_quoted_as_ollama_reads_them() -> None:
     """Compared once with Ollama's own parser, compiled from its source."""
     for stop in ("<|im_end|>", "a b ", 'say "no"', '"', "back\\slash", "{{ .Prompt }}", "two\nlines", "tab\t", "끝"):
-        check_sayable(stop, "a stop")
+        check_modelfile_text(stop, "a stop")
         assert unquoted(quoted(stop)) == stop
     for lost in ("zero\u200bwidth", "ideographic\u3000space", 'three """ marks', "\ufeff"):
         with pytest.raises(ConvertError, match="cannot hold a stop"):
-            check_sayable(lost, "a stop")
+            check_modelfile_text(lost, "a stop")

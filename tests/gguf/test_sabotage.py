@@ -122,7 +122,7 @@ def test_swapped_experts_are_caught(folder: Folder, tmp_path: Path, monkeypatch:
     source = folder(family="mixtral", moe={"num_experts": 4, "top_k": 2})
     honest = gguf.read_stored
 
-    def backwards(stored: gguf.Stored, *given: Any) -> torch.Tensor:
+    def backwards(stored: gguf.GgufTensor, *given: Any) -> torch.Tensor:
         sources = stored.sources[::-1] if "up_exps" in stored.name else stored.sources
         return honest(replace(stored, sources=sources), *given)
 

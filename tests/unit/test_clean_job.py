@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 
 from megatron_ko.data.clean import finish
+from megatron_ko.data.clean.clean import CleanOptions, clean, parts_folder
 from megatron_ko.data.clean.config import CleanConfig, load_clean_config
-from megatron_ko.data.clean.job import CleanOptions, clean, parts_folder
 from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.sample import calibrate
 from megatron_ko.data.clean.tally import SAMPLES, Tally

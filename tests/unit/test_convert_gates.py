@@ -19,7 +19,7 @@ from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.convert import hf_export
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
-from megatron_ko.convert.verify import Compared, prove
+from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.errors import CheckpointError, ConvertError
 
 CHATML = (
@@ -132,8 +132,8 @@ ON_WEIGHTS: dict[str, tuple[Damage, str]] = {
 }
 
 
-def compared(native: Pretrained, folder: Path) -> Compared:
-    return Compared(native.model, native.weights, native.tokenizer, folder, written_here=True)
+def compared(native: Pretrained, folder: Path) -> ModelPair:
+    return ModelPair(native.model, native.weights, native.tokenizer, folder, written_here=True)
 
 
 def told(base: Path, table: str, work: Path) -> dict[str, str]:

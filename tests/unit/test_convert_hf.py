@@ -18,7 +18,7 @@ from megatron_ko.convert import hf_export, hf_files, verify
 from megatron_ko.convert.families.common import around
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
-from megatron_ko.convert.mapping import Kind, Rule, query_key_value
+from megatron_ko.convert.mapping import Rule, TensorMapping, query_key_value
 from megatron_ko.errors import ConvertError
 
 SIZES = {
@@ -132,7 +132,7 @@ def swap_gate_and_up(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 
 def forget_the_order_of_heads(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-    def plain(model: ModelConfig) -> Kind:
+    def plain(model: ModelConfig) -> TensorMapping:
         right = query_key_value(model)
         sizes = [shape[0] for shape in right.shapes]
         return replace(right, split=lambda ours: ours.split(sizes))

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from megatron_ko.data.dedup.options import DedupOptions, Input
-from megatron_ko.data.dedup.run import dedup
+from megatron_ko.data.dedup.dedup import dedup
+from megatron_ko.data.dedup.options import DedupOptions, InputFiles
 from megatron_ko.data.jobs.chunks import Reading, check_unchanged, input_identity, read_chunks
 from megatron_ko.data.text.documents import Document, Rejected, parse_block, read_documents
-from megatron_ko.data.text.inputs import check_inputs, expand_inputs, kind_of
+from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
 from megatron_ko.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -238,7 +238,7 @@ def test_of_what_was_deduplicated_only_the_documents_are_read(tmp_path: Path) ->
         lines = ['{"text": "하나"}'] * 2 + [json.dumps({"text": name}), "{broken"]
         path.write_text("\n".join(lines), encoding="utf-8")
     output = tmp_path / "unique"
-    dedup(DedupOptions(Input(expand_inputs([tmp_path / "a", tmp_path / "b"])), output))
+    dedup(DedupOptions(InputFiles(expand_inputs([tmp_path / "a", tmp_path / "b"])), output))
     assert {"manifest.json", "report.json", "rejected.jsonl", "removed.jsonl.zst"} < {p.name for p in output.iterdir()}
     names = ["a-part.jsonl.zst", "b-part.jsonl.zst"]
     assert [path.name for path in expand_inputs([output])] == names
@@ -253,9 +253,9 @@ def test_a_kind_can_be_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown kind"):
         check_inputs([path])
     check_inputs([path], "jsonl")
-    chunks = list(read_chunks(Reading((path,), kind="jsonl")))
+    chunks = list(read_chunks(Reading((path,), format="jsonl")))
     assert [parse_block(block).texts for _, chunk in chunks for block in chunk.blocks] == [["x"]]
-    assert kind_of(Path("-")) == "jsonl"
+    assert format_of(Path("-")) == "jsonl"
     with pytest.raises(DataError, match="standard input"):
         check_inputs([Path("-")], "parquet")
     assert expand_inputs([tmp_path], "jsonl") == (path,)

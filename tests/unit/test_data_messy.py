@@ -15,8 +15,8 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from megatron_ko.cli.data_progress import bar_over_bytes, bars_of_passes
-from megatron_ko.data.dedup.options import DedupOptions, Input
-from megatron_ko.data.dedup.run import dedup
+from megatron_ko.data.dedup.dedup import dedup
+from megatron_ko.data.dedup.options import DedupOptions, InputFiles
 from megatron_ko.data.figures import KOREAN, check_picture, save_png
 from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.data.text.documents import Document, read_documents
@@ -82,7 +82,7 @@ def test_two_sources_of_which_nothing_stayed_are_not_one_given_twice(tmp_path: P
         check_inputs([first, second])
     second.write_text(second.read_text() * 2)
     third.write_text(third.read_text() * 3)
-    dedup(DedupOptions(Input((first, second, third)), tmp_path / "unique", suffix=suffix))
+    dedup(DedupOptions(InputFiles((first, second, third)), tmp_path / "unique", suffix=suffix))
     left = expand_inputs([tmp_path / "unique"])
     check_inputs(left)
     assert [len(list(read_documents(path))) for path in left] == [1, 0, 0]
@@ -93,7 +93,7 @@ def test_a_source_may_be_called_as_a_file_beside_the_documents(tmp_path: Path) -
     (tmp_path / "a.jsonl").write_text('{"text": "셋"}\nbroken\n')
     for suffix in (".jsonl", ".jsonl.zst"):
         output = tmp_path / f"unique{suffix}"
-        manifest = dedup(DedupOptions(Input(inputs), output, suffix=suffix)).manifest
+        manifest = dedup(DedupOptions(InputFiles(inputs), output, suffix=suffix)).manifest
         held = [len(list(read_documents(output / entry["file"]))) for entry in manifest["outputs"]]
         assert held == [2, 1, 1] == [entry["documents"] for entry in manifest["outputs"]]
         assert len((output / "rejected.jsonl").read_bytes().splitlines()) == 1

@@ -23,7 +23,7 @@ from patience import PATIENCE
 from megatron_ko.data.jobs.job import remove_job
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.indexed import bin_path, idx_path
-from megatron_ko.data.tokens.manifest import Manifest, manifest_path, read_manifest, rejected_path, verify_shard
+from megatron_ko.data.tokens.manifest import IndexManifest, manifest_path, read_manifest, rejected_path, verify_shard
 from megatron_ko.data.tokens.merge import job_folder
 from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.errors import DataError
@@ -42,7 +42,7 @@ def options(tmp_path: Path, korean: Callable[..., list[str]], tokenizer_folder: 
     return PreprocessOptions((jsonl, text), tokenizer_folder("unigram"), tmp_path / "out" / "shard.v1")
 
 
-def single(options: PreprocessOptions) -> Manifest:
+def single(options: PreprocessOptions) -> IndexManifest:
     (written,) = preprocess(options)
     assert written.prefix == options.output
     return written.manifest

@@ -23,14 +23,14 @@ from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeOptions, parse_keys
 from megatron_ko.data.tokens.indexed import bin_path, idx_path
 from megatron_ko.data.tokens.inspect import inspect_data, verify_data
-from megatron_ko.data.tokens.manifest import Manifest, read_manifest, rejected_path
+from megatron_ko.data.tokens.manifest import IndexManifest, read_manifest, rejected_path
 from megatron_ko.data.tokens.merge import job_folder, merge
-from megatron_ko.data.tokens.merge_shard import pieces_of
+from megatron_ko.data.tokens.merge_shard import ranges_of_shards
 from megatron_ko.data.tokens.parts import Layout, PartView
 from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.data.tokens.shards import borders, find_shards
 from megatron_ko.errors import DataError
-from megatron_ko.storage.journal import finish_publishing
+from megatron_ko.storage.journal import finish_renames
 
 ROOT = Path(__file__).parents[2]
 Folder = Callable[[str], Path]
@@ -147,7 +147,7 @@ def test_several_keys_stay_side_by_side(options: PreprocessOptions) -> None:
     assert all(one.manifest.rejected_reasons == reasons and one.verified.exact == 47 for one in written)
     for keys in (("text", "text"), ("text", "title")):
         with pytest.raises(DataError, match="several keys"):
-            preprocess(replace(options, keys=keys, kind="txt" if keys[1] == "title" else None))
+            preprocess(replace(options, keys=keys, format="txt" if keys[1] == "title" else None))
 
 
 def test_rejected_records_know_their_place() -> None:
@@ -187,7 +187,7 @@ def test_borders_and_pieces_lose_nothing(parts: list[list[int]], shards: int) ->
     if lengths.min() > 0 and documents >= 2 * shards:
         assert max(held) <= lengths.sum() / shards + 2 * lengths.max()
     stored = [Part(n, Path(str(n)), {"documents": len(part)}) for n, part in enumerate(parts)]
-    pieces = pieces_of(stored, cuts)
+    pieces = ranges_of_shards(stored, cuts)
     flat = [piece for shard in pieces for piece in shard]
     assert len(set((piece.part.index, piece.first) for piece in flat)) == len(flat)
     assert [piece.part.index for piece in flat] == sorted(piece.part.index for piece in flat)
@@ -221,7 +221,7 @@ def test_a_kill_between_renames_is_finished_by_the_next_start(
     written = preprocess(replace(options, shards=3))
     assert len(written) == 3 and not job_folder(options.output).exists()
     assert len(verify_data(options.output)) == 3
-    assert not finish_publishing(options.output.parent)
+    assert not finish_renames(options.output.parent)
 
 
 def test_outputs_that_are_folders(options: PreprocessOptions) -> None:
@@ -271,7 +271,7 @@ def test_old_manifests_are_read(options: PreprocessOptions) -> None:
     path = options.output.with_name("data.manifest.json")
     content = json.loads(path.read_text(encoding="utf-8"))
     manifest = read_manifest(options.output)
-    assert isinstance(manifest, Manifest) and manifest.key == "text"
+    assert isinstance(manifest, IndexManifest) and manifest.key == "text"
     path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("key", "shard")}), encoding="utf-8")
     assert read_manifest(options.output) == manifest
 

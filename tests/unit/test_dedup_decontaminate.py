@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from test_dedup_run import everything, kept_of, lines_of, write
 
 from megatron_ko.data.dedup.decontaminate import DecontaminateOptions, decontaminate
-from megatron_ko.data.dedup.evaluation import Grams, build_index
-from megatron_ko.data.dedup.options import Input, Running
+from megatron_ko.data.dedup.evaluation import NgramRule, build_index
+from megatron_ko.data.dedup.options import InputFiles, Resources
 from megatron_ko.errors import DataError
 
 WORDS = st.lists(st.sampled_from(["가", "나", "다라", "X", "b,"]), max_size=25).map(" ".join)
 
 
-def plain_matches(text: str, item: str, grams: Grams) -> bool:
+def plain_matches(text: str, item: str, grams: NgramRule) -> bool:
     """Whether they share an n-gram, or the whole item where it is short."""
 
     def units(words: str) -> list[str]:
@@ -35,7 +35,7 @@ def plain_matches(text: str, item: str, grams: Grams) -> bool:
 
 @given(st.lists(WORDS, max_size=6), st.lists(WORDS, min_size=1, max_size=6), st.sampled_from(["eojeol", "char"]))
 def test_matches_are_those_of_plain_python(texts: list[str], items: list[str], unit: str) -> None:
-    grams = Grams(unit, 5, 3)  # type: ignore[arg-type]
+    grams = NgramRule(unit, 5, 3)  # type: ignore[arg-type]
     listed = [("eval", place, "text", text) for place, text in enumerate([*items, "충분히 긴 문항 하나 더 있다"])]
     index, described = build_index(listed, grams)
     prepared = [grams.prepared(text) for text in texts]
@@ -76,7 +76,11 @@ TEXTS = [
 def test_what_is_shared_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", TEXTS)
     options = DecontaminateOptions(
-        Input((path,)), tmp_path / "out", (evaluation(tmp_path),), ("question", "choices"), Grams("eojeol", 10, 6)
+        InputFiles((path,)),
+        tmp_path / "out",
+        (evaluation(tmp_path),),
+        ("question", "choices"),
+        NgramRule("eojeol", 10, 6),
     )
     manifest = decontaminate(options)
     assert kept_of(tmp_path / "out", "a") == [(place, TEXTS[place]) for place in (0, 2, 4)]
@@ -93,7 +97,7 @@ def test_what_is_shared_is_named(tmp_path: Path) -> None:
 def test_characters_do_not_mind_the_spacing(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", TEXTS)
     options = DecontaminateOptions(
-        Input((path,)), tmp_path / "out", (evaluation(tmp_path),), ("question",), Grams("char", 40, 15)
+        InputFiles((path,)), tmp_path / "out", (evaluation(tmp_path),), ("question",), NgramRule("char", 40, 15)
     )
     decontaminate(options)
     assert [place for place, _ in kept_of(tmp_path / "out", "a")] == [0, 2, 3]
@@ -103,20 +107,20 @@ def test_no_byte_depends_on_workers(tmp_path: Path, korean: Callable[..., list[s
     texts = korean(400, 3)
     path = write(tmp_path / "a.jsonl", texts)
     against = write(tmp_path / "eval.jsonl", [texts[7][:60], texts[100], texts[333]])
-    options = DecontaminateOptions(Input((path,)), tmp_path / "one", (against,), grams=Grams("eojeol", 8, 4))
+    options = DecontaminateOptions(InputFiles((path,)), tmp_path / "one", (against,), grams=NgramRule("eojeol", 8, 4))
     assert decontaminate(options)["documents"]["removed"]["contaminated"] >= 3
-    decontaminate(replace(options, output=tmp_path / "three", running=Running(3)))
+    decontaminate(replace(options, output=tmp_path / "three", running=Resources(3)))
     assert everything(tmp_path / "one") == everything(tmp_path / "three")
 
 
 def test_unusable_evaluation_files_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", TEXTS)
-    good = DecontaminateOptions(Input((path,)), tmp_path / "out", (evaluation(tmp_path),), ("question",))
+    good = DecontaminateOptions(InputFiles((path,)), tmp_path / "out", (evaluation(tmp_path),), ("question",))
     for options, message in (
         (replace(good, keys=("text",)), "cannot be read as an evaluation file"),
         (replace(good, keys=("question", "answer")), "no record of .* has a text 'answer'"),
-        (replace(good, grams=Grams("eojeol", 50, 40)), "long enough"),
-        (replace(good, grams=Grams("eojeol", 5, 6)), "shortest"),
+        (replace(good, grams=NgramRule("eojeol", 50, 40)), "long enough"),
+        (replace(good, grams=NgramRule("eojeol", 5, 6)), "shortest"),
         (replace(good, against=(tmp_path / "no.jsonl",)), "no such file"),
     ):
         with pytest.raises(DataError, match=message):

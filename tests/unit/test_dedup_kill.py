@@ -15,9 +15,9 @@ import pytest
 from test_dedup_run import everything, full_options, write
 
 from megatron_ko.data.dedup.decontaminate import DecontaminateOptions, decontaminate
-from megatron_ko.data.dedup.evaluation import Grams
-from megatron_ko.data.dedup.options import DedupOptions, Input, Running
-from megatron_ko.data.dedup.run import dedup
+from megatron_ko.data.dedup.dedup import dedup
+from megatron_ko.data.dedup.evaluation import NgramRule
+from megatron_ko.data.dedup.options import DedupOptions, InputFiles, Resources
 from megatron_ko.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ class Stop:
 
 
 def test_every_pass_can_be_interrupted(tmp_path: Path, korean: Korean) -> None:
-    options = replace(full_options(tmp_path, korean), running=Running(1, memory=20_000))
+    options = replace(full_options(tmp_path, korean), running=Resources(1, memory=20_000))
     dedup(options)
     stop = Stop()
     for _ in range(len(PASSES)):
@@ -56,8 +56,8 @@ def test_every_pass_can_be_interrupted(tmp_path: Path, korean: Korean) -> None:
 def test_decontamination_can_be_interrupted(tmp_path: Path, korean: Korean) -> None:
     texts = korean(100, 3)
     against = write(tmp_path / "eval.jsonl", texts[:3])
-    files = Input((write(tmp_path / "a.jsonl", texts),))
-    options = DecontaminateOptions(files, tmp_path / "plain", (against,), grams=Grams("eojeol", 8, 4))
+    files = InputFiles((write(tmp_path / "a.jsonl", texts),))
+    options = DecontaminateOptions(files, tmp_path / "plain", (against,), grams=NgramRule("eojeol", 8, 4))
     decontaminate(options)
     stop = Stop()
     for _ in range(2):
@@ -84,7 +84,7 @@ def test_a_kill_after_the_last_step_changes_nothing(
 ) -> None:
     """The output has its name, its parts are still there: the same command is done, another one is refused."""
     options = full_options(tmp_path, korean)
-    monkeypatch.setattr("megatron_ko.data.dedup.run.remove_job", lambda folder: None)
+    monkeypatch.setattr("megatron_ko.data.dedup.dedup.remove_job", lambda folder: None)
     first = dedup(options)
     monkeypatch.undo()
     before = everything(options.output)
@@ -134,7 +134,7 @@ def kill_until_done(options: DedupOptions, output: Path, kills: int, longest: fl
 def large(folder: Path, korean: Korean, number: int) -> DedupOptions:
     options = full_options(folder, korean)
     path = write(folder / "three.jsonl", korean(number, 77))
-    return replace(options, input=Input((*options.input.paths, path)))
+    return replace(options, input=InputFiles((*options.input.paths, path)))
 
 
 def test_killed_processes_lose_nothing(tmp_path: Path, korean: Korean) -> None:

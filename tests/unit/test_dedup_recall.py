@@ -10,8 +10,8 @@ import pytest
 from planted import editor
 from test_dedup_run import kept_of, lines_of, write
 
-from megatron_ko.data.dedup.options import DedupOptions, Input, Near
-from megatron_ko.data.dedup.run import dedup
+from megatron_ko.data.dedup.dedup import dedup
+from megatron_ko.data.dedup.options import DedupOptions, InputFiles, Near
 
 Korean = Callable[..., list[str]]
 
@@ -27,7 +27,7 @@ def documents(korean: Korean, number: int) -> list[str]:
 def test_edited_copies_are_found(tmp_path: Path, korean: Korean, kind: str, rate: float) -> None:
     texts = documents(korean, 150)
     copies = list(map(editor(texts, kind, rate, seed=0), texts))
-    dedup(DedupOptions(Input((write(tmp_path / "a.jsonl", texts + copies),)), tmp_path / "out", near=Near()))
+    dedup(DedupOptions(InputFiles((write(tmp_path / "a.jsonl", texts + copies),)), tmp_path / "out", near=Near()))
     removed = {line["position"]: line["kept_position"] for line in lines_of(tmp_path / "out/removed.jsonl.zst")}
     assert sum(kept == position - 150 for position, kept in removed.items()) >= 0.95 * 150
     assert all(kept == position - 150 for position, kept in removed.items())
@@ -38,7 +38,7 @@ def test_real_documents_with_a_fifth_of_their_words_edited(tmp_path: Path, share
         texts = [json.loads(line)["text"] for line in lines][:200]
     copies = list(map(editor(texts, "words", 0.2, seed=3), texts))
     everything = texts + copies
-    dedup(DedupOptions(Input((write(tmp_path / "a.jsonl", everything),)), tmp_path / "out", near=Near()))
+    dedup(DedupOptions(InputFiles((write(tmp_path / "a.jsonl", everything),)), tmp_path / "out", near=Near()))
     kept = kept_of(tmp_path / "out", "a")
     stays = {place for place, _ in kept}
     assert sum(not {place, place + 200} <= stays for place in range(200)) >= 0.95 * 200
@@ -50,7 +50,7 @@ def test_decomposed_hangul_is_compared_composed_and_written_as_it_was(tmp_path: 
     decomposed = [unicodedata.normalize("NFD", text) for text in texts[:4]]
     assert decomposed[0] != texts[0]
     path = write(tmp_path / "a.jsonl", [decomposed[0], *texts[1:], texts[0], *decomposed[1:]])
-    dedup(DedupOptions(Input((path,)), tmp_path / "out", near=Near()))
+    dedup(DedupOptions(InputFiles((path,)), tmp_path / "out", near=Near()))
     kept = kept_of(tmp_path / "out", "a")
     assert [text for _, text in kept] == [decomposed[0], *texts[1:]]
     assert all(unicodedata.is_normalized("NFC", text) for _, text in kept[1:])

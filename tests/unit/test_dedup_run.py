@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_dedup_shingles import plain_jaccard
 
+from megatron_ko.data.dedup.dedup import dedup
 from megatron_ko.data.dedup.lsh import Bands
 from megatron_ko.data.dedup.normalise import Normalisation
-from megatron_ko.data.dedup.options import DedupOptions, Input, Near, Running
-from megatron_ko.data.dedup.run import dedup
+from megatron_ko.data.dedup.options import DedupOptions, InputFiles, Near, Resources
 from megatron_ko.data.dedup.settle import settle
 from megatron_ko.data.dedup.shingles import Shingles
 from megatron_ko.data.text.documents import Document, read_documents
@@ -60,7 +60,7 @@ def test_exact_copies_go_wherever_they_stand(tmp_path: Path) -> None:
     odd = "각각 \n 다른\t글 "
     one = write(tmp_path / "one.jsonl", ["가나다", odd, "가나다"])
     two = write(tmp_path / "two.jsonl", ["라마바", " 가나다  ", "각각 다른 글", "각각 다른 글!"])
-    result = dedup(DedupOptions(Input((one, two)), tmp_path / "out"))
+    result = dedup(DedupOptions(InputFiles((one, two)), tmp_path / "out"))
     assert kept_of(tmp_path / "out", "one") == [(0, "가나다"), (1, odd)]
     assert kept_of(tmp_path / "out", "two") == [(0, "라마바"), (3, "각각 다른 글!")]
     assert result.manifest["documents"] == {"in": 7, "out": 4, "removed": {"exact": 3, "nothing_left": 0}}
@@ -76,7 +76,7 @@ def test_the_policy_decides_who_stays(tmp_path: Path, korean: Korean, keep: str,
     base = " ".join(korean(6, 3))
     one = write(tmp_path / "one.jsonl", [base, base + " 조금 더"])
     two = write(tmp_path / "two.jsonl", ["전혀 다른 글", base + " 조", base + " 조금 더 길고 길게", base])
-    options = DedupOptions(Input((one, two)), tmp_path / "out", near=Near(), keep=keep)
+    options = DedupOptions(InputFiles((one, two)), tmp_path / "out", near=Near(), keep=keep)
     result = dedup(options)
     stays = [(0, place) for place, _ in kept_of(tmp_path / "out", "one")]
     stays += [(1, place) for place, _ in kept_of(tmp_path / "out", "two")]
@@ -109,7 +109,7 @@ def test_near_duplicates_are_those_that_brute_force_finds(tmp_path: Path, korean
         texts.append(" ".join(chosen))
     shingles = Shingles(kind, 5 if kind == "char" else 2)
     near = Near(shingles, 0.5, Bands(256, 1))
-    dedup(DedupOptions(Input((write(tmp_path / "a.jsonl", texts),)), tmp_path / "out", near=near))
+    dedup(DedupOptions(InputFiles((write(tmp_path / "a.jsonl", texts),)), tmp_path / "out", near=near))
     expected = brute_force(texts, shingles, 0.5)
     assert 60 <= len(expected) < 140
     assert [place for place, _ in kept_of(tmp_path / "out", "a")] == expected
@@ -148,7 +148,7 @@ def test_a_large_family_is_reduced_to_one(tmp_path: Path, korean: Korean) -> Non
     """More members than a bucket compares with each other: they find the one that stays through their neighbours."""
     page = korean(12, 4)
     texts = [" ".join([*page, f"번호 {number}"]) for number in range(400)]
-    result = dedup(DedupOptions(Input((write(tmp_path / "a.jsonl", texts),)), tmp_path / "out", near=Near()))
+    result = dedup(DedupOptions(InputFiles((write(tmp_path / "a.jsonl", texts),)), tmp_path / "out", near=Near()))
     assert [place for place, _ in kept_of(tmp_path / "out", "a")] == [0]
     assert result.report["near"]["documents_in_crowded_buckets"] > 0
     assert result.report["clusters"]["sizes"] == {"256-511": 1}
@@ -164,7 +164,7 @@ def test_no_chain_removes_what_is_unlike(tmp_path: Path, korean: Korean) -> None
     sentences = [text for text in korean(200, 8) if 40 < len(text) < 200]
     texts = [" ".join(sentences[start : start + 10]) for start in range(0, 60, 2)]
     near = Near()
-    dedup(DedupOptions(Input((write(tmp_path / "a.jsonl", texts),)), tmp_path / "out", near=near))
+    dedup(DedupOptions(InputFiles((write(tmp_path / "a.jsonl", texts),)), tmp_path / "out", near=near))
     stays = [place for place, _ in kept_of(tmp_path / "out", "a")]
     assert 10 <= len(stays) < 30
     for line in lines_of(tmp_path / "out/removed.jsonl.zst"):
@@ -176,17 +176,17 @@ def full_options(folder: Path, korean: Korean) -> DedupOptions:
     one, two = mixed(korean)
     files = (write(folder / "one.jsonl", one), write(folder / "two.jsonl", two))
     levels = ("document", "paragraph", "line")
-    return DedupOptions(Input(files), folder / "plain", levels, Near(), keep="longest")
+    return DedupOptions(InputFiles(files), folder / "plain", levels, Near(), keep="longest")
 
 
 def test_no_byte_depends_on_workers_or_memory(tmp_path: Path, korean: Korean, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many ranges of keys and of documents instead of one, three processes instead of none."""
-    monkeypatch.setattr("megatron_ko.data.dedup.workplace._SMALL", 0)
+    monkeypatch.setattr("megatron_ko.data.dedup.work_folder._SMALL", 0)
     options = full_options(tmp_path, korean)
     manifest = dedup(options).manifest
     assert manifest["documents"]["removed"]["exact"] > 20 and manifest["documents"]["removed"]["near"] > 5
     assert manifest["pieces_removed"]["paragraph"] > 10
-    for name, running in (("spilled", Running(1, memory=2000)), ("spread", Running(3, memory=40_000))):
+    for name, running in (("spilled", Resources(1, memory=2000)), ("spread", Resources(3, memory=40_000))):
         dedup(replace(options, output=tmp_path / name, running=running))
         assert everything(tmp_path / name) == everything(tmp_path / "plain")
 
@@ -212,7 +212,7 @@ def test_documents_and_bytes_are_conserved(
     files = (write(folder / "a.jsonl", texts[:border]), write(folder / "b.jsonl", texts[border:]))
     levels = data.draw(st.sets(st.sampled_from(["document", "paragraph", "line"]), min_size=1))
     options = DedupOptions(
-        Input(files), folder / "out", tuple(levels), Near() if near else None, keep=keep, least_characters=3
+        InputFiles(files), folder / "out", tuple(levels), Near() if near else None, keep=keep, least_characters=3
     )
     manifest = dedup(options).manifest
     counts, sizes = manifest["documents"], manifest["bytes_of_text"]
@@ -236,7 +236,7 @@ def test_paragraphs_and_lines_stay_once(tmp_path: Path) -> None:
         f"들여쓰기\n    {notice}\n짧다\n짧다\n\n{notice}",
     ]
     path = write(tmp_path / "a.jsonl", texts)
-    options = DedupOptions(Input((path,)), tmp_path / "p", ("paragraph",))
+    options = DedupOptions(InputFiles((path,)), tmp_path / "p", ("paragraph",))
     manifest = dedup(options).manifest
     assert kept_of(tmp_path / "p", "a") == [
         (0, texts[0]),
@@ -257,7 +257,7 @@ def test_every_format_holds_the_same_documents(tmp_path: Path, suffix: str) -> N
     again = write(tmp_path / "other/a.b.jsonl", ["라마바", "차카타"])
     empty = tmp_path / "empty.txt"
     empty.write_text("")
-    dedup(DedupOptions(Input((table, again, empty)), tmp_path / "out", suffix=suffix))
+    dedup(DedupOptions(InputFiles((table, again, empty)), tmp_path / "out", suffix=suffix))
     mine = f"{tmp_path.name}-a.b"  # two files of one name are told apart by their folders
     for name, expected in ((mine, [(0, "가나다"), (2, "라마바"), (3, "사아자")]), ("other-a.b", [(1, "차카타")])):
         documents = list(read_documents(tmp_path / f"out/{name}{suffix}", keep_fields=True))
@@ -269,7 +269,7 @@ def test_every_format_holds_the_same_documents(tmp_path: Path, suffix: str) -> N
 def test_rejected_records_are_counted_and_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"text": "가"}\n{"text": \n{"text": ""}\n{"no": 1}\n{"text": "가"}\n'.encode())
-    manifest = dedup(DedupOptions(Input((path,)), tmp_path / "out")).manifest
+    manifest = dedup(DedupOptions(InputFiles((path,)), tmp_path / "out")).manifest
     assert manifest["rejected"]["records"] == 3 and manifest["documents"]["in"] == 2
     listed = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     assert [record["position"] for record in listed] == [2, 3, 4]
@@ -278,12 +278,12 @@ def test_rejected_records_are_counted_and_listed(tmp_path: Path) -> None:
 def test_mistakes_are_refused_before_any_work(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ["가"])
     (tmp_path / "copy.jsonl").write_bytes(path.read_bytes())
-    good = DedupOptions(Input((path,)), tmp_path / "out")
+    good = DedupOptions(InputFiles((path,)), tmp_path / "out")
     for options, message in (
-        (replace(good, input=Input((path, tmp_path / "copy.jsonl"))), "given twice"),
-        (replace(good, input=Input((path, path))), "given twice"),
-        (replace(good, input=Input((Path("-"),))), "several times"),
-        (replace(good, input=Input((tmp_path / "no.jsonl",))), "no such file"),
+        (replace(good, input=InputFiles((path, tmp_path / "copy.jsonl"))), "given twice"),
+        (replace(good, input=InputFiles((path, path))), "given twice"),
+        (replace(good, input=InputFiles((Path("-"),))), "several times"),
+        (replace(good, input=InputFiles((tmp_path / "no.jsonl",))), "no such file"),
         (replace(good, output=tmp_path), "exists already"),
         (replace(good, levels=("word",)), "unknown level"),
         (replace(good, levels=()), "nothing to look for"),
@@ -298,14 +298,14 @@ def test_mistakes_are_refused_before_any_work(tmp_path: Path) -> None:
 def test_an_empty_corpus_is_no_corpus(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n\n")
     with pytest.raises(DataError, match="corpus is empty"):
-        dedup(DedupOptions(Input((tmp_path / "a.txt",)), tmp_path / "out", near=Near()))
+        dedup(DedupOptions(InputFiles((tmp_path / "a.txt",)), tmp_path / "out", near=Near()))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_texts_of_which_normalisation_leaves_nothing_are_compared_as_they_are(tmp_path: Path) -> None:
     texts = ["...", "!?", "...", "A-가", "a 가"]
     options = DedupOptions(
-        Input((write(tmp_path / "a.jsonl", texts),)),
+        InputFiles((write(tmp_path / "a.jsonl", texts),)),
         tmp_path / "out",
         near=Near(Shingles("word", 2)),
         normalisation=Normalisation(frozenset({"case", "punctuation", "space"})),

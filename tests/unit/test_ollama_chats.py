@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from megatron_ko.convert.gguf.ollama_chats import FORMATS, PROBES, Chat, go, recognise, written
+from megatron_ko.convert.gguf.ollama_chats import FORMATS, PROBES, Chat, format_chat, ollama_template, recognise
 
 ASK = "{% if add_generation_prompt %}"
 CHATML = (
@@ -79,7 +79,7 @@ def test_a_format_is_found_by_what_is_written(
     assert len(chat.notes) == len(noted) and all(one in note for one, note in zip(noted, chat.notes, strict=True))
     tokenizer = oracle(template)
     messages = PROBES["several turns"]
-    assert written(chat, messages) == tokenizer.apply_chat_template(
+    assert format_chat(chat, messages) == tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
 
@@ -143,4 +143,4 @@ def test_ollamas_template_writes_what_its_twin_writes(form: Any, default: str | 
     """The same texts were compared with Go's own text/template."""
     chat = Chat(form, begin="<s>", default=default)
     for messages in PROBES.values():
-        assert rendered_as_go(go(chat), messages) == written(chat, messages)
+        assert rendered_as_go(ollama_template(chat), messages) == format_chat(chat, messages)

@@ -12,10 +12,10 @@ from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families import FAMILIES
 from megatron_ko.convert.families.common import around
-from megatron_ko.convert.gates import Gate, Proof, demand
+from megatron_ko.convert.gates import Gate, Proof, require_gates
 from megatron_ko.convert.gguf.gates import compare_generation, compare_logits, compare_tensors, compare_values
-from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel, quantise, require
-from megatron_ko.convert.gguf.ollama import check_sayable, modelfile
+from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel, quantise, require_packages
+from megatron_ko.convert.gguf.ollama import check_modelfile_text, modelfile
 from megatron_ko.convert.gguf.reference import Reference, compute_reference
 from megatron_ko.convert.gguf.tokens import compare_tokenizers
 from megatron_ko.convert.gguf.values import differing_constants, differing_tokens, differing_weights
@@ -33,7 +33,7 @@ from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_files import read_json
 from megatron_ko.convert.mapping import check_complete, other_shapes
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import made_before, staged_folder, write_lineage
+from megatron_ko.convert.staging import existing_proof, staged_folder, write_lineage
 from megatron_ko.convert.texts import LENGTHS, load_oracle
 from megatron_ko.errors import ConvertError
 
@@ -44,7 +44,7 @@ KINDS = (*FLOAT_TYPES, *QUANTISED)
 
 
 @dataclass(frozen=True)
-class Written:
+class GgufFile:
     """One file.
 
     Attributes:
@@ -64,10 +64,10 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Exported:
+class GgufExport:
     """What was written, how it was proven, and what Ollama is told of it."""
 
-    files: list[Written]
+    files: list[GgufFile]
     proof: Proof
     ollama: dict[str, Any]
 
@@ -78,7 +78,7 @@ class Exported:
 
 def export_gguf(
     source: Path, output: Path, kinds: Sequence[str], text: str | None = None, accept_ties: bool = False
-) -> Exported:
+) -> GgufExport:
     """Write OUTPUT: a GGUF file a kind, Modelfile, lineage.json; nothing unless every gate passed.
 
     There is no Modelfile when Ollama's template cannot say what the folder's chat template writes.
@@ -95,8 +95,8 @@ def export_gguf(
     """
     if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
         raise ConvertError("unknown type of file", got=", ".join(kinds and unknown), expected=f"of {', '.join(KINDS)}")
-    check_sayable(output.name, "the name of the file")
-    require()
+    check_modelfile_text(output.name, "the name of the file")
+    require_packages()
     kinds = [kind for kind in KINDS if kind in kinds]
     native = None if (source / "config.json").is_file() else find_pretrained(source)
     parent = (
@@ -107,11 +107,11 @@ def export_gguf(
         "text": text if text is None else hashlib.sha256(text.encode()).hexdigest(),
         "accept ties": accept_ties,
     }
-    if (before := made_before(output, MADE_BY, [parent], options)) is not None:
+    if (before := existing_proof(output, MADE_BY, [parent], options)) is not None:
         told = {"modelfile": True, "format": None, "notes": [], **(lineage.read(output) or {}).get("ollama", {})}
         if told["modelfile"] and not (output / "Modelfile").is_file():
             raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
-        return Exported([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
+        return GgufExport([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
     with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
         hugging_face = source
         if native is not None:
@@ -121,14 +121,14 @@ def export_gguf(
         chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
         written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
-        demand(gates)
+        require_gates(gates)
         if chat.text is not None:
             smallest = min(written, key=lambda one: one.size)
             (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
         record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
         lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": chat.describe()})
-    return Exported(written, proof, chat.describe())
+    return GgufExport(written, proof, chat.describe())
 
 
 def _fresh(source: Path) -> str:
@@ -170,7 +170,7 @@ def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
 
 def _write_all(
     folder: Path, source: Path, model: ModelConfig, vocabulary: Vocabulary, kinds: Sequence[str], name: str
-) -> tuple[list[Written], list[Gate]]:
+) -> tuple[list[GgufFile], list[Gate]]:
     """Float files from the folder, the others from a float file that holds the folder's numbers exactly.
 
     Returns:
@@ -202,12 +202,12 @@ def _stored(source: Path) -> str:
     return next((kind for kind, known in FLOAT_TYPES.items() if known == dtype), "f32")
 
 
-def _written(path: Path, kind: str) -> Written:
+def _written(path: Path, kind: str) -> GgufFile:
     fallbacks: dict[str, int] = {}
     for found in file_types(path).values():
         if kind in _WANTED and found not in _WANTED[kind] | {"F32"}:
             fallbacks[found] = fallbacks.get(found, 0) + 1
-    return Written(kind, path.name, path.stat().st_size, bits_per_weight(path), fallbacks)
+    return GgufFile(kind, path.name, path.stat().st_size, bits_per_weight(path), fallbacks)
 
 
 def _prove(
@@ -215,7 +215,7 @@ def _prove(
     source: Path,
     model: ModelConfig,
     vocabulary: Vocabulary,
-    written: Sequence[Written],
+    written: Sequence[GgufFile],
     text: str | None,
     accept_ties: bool,
 ) -> list[Gate]:

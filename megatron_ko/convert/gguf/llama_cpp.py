@@ -24,7 +24,7 @@ _BATCH = 512
 _said: deque[str] = deque(maxlen=50)
 
 
-def require() -> None:
+def require_packages() -> None:
     """Say what is missing before any work is done.
 
     Raises:

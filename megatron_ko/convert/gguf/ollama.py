@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.convert.gguf.ollama_chats import go, recognise
+from megatron_ko.convert.gguf.ollama_chats import ollama_template, recognise
 from megatron_ko.convert.gguf.vocabulary import Vocabulary
 from megatron_ko.convert.hf_files import read_generation
 from megatron_ko.convert.texts import load_oracle
@@ -50,7 +50,7 @@ class Modelfile:
         return {"modelfile": self.text is not None, "format": self.format, "notes": [*self.notes]}
 
 
-def check_sayable(text: str, what: str) -> None:
+def check_modelfile_text(text: str, what: str) -> None:
     """Refuse what a Modelfile cannot hold: Ollama drops characters that cannot be printed, and knows no escapes.
 
     Args:
@@ -86,13 +86,13 @@ def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> Modelfile:
     chat = None if vocabulary.template is None else recognise(load_oracle(folder), vocabulary.begin)
     if isinstance(chat, str):
         return Modelfile(None, None, (f"Ollama's template cannot say what the folder's chat template writes: {chat}",))
-    template = PLAIN if chat is None else go(chat)
+    template = PLAIN if chat is None else ollama_template(chat)
     stops = [vocabulary.tokens[number] for number in vocabulary.stops]
     stops += [] if chat is None else [stop for stop in chat.format.stops if stop not in stops]
     try:
-        check_sayable(template, "the template")
+        check_modelfile_text(template, "the template")
         for stop in stops:
-            check_sayable(stop, "a token that ends an answer")
+            check_modelfile_text(stop, "a token that ends an answer")
     except ConvertError as error:
         return Modelfile(None, None, (" ".join(str(error).split()),))
     given = read_generation(folder)

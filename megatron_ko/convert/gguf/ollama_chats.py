@@ -1,7 +1,7 @@
 """Formats of conversations that Ollama can be told of, and which of them a folder's chat template writes.
 
-A format is data. ``go`` says it in the language of Ollama's templates, ``written`` in Python; which format a template
-writes is found by what it renders. Go's templates, as Ollama has them, neither strip nor search in a text.
+A format is data. ``ollama_template`` writes it in the language of Ollama's templates, ``format_chat`` applies it in
+Python. Which format a template writes is found by what it renders. Ollama's templates cannot strip or search a text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Format:
+class ChatFormat:
     """How a conversation is written.
 
     Attributes:
@@ -39,14 +39,14 @@ class Format:
         return before.replace("{role}", role), after
 
 
-def _mistral(name: str, user: tuple[str, str], answer: tuple[str, str]) -> Format:
+def _mistral(name: str, user: tuple[str, str], answer: tuple[str, str]) -> ChatFormat:
     turns = {"system": (user[0], "\n\n"), "user": user, "assistant": answer}
-    return Format(name, turns, "", ("[INST]",), joined=True)
+    return ChatFormat(name, turns, "", ("[INST]",), joined=True)
 
 
 FORMATS = (
-    Format("ChatML", {"": ("<|im_start|>{role}\n", "<|im_end|>\n")}, "<|im_start|>assistant\n", ("<|im_start|>",)),
-    Format(
+    ChatFormat("ChatML", {"": ("<|im_start|>{role}\n", "<|im_end|>\n")}, "<|im_start|>assistant\n", ("<|im_start|>",)),
+    ChatFormat(
         "Llama 3",
         {"": ("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>")},
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
@@ -56,7 +56,7 @@ FORMATS = (
     _mistral("Mistral, a space after an answer", ("[INST] ", " [/INST]"), ("", "{eos} ")),
     _mistral("Mistral, a space before a question", (" [INST] ", " [/INST]"), (" ", "{eos}")),
     _mistral("Mistral v3", ("[INST] ", "[/INST]"), (" ", "{eos}")),
-    Format(
+    ChatFormat(
         "Mistral v7",
         {
             "system": ("[SYSTEM_PROMPT] ", "[/SYSTEM_PROMPT]"),
@@ -66,9 +66,9 @@ FORMATS = (
         "",
         ("[INST]",),
     ),
-    Format("Zephyr", {"": ("<|{role}|>\n", "{eos}\n")}, "<|assistant|>\n", ("<|user|>",)),
-    Format("Phi-3", {"": ("<|{role}|>\n", "<|end|>\n")}, "<|assistant|>\n", ("<|user|>",)),
-    Format(
+    ChatFormat("Zephyr", {"": ("<|{role}|>\n", "{eos}\n")}, "<|assistant|>\n", ("<|user|>",)),
+    ChatFormat("Phi-3", {"": ("<|{role}|>\n", "<|end|>\n")}, "<|assistant|>\n", ("<|user|>",)),
+    ChatFormat(
         "Gemma",
         {
             "system": ("<start_of_turn>user\n", "\n\n"),
@@ -79,13 +79,13 @@ FORMATS = (
         ("<start_of_turn>",),
         joined=True,
     ),
-    Format(
+    ChatFormat(
         "EXAONE",
         {"user": ("[|user|]", "\n"), "": ("[|{role}|]", "[|endofturn|]\n")},
         "[|assistant|]",
         ("[|user|]",),
     ),
-    Format(
+    ChatFormat(
         "SOLAR",
         {
             "system": ("### System:\n", "\n\n"),
@@ -109,13 +109,13 @@ class Chat:
         notes: what the template does and Ollama does not.
     """
 
-    format: Format
+    format: ChatFormat
     begin: str = ""
     default: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def written(chat: Chat, messages: Messages) -> str:
+def format_chat(chat: Chat, messages: Messages) -> str:
     """A conversation as Ollama writes it, up to where the answer begins."""
     text, joined = chat.begin, False
     if chat.default is not None and messages[0]["role"] != "system":
@@ -127,7 +127,7 @@ def written(chat: Chat, messages: Messages) -> str:
     return text + chat.format.answer
 
 
-def go(chat: Chat) -> str:
+def ollama_template(chat: Chat) -> str:
     """The same as Ollama's template."""
     form = chat.format
     joins = "{{ $joined = true }}" if form.joined else ""
@@ -199,7 +199,7 @@ def recognise(oracle: Any, begins: bool) -> Chat | str:
     return nearest or f"no known format: {example!r}"[:300]
 
 
-def _fitted(form: Format, end: str, text: str | None) -> Chat:
+def _fitted(form: ChatFormat, end: str, text: str | None) -> Chat:
     """The format with the end token, and the system message that a template adds to a first question."""
     turns = {
         role: (before.replace("{eos}", end), after.replace("{eos}", end))
@@ -207,27 +207,27 @@ def _fitted(form: Format, end: str, text: str | None) -> Chat:
     }
     chat = Chat(replace(form, turns=turns))
     first = CONVERSATIONS[0]
-    if text is None or text == written(chat, first):
+    if text is None or text == format_chat(chat, first):
         return chat
-    head, _, tail = written(replace(chat, default="\0"), first).partition("\0")
+    head, _, tail = format_chat(replace(chat, default="\0"), first).partition("\0")
     fits = text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)
     return replace(chat, default=text[len(head) : len(text) - len(tail)]) if fits else chat
 
 
 def _agrees(chat: Chat, messages: Messages, text: str | None) -> bool:
     """Whether a text is right; a template may refuse a conversation only for its system message."""
-    return messages[0]["role"] == "system" if text is None else text == written(chat, messages)
+    return messages[0]["role"] == "system" if text is None else text == format_chat(chat, messages)
 
 
 def _beyond(chat: Chat, oracle: Any, begin: str) -> Iterator[str]:
     """What a template does beyond the format: write the date, or change the spaces around a message in its own way."""
     first = CONVERSATIONS[0]
-    if render(oracle, first, strftime_now=lambda style: "\0") != begin + written(chat, first):
+    if render(oracle, first, strftime_now=lambda style: "\0") != begin + format_chat(chat, first):
         yield "the date"
     for role in ROLES:
         text, spaced = _spaced(oracle, role)
         stripped = [{**message, "content": message["content"].strip()} for message in spaced]
-        if text is not None and text not in (begin + written(chat, spaced), begin + written(chat, stripped)):
+        if text is not None and text not in (begin + format_chat(chat, spaced), begin + format_chat(chat, stripped)):
             yield f"spaces around a message of role {role}"
 
 
@@ -245,7 +245,7 @@ def _notes(chat: Chat, oracle: Any, begin: str, begins: bool) -> Iterator[str]:
     strips = []
     for role in ROLES:
         text, spaced = _spaced(oracle, role)
-        if text not in (None, begin + written(chat, spaced)):
+        if text not in (None, begin + format_chat(chat, spaced)):
             strips.append(role)
     if strips:
         yield f"the template strips messages of {', '.join(strips)}; Ollama's cannot, and keeps spaces around them"

@@ -70,7 +70,7 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class GgufTensor:
     """A tensor of the file: Hugging Face's tensors that it is made of (several experts are stacked), and its shape."""
 
     name: str
@@ -104,7 +104,7 @@ def check_expressible(model: ModelConfig) -> None:
         )
 
 
-def plan_tensors(shapes: dict[str, tuple[int, ...]], model: ModelConfig, rows: int) -> list[Stored]:
+def plan_tensors(shapes: dict[str, tuple[int, ...]], model: ModelConfig, rows: int) -> list[GgufTensor]:
     """Every tensor of the file, in its order.
 
     Args:
@@ -122,7 +122,7 @@ def plan_tensors(shapes: dict[str, tuple[int, ...]], model: ModelConfig, rows: i
             shape = (rows, *shape[1:])
         if "_exps." in target:
             shape = (len(sources), *shape)
-        stored.append(Stored(target, tuple(sources), shape))
+        stored.append(GgufTensor(target, tuple(sources), shape))
     return stored
 
 
@@ -148,7 +148,7 @@ def pair_rows(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, 2, -1, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
 
 
-def read_stored(stored: Stored, tensors: SafetensorsFolder, model: ModelConfig) -> Tensor:
+def read_stored(stored: GgufTensor, tensors: SafetensorsFolder, model: ModelConfig) -> Tensor:
     """One tensor of the file, in the type that the folder has."""
     parts = [tensors.read(name) for name in stored.sources]
     if "_exps." in stored.name:
@@ -159,14 +159,14 @@ def read_stored(stored: Stored, tensors: SafetensorsFolder, model: ModelConfig) 
     return weight[: stored.shape[0]]
 
 
-def keeps_f32(stored: Stored) -> bool:
+def keeps_f32(stored: GgufTensor) -> bool:
     """Norms and routers are small, and llama.cpp wants them in fp32."""
     return len(stored.shape) == 1 or "ffn_gate_inp" in stored.name
 
 
 def write_gguf(
     path: Path, folder: Path, model: ModelConfig, vocabulary: Vocabulary, kind: str, name: str
-) -> list[Stored]:
+) -> list[GgufTensor]:
     """Write one file of a float type; about one tensor is in memory at a time.
 
     Args:
@@ -224,7 +224,7 @@ def _container(full: bool, kind: str) -> torch.dtype:
     return torch.int16 if dtype == torch.bfloat16 else dtype
 
 
-def _rounded(weight: Tensor, stored: Stored, kind: str) -> Tensor:
+def _rounded(weight: Tensor, stored: GgufTensor, kind: str) -> Tensor:
     rounded = weight.to(torch.float32 if keeps_f32(stored) else FLOAT_TYPES[kind]).contiguous()
     if not bool(torch.isfinite(rounded).all()):
         raise ConvertError(

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Dropped, Kind, Stage
+from megatron_ko.data.clean.stage import Changed, Dropped, Stage, StageKind
 from megatron_ko.errors import DataError
 
 # With more phrases than this, reports count them together.
@@ -94,4 +94,4 @@ def _trie(phrases: Iterable[str]) -> str:
     return f"(?:{body})?" if ends else body
 
 
-KIND = Kind(BlocklistOptions, blocklist)
+KIND = StageKind(BlocklistOptions, blocklist)

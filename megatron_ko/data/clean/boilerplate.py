@@ -11,7 +11,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Kind
+from megatron_ko.data.clean.stage import Changed, StageKind
 
 # What Korean pages write on buttons and menus.
 _MENU = (
@@ -113,4 +113,4 @@ class Boilerplate:
         return several and not _REST.sub("", self._menu.sub("", line))
 
 
-KIND = Kind(BoilerplateOptions, Boilerplate)
+KIND = StageKind(BoilerplateOptions, Boilerplate)

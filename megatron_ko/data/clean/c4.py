@@ -7,7 +7,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Dropped, Kind
+from megatron_ko.data.clean.stage import Changed, Dropped, StageKind
 from megatron_ko.data.clean.words import sentences
 
 _CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
@@ -82,4 +82,4 @@ class C4:
         return "", False
 
 
-KIND = Kind(C4Options, C4)
+KIND = StageKind(C4Options, C4)

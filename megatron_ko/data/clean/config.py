@@ -20,7 +20,7 @@ from megatron_ko.config.load import read_tree
 from megatron_ko.config.problems import Problem, from_validation, nearest
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.registry import STAGES
-from megatron_ko.data.clean.words import Words
+from megatron_ko.data.clean.words import WordSplitting
 from megatron_ko.data.text.inputs import content_hash
 
 
@@ -43,7 +43,7 @@ class StageConfig:
 class CleanConfig:
     """A whole pipeline."""
 
-    words: Words
+    words: WordSplitting
     stages: tuple[StageConfig, ...]
 
     def described(self) -> dict[str, Any]:
@@ -66,9 +66,11 @@ def load_clean_config(path: Path) -> CleanConfig:
             remedy = f"did you mean '{guess}'?" if guess else "remove it"
             problems.append(Problem(path=key, got=tree[key], expected="a known key: words, stages", remedy=remedy))
     words = tree.get("words", "eojeol")
-    if words not in get_args(Words):
+    if words not in get_args(WordSplitting):
         problems.append(
-            Problem(path="words", got=words, expected=" or ".join(get_args(Words)), remedy="leave it out for eojeol")
+            Problem(
+                path="words", got=words, expected=" or ".join(get_args(WordSplitting)), remedy="leave it out for eojeol"
+            )
         )
     stages = tree.get("stages")
     found: list[StageConfig] = []

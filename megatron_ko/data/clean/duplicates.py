@@ -41,7 +41,7 @@ def repeated(elements: Iterable[str]) -> tuple[int, int]:
     return number, characters
 
 
-class Grams:
+class WordNgrams:
     """Word n-grams of one text."""
 
     def __init__(self, words: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from megatron_ko.config.section import Section
 from megatron_ko.data.clean.duplicates import repeated
 from megatron_ko.data.clean.marks import TERMINAL
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Filter, Kind, Rule
+from megatron_ko.data.clean.stage import Filter, Rule, StageKind
 
 
 class FinewebOptions(Section):
@@ -61,4 +61,4 @@ def fineweb(options: FinewebOptions) -> Filter[Lines]:
     )
 
 
-KIND = Kind(FinewebOptions, fineweb)
+KIND = StageKind(FinewebOptions, fineweb)

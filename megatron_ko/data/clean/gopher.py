@@ -8,7 +8,7 @@ from pydantic import Field
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.marks import SYMBOLS
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Filter, Kind, Rule
+from megatron_ko.data.clean.stage import Filter, Rule, StageKind
 
 # The paper's own, for English.
 _ENGLISH = ("the", "be", "to", "of", "and", "that", "have", "with")
@@ -129,4 +129,4 @@ def gopher(options: GopherOptions) -> Filter[Quality]:
     )
 
 
-KIND = Kind(GopherOptions, gopher)
+KIND = StageKind(GopherOptions, gopher)

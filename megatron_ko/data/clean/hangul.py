@@ -8,7 +8,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Filter, Kind, Rule
+from megatron_ko.data.clean.stage import Changed, Filter, Rule, StageKind
 
 # Compatibility jamo (ㄱ ㅏ ㆍ), conjoining jamo, their extensions, half-width letters.
 _JAMO = ((0x3131, 0x318E), (0x1100, 0x11FF), (0xA960, 0xA97C), (0xD7B0, 0xD7FB), (0xFFA0, 0xFFDC))
@@ -90,5 +90,5 @@ class JamoRuns:
         return Changed(text, {"jamo_run": number}) if number else None
 
 
-KIND = Kind(HangulOptions, hangul)
-RUNS = Kind(JamoRunOptions, JamoRuns)
+KIND = StageKind(HangulOptions, hangul)
+RUNS = StageKind(JamoRunOptions, JamoRuns)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Kind
+from megatron_ko.data.clean.stage import Changed, StageKind
 from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:
@@ -133,4 +133,4 @@ def _tag_share(text: str) -> float:
     return 0.0 if _MARKDOWN.search(text) else sum(map(len, _TAG.findall(text))) / len(text)
 
 
-KIND = Kind(HtmlOptions, Html)
+KIND = StageKind(HtmlOptions, Html)

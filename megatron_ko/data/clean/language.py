@@ -7,7 +7,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Dropped, Kind, Noted
+from megatron_ko.data.clean.stage import Dropped, Noted, StageKind
 from megatron_ko.errors import DataError
 
 
@@ -62,4 +62,4 @@ def _load(path: Path) -> _Model:
     return model
 
 
-KIND = Kind(LanguageOptions, Language)
+KIND = StageKind(LanguageOptions, Language)

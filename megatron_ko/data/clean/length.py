@@ -4,7 +4,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Filter, Kind, Rule
+from megatron_ko.data.clean.stage import Filter, Rule, StageKind
 
 
 class LengthOptions(Section):
@@ -29,4 +29,4 @@ def length(options: LengthOptions) -> Filter[Page]:
     )
 
 
-KIND = Kind(LengthOptions, length)
+KIND = StageKind(LengthOptions, length)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Kind
+from megatron_ko.data.clean.stage import Changed, StageKind
 
 
 class LineOptions(Section):
@@ -51,4 +51,4 @@ class LineRules:
         return None
 
 
-KIND = Kind(LineOptions, LineRules)
+KIND = StageKind(LineOptions, LineRules)

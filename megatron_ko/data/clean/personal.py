@@ -19,12 +19,12 @@ from pydantic import Field
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.check_digits import RANDOM_SINCE, birth_date, business_ok, luhn_ok, resident_ok
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Dropped, Kind
+from megatron_ko.data.clean.stage import Changed, Dropped, StageKind
 
-Name = Literal["resident", "card", "business", "phone", "account", "ip", "email"]
+PiiKind = Literal["resident", "card", "business", "phone", "account", "ip", "email"]
 Action = Literal["mask", "drop", "keep"]
 
-MASKS: dict[Name, str] = {
+MASKS: dict[PiiKind, str] = {
     "resident": "[주민등록번호]",
     "card": "[카드번호]",
     "business": "[사업자등록번호]",
@@ -59,7 +59,7 @@ class _Detector:
         is_one: decides from the match and the text before it.
     """
 
-    name: Name
+    name: PiiKind
     pattern: "re.Pattern[str]"
     is_one: Callable[["re.Match[str]", str], bool]
 
@@ -151,14 +151,14 @@ class PersonalOptions(Section):
     account: Action = Field("mask", description="Bank accounts: only behind the name of a bank or a word like 계좌.")
     ip: Action = Field("mask", description="Public IP addresses.")
     email: Action = Field("mask", description="E-mail addresses.")
-    masks: dict[Name, str] = Field({}, description="What stands for the data; default: " + " ".join(MASKS.values()))
+    masks: dict[PiiKind, str] = Field({}, description="What stands for the data; default: " + " ".join(MASKS.values()))
 
 
 @dataclass(frozen=True)
 class Finding:
     """Personal data in a text, at [start, end)."""
 
-    name: Name
+    name: PiiKind
     start: int
     end: int
 
@@ -167,7 +167,7 @@ class Personal:
     """The stage."""
 
     def __init__(self, options: PersonalOptions) -> None:
-        self._actions: dict[Name, Action] = {name: getattr(options, name) for name in MASKS}
+        self._actions: dict[PiiKind, Action] = {name: getattr(options, name) for name in MASKS}
         self._masks = {**MASKS, **options.masks}
 
     def __call__(self, page: Page) -> Changed | Dropped | None:
@@ -227,4 +227,4 @@ def _add(found: list[Finding], new: Iterator[Finding]) -> None:
             found.append(finding)
 
 
-KIND = Kind(PersonalOptions, Personal)
+KIND = StageKind(PersonalOptions, Personal)

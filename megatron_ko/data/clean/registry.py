@@ -16,9 +16,9 @@ from megatron_ko.data.clean import (
     speech_level,
     unicode,
 )
-from megatron_ko.data.clean.stage import Kind
+from megatron_ko.data.clean.stage import StageKind
 
-STAGES: dict[str, Kind] = {
+STAGES: dict[str, StageKind] = {
     "unicode": unicode.KIND,
     "html": html.KIND,
     "boilerplate": boilerplate.KIND,

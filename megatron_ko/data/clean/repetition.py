@@ -7,9 +7,9 @@ from functools import cached_property, partial
 from pydantic import Field
 
 from megatron_ko.config.section import Section
-from megatron_ko.data.clean.duplicates import Grams, repeated
+from megatron_ko.data.clean.duplicates import WordNgrams, repeated
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Filter, Kind, Rule
+from megatron_ko.data.clean.stage import Filter, Rule, StageKind
 
 _PARAGRAPHS = re.compile(r"\n{2,}")
 _LINES = re.compile(r"\n+")
@@ -49,9 +49,9 @@ class Repetition:
         return self._shares(_LINES.split(self._page.text))
 
     @cached_property
-    def grams(self) -> Grams:
+    def grams(self) -> WordNgrams:
         """The n-grams of its words."""
-        return Grams(self._page.words)
+        return WordNgrams(self._page.words)
 
     def _shares(self, elements: list[str]) -> tuple[float, float]:
         number, characters = repeated(elements)
@@ -78,13 +78,15 @@ def repetition(options: RepetitionOptions) -> Filter[Repetition]:
 
 
 def _ngram_rule(kind: str, n: int, high: float) -> Rule[Repetition]:
-    exact, bound = (Grams.top, Grams.top_at_most) if kind == "top" else (Grams.again, Grams.again_at_most)
+    exact, bound = (
+        (WordNgrams.top, WordNgrams.top_at_most) if kind == "top" else (WordNgrams.again, WordNgrams.again_at_most)
+    )
     share = partial(_share, n=n)
     return Rule(f"{kind}_{n}_gram", partial(share, count=exact), high=high, bound=partial(share, count=bound))
 
 
-def _share(view: Repetition, n: int, count: Callable[[Grams, int], float]) -> float:
+def _share(view: Repetition, n: int, count: Callable[[WordNgrams, int], float]) -> float:
     return count(view.grams, n) / view.characters
 
 
-KIND = Kind(RepetitionOptions, repetition)
+KIND = StageKind(RepetitionOptions, repetition)

@@ -61,7 +61,7 @@ def _sample(reading: Reading, number: int) -> Iterator[Document]:
 
 
 def _documents(reading: Reading, path: Path) -> Iterator[Document]:
-    one = Reading((path,), reading.key, text_unit=reading.text_unit, kind=reading.kind)
+    one = Reading((path,), reading.key, text_unit=reading.text_unit, format=reading.format)
     for _, chunk in read_chunks(one):
         for block in chunk.blocks:
             yield from parse_block(block, reading.key).documents(block.source)

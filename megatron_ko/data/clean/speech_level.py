@@ -10,7 +10,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Kind, Noted
+from megatron_ko.data.clean.stage import Noted, StageKind
 from megatron_ko.data.clean.words import sentences
 
 POLITE, CASUAL, WRITTEN, MIXED, UNKNOWN = "존댓말", "반말", "문어체", "혼합", "없음"
@@ -61,4 +61,4 @@ def sentence_level(sentence: str) -> str | None:
     return next((level for level, pattern in _LEVELS if pattern.search(ending)), None)
 
 
-KIND = Kind(SpeechLevelOptions, SpeechLevel)
+KIND = StageKind(SpeechLevelOptions, SpeechLevel)

@@ -110,7 +110,7 @@ class Filter(Generic[V]):
 
 
 @dataclass(frozen=True)
-class Kind:
+class StageKind:
     """A kind of stage as the configuration knows it.
 
     Attributes:

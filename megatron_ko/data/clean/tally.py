@@ -58,7 +58,7 @@ class StageTally:
     after: Amount = field(default_factory=Amount)
 
 
-class Samples:
+class SampleDocuments:
     """The documents with the smallest hashes of their origin: spread over the corpus, and the same for any workers."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Tally:
         self.kept = Amount()
         self.rejected: Counter[str] = Counter()
         self.notes: dict[str, Counter[str]] = {}
-        self.samples = Samples()
+        self.samples = SampleDocuments()
 
     def drop(self, stage: str, reason: str, text: str, origin: tuple[str, int]) -> None:
         """A document ended at ``stage``; ``text`` as the stage saw it."""

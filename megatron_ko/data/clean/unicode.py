@@ -14,7 +14,7 @@ from pydantic import Field
 
 from megatron_ko.config.section import Section
 from megatron_ko.data.clean.page import Page
-from megatron_ko.data.clean.stage import Changed, Dropped, Kind
+from megatron_ko.data.clean.stage import Changed, Dropped, StageKind
 from megatron_ko.errors import DataError
 
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -135,4 +135,4 @@ def _by_line(text: str, wanted: "re.Pattern[str]", change: Callable[[str], Any])
     return "".join([*pieces, text[done:]])
 
 
-KIND = Kind(UnicodeOptions, Unicode)
+KIND = StageKind(UnicodeOptions, Unicode)

@@ -6,7 +6,7 @@ from typing import Literal
 from megatron_ko.data.clean.page import Splitter
 from megatron_ko.errors import DataError
 
-Words = Literal["eojeol", "kiwi"]
+WordSplitting = Literal["eojeol", "kiwi"]
 
 # Kiwi is very slow on long runs of digits; the published pipeline leaves them out as well.
 _LONG_NUMBER = re.compile(r"[0-9,]{20,}")
@@ -15,7 +15,7 @@ _INSTALL = 'pip install "kiwipiepy<0.22"'
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？…])[\"'”’」』)\]]*\s+|\n+")
 
 
-def splitter(words: Words) -> Splitter:
+def splitter(words: WordSplitting) -> Splitter:
     """The function that splits text into words.
 
     Args:

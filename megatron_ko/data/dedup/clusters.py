@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays
-from megatron_ko.data.dedup.corpus import Parts
+from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.unionfind import roots, union
 
 # Documents, or pairs, that are looked at together.
@@ -32,7 +32,7 @@ def stored_array(path: Path, dtype: str) -> np.ndarray:
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
 
-def same_text_clusters(path: Path, parts: Parts, joined: Sequence[Path]) -> None:
+def same_text_clusters(path: Path, parts: ChunkArrays, joined: Sequence[Path]) -> None:
     """Write for every document the first one with the same text."""
     parent = _numbered(path, parts.total)
     for chunk, first in enumerate(parts.firsts[:-1]):
@@ -53,7 +53,7 @@ def near_clusters(path: Path, size: int, verified: Sequence[Path]) -> None:
     _flatten(parent)
 
 
-def choose_best(path: Path, same_text: Path, parts: Parts, keep: str) -> None:
+def choose_best(path: Path, same_text: Path, parts: ChunkArrays, keep: str) -> None:
     """Write for every document the best one, by policy, of those with the same text."""
     root = stored_array(same_text, "<i8")
     best = disk_array(path, root.size, "<i8")
@@ -88,7 +88,7 @@ def choose_kept(path: Path, same_text: Path, best: Path, settled: Sequence[Path]
         kept[here] = of_text[kept[first[here]]]
 
 
-def ranks(parts: Parts, numbers: np.ndarray, keep: str) -> np.ndarray:
+def ranks(parts: ChunkArrays, numbers: np.ndarray, keep: str) -> np.ndarray:
     """[n] places of these documents in the order of the policy; 0 is the best, ties go to the earlier document."""
     source = parts.sources[parts.chunk_of(numbers)] if keep == "priority" else np.zeros(numbers.size, np.int64)
     size = np.zeros(numbers.size, np.int64) if keep == "first" else parts.gather("bytes", numbers)

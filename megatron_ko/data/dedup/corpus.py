@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays
-from megatron_ko.data.dedup.options import Input
+from megatron_ko.data.dedup.options import InputFiles
 from megatron_ko.data.jobs.chunks import Chunk, Reading, read_chunks
 from megatron_ko.data.jobs.job import Part
 from megatron_ko.data.text.documents import ParsedBlock, parse_block
@@ -30,7 +30,7 @@ class SourceChunk:
             yield parse_block(block, key, keep_fields=True)
 
 
-def read_corpus(files: Input) -> Iterator[tuple[int, SourceChunk]]:
+def read_corpus(files: InputFiles) -> Iterator[tuple[int, SourceChunk]]:
     """The chunks of all sources, for ``jobs.run_job``.
 
     Raises:
@@ -39,13 +39,13 @@ def read_corpus(files: Input) -> Iterator[tuple[int, SourceChunk]]:
     index = 0
     for source, path in enumerate(files.paths):
         # All columns in every pass: the borders of chunks depend on the bytes that are read.
-        reading = Reading((path,), files.key, files.text_unit, keep_fields=True, kind=files.kind)
+        reading = Reading((path,), files.key, files.text_unit, keep_fields=True, format=files.format)
         for _, chunk in read_chunks(reading):
             yield index, SourceChunk(index, source, chunk)
             index += 1
 
 
-class Parts:
+class ChunkArrays:
     """Array files of a job by chunk, opened when they are needed, and what lies where.
 
     Attributes:
@@ -59,7 +59,7 @@ class Parts:
         self._open: dict[int, dict[str, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Parts, (self.paths, self.firsts, self.sources)
+        return ChunkArrays, (self.paths, self.firsts, self.sources)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -91,8 +91,8 @@ class Parts:
         return found
 
 
-def parts_by(parts: Sequence[Part], count: str) -> Parts:
+def chunk_arrays(parts: Sequence[Part], count: str) -> ChunkArrays:
     """Array files of a job whose statistics give ``count`` and "source"."""
     firsts = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([part.statistics[count] for part in parts], out=firsts[1:])
-    return Parts([part.path for part in parts], firsts, [part.statistics["source"] for part in parts])
+    return ChunkArrays([part.path for part in parts], firsts, [part.statistics["source"] for part in parts])

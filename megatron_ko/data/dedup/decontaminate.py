@@ -14,22 +14,22 @@ import zstandard
 from megatron_ko import __version__
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import disk_array
-from megatron_ko.data.dedup.corpus import Parts, SourceChunk, parts_by
-from megatron_ko.data.dedup.evaluation import EvaluationIndex, Grams, Item, Match, build_index, read_items
-from megatron_ko.data.dedup.options import Input, Running, check_output
+from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk, chunk_arrays
+from megatron_ko.data.dedup.evaluation import EvaluationIndex, Item, Match, NgramRule, build_index, read_items
+from megatron_ko.data.dedup.options import InputFiles, Resources, check_output
 from megatron_ko.data.dedup.output import Decisions, WriteWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
-from megatron_ko.data.dedup.workplace import (
+from megatron_ko.data.dedup.work_folder import (
     MANIFEST,
     REJECTED,
     REMOVED,
     Progress,
-    Workplace,
-    fresh_folder,
-    held,
-    publish,
-    published_before,
-    work_folder,
+    WorkFolder,
+    empty_folder,
+    finished_before,
+    locked,
+    rename_output,
+    work_folder_of,
     write_outputs,
     write_text,
 )
@@ -60,20 +60,20 @@ class DecontaminateOptions:
         running: processes.
     """
 
-    input: Input
+    input: InputFiles
     output: Path
     against: tuple[Path, ...]
     keys: tuple[str, ...] = ("text",)
-    grams: Grams = field(default_factory=Grams)
+    grams: NgramRule = field(default_factory=NgramRule)
     suffix: str = ".jsonl.zst"
-    running: Running = field(default_factory=Running)
+    running: Resources = field(default_factory=Resources)
 
     def identity(self) -> Mapping[str, object]:
         """What decides the result, beside the content of the inputs."""
         return {
             "key": self.input.key,
             "text_unit": self.input.text_unit,
-            "format": self.input.kind,
+            "format": self.input.format,
             "against": {str(path): content_hash(path) if path.is_file() else None for path in self.against},
             "against_keys": list(self.keys),
             **asdict(self.grams),
@@ -106,17 +106,17 @@ def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_:
     Raises:
         DataError: bad options or input, no document, no usable item, an existing output, a full disk, a dead worker.
     """
-    folder = work_folder(options.output)
-    if published_before(folder, options.output, options.identity()):
+    folder = work_folder_of(options.output)
+    if finished_before(folder, options.output, options.identity()):
         remove_job(folder)
         before: dict[str, Any] = json.loads((options.output / MANIFEST).read_text("utf-8"))
         return before
     options.check()
     index, items = build_index(read_items(options.against, options.keys), options.grams)
-    with held(folder, options.output):
-        place = Workplace(folder, options.input, options.identity(), options.running, progress)
+    with locked(folder, options.output):
+        place = WorkFolder(folder, options.input, options.identity(), options.running, progress)
         matched = place.over_corpus("match", MatchWork(options.input.key, index, items))
-        parts = parts_by(matched, "documents")
+        parts = chunk_arrays(matched, "documents")
         check_number(parts, matched, options.input, folder)
         decisions = Decisions(parts, same_text=place.array("none"), kept=place.array("kept"))
         _mark_kept(decisions.kept, parts)
@@ -204,7 +204,7 @@ class MatchWork:
         return {"items": len(grams), "matches": described}
 
 
-def _mark_kept(path: Path, parts: Parts) -> None:
+def _mark_kept(path: Path, parts: ChunkArrays) -> None:
     kept = disk_array(path, parts.total, "<i8")
     for chunk, (first, last) in enumerate(zip(parts.firsts[:-1], parts.firsts[1:], strict=True)):
         kept[first:last] = np.arange(first, last)
@@ -212,10 +212,10 @@ def _mark_kept(path: Path, parts: Parts) -> None:
 
 
 def _assemble(
-    options: DecontaminateOptions, place: Workplace, passes: tuple[list[Part], list[Part]], items: Sequence[Item]
+    options: DecontaminateOptions, place: WorkFolder, passes: tuple[list[Part], list[Part]], items: Sequence[Item]
 ) -> dict[str, Any]:
     matched, written = passes
-    folder = fresh_folder(place.folder / "output")
+    folder = empty_folder(place.folder / "output")
     outputs = write_outputs(folder, options.input, written, options.suffix)
     _write_removed(folder / REMOVED, options, matched)
     write_rejected(folder / REJECTED, matched)
@@ -246,7 +246,7 @@ def _assemble(
         "evaluation": _evaluation(options, matched, items),
     }
     write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
-    publish(folder, options.output)
+    rename_output(folder, options.output)
     return manifest
 
 

@@ -20,7 +20,7 @@ _TABLE_BITS = 22
 
 
 @dataclass(frozen=True)
-class Grams:
+class NgramRule:
     """What is compared.
 
     Attributes:
@@ -82,7 +82,7 @@ class EvaluationIndex:
         items: [g] numbers of the items.
     """
 
-    grams: Grams
+    grams: NgramRule
     heads: np.ndarray
     whole: np.ndarray
     lengths: np.ndarray
@@ -146,7 +146,7 @@ def read_items(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str, in
     return items
 
 
-def build_index(items: Sequence[tuple[str, int, str, str]], grams: Grams) -> tuple[EvaluationIndex, list[Item]]:
+def build_index(items: Sequence[tuple[str, int, str, str]], grams: NgramRule) -> tuple[EvaluationIndex, list[Item]]:
     """The index, and all items; those that are too short have no n-gram.
 
     Raises:

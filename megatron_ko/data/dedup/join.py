@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import write_arrays
-from megatron_ko.data.dedup.corpus import Parts
+from megatron_ko.data.dedup.corpus import ChunkArrays
 
 # Bytes in memory a record while a range is sorted, generously.
 _RECORD_BYTES = 96
@@ -50,7 +50,7 @@ def key_ranges(records: int, memory: int, bands: int = 1) -> Iterator[tuple[int,
 class ExactJoin:
     """Writes "again" and "of": items whose hash an earlier chunk has, and the first item that has it."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: ChunkArrays) -> None:
         self._parts = parts
 
     def __call__(self, ranges: list[KeyRange], part: Path) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class CandidateJoin:
     Documents with the text of an earlier one are left out; that one stands for them.
     """
 
-    def __init__(self, parts: Parts, same_text: Path) -> None:
+    def __init__(self, parts: ChunkArrays, same_text: Path) -> None:
         self._parts, self._same_text = parts, same_text
 
     def __call__(self, ranges: list[KeyRange], part: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_ko.data.dedup.lsh import Bands, bands_for
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Shingles
+from megatron_ko.data.text.formats import InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs
-from megatron_ko.data.text.records import Kind
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.text.writers import check_writable_kind
 from megatron_ko.errors import DataError
@@ -34,20 +34,20 @@ class Near:
 
 
 @dataclass(frozen=True)
-class Input:
+class InputFiles:
     """The files that documents come from.
 
     Attributes:
         paths: in order; a document's number is its place in them.
         key: text field of jsonl and parquet.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        kind: of all files, instead of what their suffixes say.
+        format: of all files, instead of what their suffixes say.
     """
 
     paths: tuple[Path, ...]
     key: str = "text"
-    text_unit: str = "line"
-    kind: Kind | None = None
+    text_unit: TextUnit = TextUnit.line
+    format: InputFormat | None = None
 
     def check(self) -> None:
         """Refuse files that are missing, of unknown kind, given twice, or that cannot be read twice.
@@ -59,11 +59,11 @@ class Input:
             raise DataError(
                 "the standard input cannot be read several times", got="-", remedy="save it to a file, and give that"
             )
-        check_inputs(self.paths, self.kind)
+        check_inputs(self.paths, self.format)
 
 
 @dataclass(frozen=True)
-class Running:
+class Resources:
     """How the work is done; none of it changes a byte of the result.
 
     Attributes:
@@ -92,7 +92,7 @@ class DedupOptions:
         running: processes and memory.
     """
 
-    input: Input
+    input: InputFiles
     output: Path
     levels: tuple[str, ...] = ("document",)
     near: Near | None = None
@@ -100,14 +100,14 @@ class DedupOptions:
     keep: str = "first"
     least_characters: int = 30
     suffix: str = ".jsonl.zst"
-    running: Running = field(default_factory=Running)
+    running: Resources = field(default_factory=Resources)
 
     def identity(self) -> Mapping[str, object]:
         """What decides the result, beside the content of the inputs."""
         return {
             "key": self.input.key,
             "text_unit": self.input.text_unit,
-            "format": self.input.kind,
+            "format": self.input.format,
             "exact": [level for level in LEVELS if level in self.levels],
             "near": None
             if self.near is None

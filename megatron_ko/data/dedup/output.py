@@ -11,9 +11,9 @@ import orjson
 import zstandard
 
 from megatron_ko.data.dedup.clusters import stored_array
-from megatron_ko.data.dedup.corpus import Parts, SourceChunk
-from megatron_ko.data.dedup.options import Input
-from megatron_ko.data.dedup.pieces import Level, Surgeon
+from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk
+from megatron_ko.data.dedup.options import InputFiles
+from megatron_ko.data.dedup.pieces import DecidedLevel, PieceRemover
 from megatron_ko.data.dedup.verify import similarity
 from megatron_ko.data.text.documents import Document
 from megatron_ko.data.text.writers import DocumentWriter
@@ -34,10 +34,10 @@ class Decisions:
         levels: paragraphs, lines.
     """
 
-    documents: Parts
+    documents: ChunkArrays
     same_text: Path
     kept: Path
-    levels: tuple[Level, ...] = ()
+    levels: tuple[DecidedLevel, ...] = ()
 
 
 class WriteWork:
@@ -49,11 +49,11 @@ class WriteWork:
         shown: numbers of documents whose beginning is wanted for the report.
     """
 
-    def __init__(self, files: Input, decisions: Decisions, shown: frozenset[int]) -> None:
+    def __init__(self, files: InputFiles, decisions: Decisions, shown: frozenset[int]) -> None:
         self._key, self._sources, self._decisions, self._shown = files.key, files.paths, decisions, shown
 
     def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
-        surgeon = Surgeon(self._decisions.levels, chunk.index)
+        surgeon = PieceRemover(self._decisions.levels, chunk.index)
         excerpts: dict[str, str] = {}
         written = written_bytes = emptied = emptied_bytes = 0
         with DocumentWriter(part, self._key) as writer:

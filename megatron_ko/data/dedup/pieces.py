@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
-from megatron_ko.data.dedup.corpus import Parts, SourceChunk
+from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.sign import HashRun
 
@@ -18,7 +18,7 @@ _SEPARATORS = {"paragraph": re.compile(r"(\n(?:[^\S\n]*\n)+)"), "line": re.compi
 
 
 @dataclass(frozen=True)
-class Cutting:
+class PieceSplitter:
     """How texts are cut, and which pieces count: those of at least ``least`` characters after normalisation."""
 
     level: str
@@ -38,18 +38,18 @@ class Cutting:
 
 
 @dataclass(frozen=True)
-class Level:
+class DecidedLevel:
     """A level that is decided: its cutting, the first counted piece of each chunk, and a mark for each that goes."""
 
-    cutting: Cutting
+    cutting: PieceSplitter
     firsts: np.ndarray
     marks: Path
 
 
-class Surgeon:
+class PieceRemover:
     """Takes out of the documents of one chunk, in order, what earlier levels have marked."""
 
-    def __init__(self, levels: Sequence[Level], chunk: int) -> None:
+    def __init__(self, levels: Sequence[DecidedLevel], chunk: int) -> None:
         self.removed = {level.cutting.level: 0 for level in levels}
         self.removed_bytes = dict.fromkeys(self.removed, 0)
         self._levels = []
@@ -74,11 +74,13 @@ class Surgeon:
 class PiecesWork:
     """Writes the hashes of one chunk's pieces, of the documents that stay and as earlier levels have left them."""
 
-    def __init__(self, key: str, cutting: Cutting, kept: Path, parts: Parts, levels: Sequence[Level]) -> None:
+    def __init__(
+        self, key: str, cutting: PieceSplitter, kept: Path, parts: ChunkArrays, levels: Sequence[DecidedLevel]
+    ) -> None:
         self._key, self._cutting, self._kept, self._parts, self._levels = key, cutting, kept, parts, list(levels)
 
     def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
-        run, surgeon, pieces = HashRun(), Surgeon(self._levels, chunk.index), 0
+        run, surgeon, pieces = HashRun(), PieceRemover(self._levels, chunk.index), 0
         for text in kept_texts(chunk, self._key, self._kept, self._parts):
             for _, comparable in self._cutting.counted(self._cutting.cut(surgeon(text))):
                 run.add(comparable, pieces)
@@ -87,7 +89,7 @@ class PiecesWork:
         return {"source": chunk.source, "pieces": pieces, "read": chunk.chunk.read}
 
 
-def kept_texts(chunk: SourceChunk, key: str, kept: Path, parts: Parts) -> Iterator[str]:
+def kept_texts(chunk: SourceChunk, key: str, kept: Path, parts: ChunkArrays) -> Iterator[str]:
     """Texts of the documents of a chunk that stay, in order."""
     number = int(parts.firsts[chunk.index])
     fates = stored_array(kept, "<i8")
@@ -98,7 +100,7 @@ def kept_texts(chunk: SourceChunk, key: str, kept: Path, parts: Parts) -> Iterat
             number += 1
 
 
-def mark_pieces(path: Path, parts: Parts, joined: Sequence[Path]) -> None:
+def mark_pieces(path: Path, parts: ChunkArrays, joined: Sequence[Path]) -> None:
     """Write one byte a piece: 1 for those that repeat an earlier one."""
     marks = disk_array(path, parts.total, "u1")
     for chunk, first in enumerate(parts.firsts[:-1]):

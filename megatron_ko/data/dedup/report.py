@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
-from megatron_ko.data.dedup.corpus import Parts
+from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.jobs.job import Part
 
 _SHOWN_CLUSTERS = 5
@@ -91,7 +91,7 @@ def source_pairs(removed: Sequence[Part], sources: Sequence[Path]) -> list[dict[
 
 
 def look_at(
-    clusters: Sequence[ShownCluster], parts: Parts, written: Sequence[Part], sources: Sequence[Path]
+    clusters: Sequence[ShownCluster], parts: ChunkArrays, written: Sequence[Part], sources: Sequence[Path]
 ) -> list[dict[str, Any]]:
     """Clusters with where their documents stand and how they begin."""
     excerpts: dict[str, str] = {}

@@ -17,7 +17,7 @@ import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import ranks, stored_array
-from megatron_ko.data.dedup.corpus import Parts
+from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.verify import similarity
 
 _BATCH = 1 << 18
@@ -31,7 +31,9 @@ class SettleWork:
     Documents are named by the first one with the same text; ``best`` tells which of these is the best by the policy.
     """
 
-    def __init__(self, parts: Parts, verified: Sequence[Path], arrays: tuple[Path, Path], rule: tuple[str, float]):
+    def __init__(
+        self, parts: ChunkArrays, verified: Sequence[Path], arrays: tuple[Path, Path], rule: tuple[str, float]
+    ):
         self._parts, self._verified = parts, list(verified)
         self._clusters, self._best = arrays
         self._keep, self._threshold = rule

@@ -127,7 +127,7 @@ def range_hashes(units: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.
 
 
 @dataclass(frozen=True)
-class Words:
+class HashedWords:
     """The words of texts: their hashes, and where in its text each begins and ends, in characters."""
 
     words: Ragged
@@ -135,7 +135,7 @@ class Words:
     ends: np.ndarray
 
 
-def word_hashes(texts: Sequence[str]) -> Words:
+def word_hashes(texts: Sequence[str]) -> HashedWords:
     """Hashes of what stands between white space."""
     characters = shingle_units(texts)
     points, borders = characters.values, characters.offsets
@@ -155,7 +155,7 @@ def word_hashes(texts: Sequence[str]) -> Words:
         word = last
     offsets = np.searchsorted(begins, borders)
     rows = np.repeat(borders[:-1], np.diff(offsets))
-    return Words(Ragged(hashes, offsets), begins - rows, ends - rows)
+    return HashedWords(Ragged(hashes, offsets), begins - rows, ends - rows)
 
 
 def _sums(units: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:

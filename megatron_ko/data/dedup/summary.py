@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ko.data.dedup.arrays import open_arrays
-from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, Parts
-from megatron_ko.data.dedup.options import Input
+from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, ChunkArrays
+from megatron_ko.data.dedup.options import InputFiles
 from megatron_ko.data.jobs.job import Part, remove_job
 from megatron_ko.data.text.inputs import content_hash
 from megatron_ko.errors import DataError
 
 
-def check_number(parts: Parts, signed: Sequence[Part], files: Input, folder: Path) -> None:
+def check_number(parts: ChunkArrays, signed: Sequence[Part], files: InputFiles, folder: Path) -> None:
     """Refuse a corpus without documents, and one with more than can be numbered; nothing is left in ``folder``.
 
     Raises:
@@ -55,7 +55,7 @@ def write_rejected(path: Path, signed: Sequence[Part]) -> None:
             stream.write(open_arrays(part.path)["rejected"].tobytes())
 
 
-def describe_inputs(files: Input, signed: Sequence[Part]) -> list[dict[str, Any]]:
+def describe_inputs(files: InputFiles, signed: Sequence[Part]) -> list[dict[str, Any]]:
     """Every input with its size, hash, documents and rejected records."""
     described = []
     for source, path in enumerate(files.paths):

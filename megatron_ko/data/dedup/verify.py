@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
-from megatron_ko.data.dedup.corpus import Parts
+from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.shingles import Ragged
 from megatron_ko.data.dedup.similarity import jaccard
 
@@ -28,7 +28,7 @@ def document_ranges(documents: int, pairs: int, memory: int) -> Iterator[tuple[i
 class VerifyWork:
     """Writes "left", "right": the candidate pairs at or above the threshold, the smaller number left, sorted."""
 
-    def __init__(self, parts: Parts, candidates: Sequence[Path], threshold: float) -> None:
+    def __init__(self, parts: ChunkArrays, candidates: Sequence[Path], threshold: float) -> None:
         self._parts, self._candidates, self._threshold = parts, list(candidates), threshold
 
     def __call__(self, documents: tuple[int, int], part: Path) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class VerifyWork:
         return {"compared": int(pairs.size), "pairs": int(found.sum())}
 
 
-def similarity(parts: Parts, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def similarity(parts: ChunkArrays, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """[p] Jaccard similarity of pairs of documents, by their numbers."""
     found = np.zeros(left.size)
     for first in range(0, left.size, _BATCH):
@@ -53,7 +53,7 @@ def similarity(parts: Parts, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return found
 
 
-def _sketches(parts: Parts, numbers: np.ndarray) -> Ragged:
+def _sketches(parts: ChunkArrays, numbers: np.ndarray) -> Ragged:
     chunks = parts.chunk_of(numbers)
     rows = []
     for chunk, local in zip(chunks.tolist(), (numbers - parts.firsts[chunks]).tolist(), strict=True):

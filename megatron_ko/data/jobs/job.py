@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import explained, hash_file, sync_folder
+from megatron_ko.storage.files import explain_disk_errors, hash_file, sync_folder
 from megatron_ko.storage.journal import JOURNAL
 from megatron_ko.storage.locks import try_lock
 
@@ -70,7 +70,7 @@ def run_job(
     Raises:
         DataError: another job left the folder, the same rank is running, a worker died, a full disk.
     """
-    with explained(job.folder), _opened(job) as records:
+    with explain_disk_errors(job.folder), _opened(job) as records:
         done, finished = _resumed(job, records)
         for part in done.values():
             progress(part)

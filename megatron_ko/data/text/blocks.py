@@ -9,19 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ko.data.text.delimited import delimited_blocks
-from megatron_ko.data.text.inputs import check_inputs, kind_of
+from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.inputs import check_inputs, format_of
 from megatron_ko.data.text.records import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
     LARGEST_RECORD,
     Block,
-    Format,
-    Kind,
+    BlockFormat,
     Reading,
     Rejected,
     check_record,
 )
-from megatron_ko.data.text.streams import COMPRESSED, STDIN, Readable, Stream, check_beginning, opened
+from megatron_ko.data.text.streams import COMPRESSED, STDIN, Readable, Stream, check_beginning, open_stream
 from megatron_ko.data.text.tables import RowGroup, arrow_blocks, parquet_row_groups, row_group_blocks
 from megatron_ko.data.text.wet import wet_blocks
 from megatron_ko.errors import DataError
@@ -37,7 +37,7 @@ class LineSpan:
     """Whole lines of a plain file: bytes ``offset`` to ``read``, the first of which is line ``first`` (from 1)."""
 
     source: str
-    format: Format
+    format: BlockFormat
     first: int
     offset: int
     read: int
@@ -56,12 +56,12 @@ Span = Block | LineSpan | RowGroup | FileSpan
 
 
 def read_blocks(
-    path: Path, *, key: str = "text", text_unit: str = "line", keep_fields: bool = False
+    path: Path, *, key: str = "text", text_unit: TextUnit = TextUnit.line, keep_fields: bool = False
 ) -> Iterator[Block]:
     """Stream the blocks of one file.
 
     Args:
-        path: of any kind in ``inputs.SUFFIXES``.
+        path: in any format in ``inputs.SUFFIXES``.
         key: column of a table.
         text_unit: "line" for one document a line of a .txt file, "file" for one document a file.
         keep_fields: read the other columns of a table too.
@@ -78,7 +78,7 @@ def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False)
     """Stream the pieces of one file; those that lie on the disk are about ``limit`` bytes long.
 
     Args:
-        path: of any kind.
+        path: in any format.
         reading: how to read it.
         limit: bytes of a piece that can be read where it lies.
         whole: hand over, instead of its blocks, a file that must be read from its beginning.
@@ -86,11 +86,11 @@ def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False)
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
     """
-    kind = kind_of(path, reading.kind)
-    if kind == "parquet":
+    file_format = format_of(path, reading.format)
+    if file_format == "parquet":
         yield from parquet_row_groups(path, reading)
     elif is_divisible(path, reading):
-        yield from _line_spans(path, kind, reading, limit)
+        yield from _line_spans(path, file_format, reading, limit)
     elif whole:
         yield FileSpan(str(path), replace(reading, inputs=(path,)), path.stat().st_size)
     else:
@@ -99,9 +99,9 @@ def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False)
 
 def is_divisible(path: Path, reading: Reading) -> bool:
     """Whether a worker can begin to read in the middle of a file."""
-    kind = kind_of(path, reading.kind)
+    file_format = format_of(path, reading.format)
     plain = path != STDIN and path.suffix not in COMPRESSED
-    return kind == "parquet" or (kind in ("txt", "jsonl") and plain)
+    return file_format == "parquet" or (file_format in ("txt", "jsonl") and plain)
 
 
 def open_span(span: Span) -> Iterator[Block]:
@@ -129,32 +129,32 @@ def open_span(span: Span) -> Iterator[Block]:
 
 
 def _file_blocks(path: Path, reading: Reading) -> Iterator[Block]:
-    kind = kind_of(path, reading.kind)
-    if kind == "arrow":
+    file_format = format_of(path, reading.format)
+    if file_format == "arrow":
         yield from arrow_blocks(path, reading)
     else:
-        with opened(path) as stream:
-            yield from _stream_blocks(stream, kind, reading)
+        with open_stream(path) as stream:
+            yield from _stream_blocks(stream, file_format, reading)
 
 
-def _stream_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[Block]:
-    if kind in ("csv", "tsv"):
-        yield from delimited_blocks(stream, kind, reading)
-    elif kind == "wet":
+def _stream_blocks(stream: Stream, file_format: InputFormat, reading: Reading) -> Iterator[Block]:
+    if file_format in ("csv", "tsv"):
+        yield from delimited_blocks(stream, file_format, reading)
+    elif file_format == "wet":
         yield from wet_blocks(stream)
-    elif kind == "txt" and reading.text_unit == "file":
+    elif file_format == "txt" and reading.text_unit == "file":
         payload = stream.read(LARGEST_RECORD + 1)
         check_record(stream.path, 1, len(payload))
         yield Block(str(stream.path), "file", 1, payload.removeprefix(BYTE_ORDER_MARK), stream.consumed())
     else:
-        format: Format = "txt" if kind == "txt" else "jsonl"
+        format: BlockFormat = "txt" if file_format == "txt" else "jsonl"
         for block in _line_blocks(str(stream.path), format, _WithoutMark(stream), 1):
             if block.first == 1:
                 _refuse_whole(stream.path, format, block.payload)
             yield Block(block.source, block.format, block.first, block.payload, stream.consumed())
 
 
-def _line_blocks(source: str, format: Format, stream: Readable, first: int) -> Iterator[Block]:
+def _line_blocks(source: str, format: BlockFormat, stream: Readable, first: int) -> Iterator[Block]:
     """Whole lines; ``read`` of a block counts the bytes of ``stream``."""
     rest, read = b"", 0
     while chunk := stream.read(BLOCK_BYTES):
@@ -171,8 +171,8 @@ def _line_blocks(source: str, format: Format, stream: Readable, first: int) -> I
         yield Block(source, format, first, rest, read)
 
 
-def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterator[LineSpan]:
-    format: Format = "txt" if kind == "txt" else "jsonl"
+def _line_spans(path: Path, file_format: InputFormat, reading: Reading, limit: int) -> Iterator[LineSpan]:
+    format: BlockFormat = "txt" if file_format == "txt" else "jsonl"
     size = path.stat().st_size
     with path.open("rb") as stream:
         beginning = stream.read(BLOCK_BYTES)
@@ -196,7 +196,7 @@ def _line_spans(path: Path, kind: Kind, reading: Reading, limit: int) -> Iterato
             yield LineSpan(str(path), format, first, start, position)
 
 
-def _refuse_whole(path: Path, format: Format, beginning: bytes) -> None:
+def _refuse_whole(path: Path, format: BlockFormat, beginning: bytes) -> None:
     """A file in UTF-16, and a .json file that holds one array, are refused as a whole, not line by line."""
     check_beginning(path, beginning)
     if format == "jsonl" and _begins_array(beginning):

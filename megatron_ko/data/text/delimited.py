@@ -8,13 +8,13 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_ko.data.text.formats import InputFormat
 from megatron_ko.data.text.records import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
     LARGEST_RECORD,
     POSITION,
     Block,
-    Kind,
     Reading,
     Rejected,
     check_record,
@@ -36,13 +36,13 @@ class _Row:
     problem: str | None = None
 
 
-def delimited_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[Block]:
+def delimited_blocks(stream: Stream, file_format: InputFormat, reading: Reading) -> Iterator[Block]:
     """The rows of a csv or tsv file; positions are line numbers.
 
     Raises:
         DataError: no such column, a quote that is never closed, or a record larger than 256 MiB.
     """
-    rows = _tsv_rows(stream) if kind == "tsv" else _csv_rows(stream)
+    rows = _tsv_rows(stream) if file_format == "tsv" else _csv_rows(stream)
     header = next(rows, None)
     if header is None:
         return
@@ -50,23 +50,23 @@ def delimited_blocks(stream: Stream, kind: Kind, reading: Reading) -> Iterator[B
     if header.problem or named != ",".join(header.values) or len(set(header.values)) < len(header.values):
         raise damaged(stream.path, header.problem or f"columns {named}", "name each column once, in UTF-8")
     check_columns(stream.path, header.values, reading.keys)
-    held = _Held(stream, header.values if reading.keep_fields else list(reading.keys))
-    wanted = [header.values.index(name) for name in held.names]
+    builder = _BlockBuilder(stream, header.values if reading.keep_fields else list(reading.keys))
+    wanted = [header.values.index(name) for name in builder.names]
     for row in rows:
         problem = row.problem
         if problem is None and len(row.values) != len(header.values):
             problem = f"{len(row.values)} fields instead of {len(header.values)}"
         if problem is None:
-            held.add(row.line, [row.values[index] for index in wanted])
+            builder.add(row.line, [row.values[index] for index in wanted])
         else:
-            held.reject(row, f"malformed {kind}: {problem}")
-        if held.full():
-            yield held.block()
-    if held.records():
-        yield held.block()
+            builder.reject(row, f"malformed {file_format}: {problem}")
+        if builder.full():
+            yield builder.block()
+    if builder.records():
+        yield builder.block()
 
 
-class _Held:
+class _BlockBuilder:
     """Rows that are collected into a block."""
 
     def __init__(self, stream: Stream, names: list[str]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from megatron_ko.data.text.blocks import read_blocks
+from megatron_ko.data.text.formats import TextUnit
 from megatron_ko.data.text.records import POSITION, Block, Rejected
 from megatron_ko.data.text.wet import wet_records
 
@@ -57,7 +58,7 @@ class ParsedBlock:
 
 
 def read_documents(
-    path: Path, *, key: str = "text", text_unit: str = "line", keep_fields: bool = False
+    path: Path, *, key: str = "text", text_unit: TextUnit = TextUnit.line, keep_fields: bool = False
 ) -> Iterator[Document | Rejected]:
     """Stream the documents of a file in order, and what was rejected; blank lines are no records.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_ko.data.text.streams import unpacked
+from megatron_ko.data.text.streams import without_compression
 from megatron_ko.errors import DataError
 
 PREFIX = "hf:"
@@ -139,7 +139,7 @@ def _as_expression(pattern: str) -> str:
 
 
 def _kind(file: str) -> str:
-    return unpacked(Path(file)).suffix
+    return without_compression(Path(file)).suffix
 
 
 def _missing(name: HubName, what: str, got: str, known: Sequence[str]) -> DataError:

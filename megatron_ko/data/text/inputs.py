@@ -4,29 +4,27 @@ import glob
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
 
+from megatron_ko.data.text.formats import InputFormat
 from megatron_ko.data.text.hub import PREFIX as HUB
 from megatron_ko.data.text.hub import hub_files
-from megatron_ko.data.text.records import Kind
-from megatron_ko.data.text.streams import STDIN, opened, standard_input, unpacked
+from megatron_ko.data.text.streams import STDIN, open_stream, standard_input, without_compression
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 from megatron_ko.storage.files import hash_file
 
 _log = get_logger(__name__)
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-SUFFIXES: dict[str, Kind] = {
-    ".txt": "txt",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".wet": "wet",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
+SUFFIXES: dict[str, InputFormat] = {
+    ".txt": InputFormat.txt,
+    ".jsonl": InputFormat.jsonl,
+    ".ndjson": InputFormat.jsonl,
+    ".json": InputFormat.jsonl,
+    ".csv": InputFormat.csv,
+    ".tsv": InputFormat.tsv,
+    ".wet": InputFormat.wet,
+    ".parquet": InputFormat.parquet,
+    ".arrow": InputFormat.arrow,
 }
 # Formats that are read at many places at once, and therefore not from inside another compression.
 _RANDOM_ACCESS = ("parquet", "arrow")
@@ -36,21 +34,21 @@ _JOBS = ("job.json", "*/job.json")
 _TELLING = (".manifest.json", ".rejected.jsonl")
 
 
-def expand_inputs(given: Iterable[Path], kind: Kind | None = None) -> tuple[Path, ...]:
+def expand_inputs(given: Iterable[Path], format: InputFormat | None = None) -> tuple[Path, ...]:
     """Files in order: names as they are, folders and patterns sorted, saved datasets as their Arrow files, hub datasets
     as what was fetched of them.
 
     Args:
         given: what the user named.
-        kind: of all files, also of those in folders whose suffix says nothing.
+        format: of all files, also of those in folders whose suffix says nothing.
 
     Raises:
         DataError: nothing is there, or it holds no file of a known kind.
     """
-    return tuple(path for name in given for path in _expanded(name, kind))
+    return tuple(path for name in given for path in _expanded(name, format))
 
 
-def check_inputs(inputs: Sequence[Path], kind: Kind | None = None) -> None:
+def check_inputs(inputs: Sequence[Path], format: InputFormat | None = None) -> None:
     """Refuse, before any work, files that are missing, of unknown kind, or given twice (also as a copy).
 
     Raises:
@@ -61,8 +59,8 @@ def check_inputs(inputs: Sequence[Path], kind: Kind | None = None) -> None:
     same_size: dict[int, list[Path]] = {}
     for path in inputs:
         if path == STDIN:
-            if kind in _RANDOM_ACCESS:
-                raise DataError(f"{kind} cannot be read from the standard input", remedy="give the file by its name")
+            if format in _RANDOM_ACCESS:
+                raise DataError(f"{format} cannot be read from the standard input", remedy="give the file by its name")
             continue
         _check_name(path)
         if not path.is_file():
@@ -72,20 +70,20 @@ def check_inputs(inputs: Sequence[Path], kind: Kind | None = None) -> None:
                 expected="a file that can be read more than once" if pipe else None,
                 remedy="preprocess reads a pipe as --input -" if pipe else "check --input",
             )
-        kind_of(path, kind)
+        format_of(path, format)
         same_size.setdefault(path.stat().st_size, []).append(path)
     for candidates in same_size.values():
         _refuse_copies(candidates)
 
 
-def kind_of(path: Path, kind: Kind | None = None) -> Kind:
-    """Kind by suffix, looking through .gz and .zst, unless ``kind`` says it; JSON lines on the standard input.
+def format_of(path: Path, format: InputFormat | None = None) -> InputFormat:
+    """Kind by suffix, looking through .gz and .zst, unless ``format`` says it; JSON lines on the standard input.
 
     Raises:
         DataError: unknown suffix.
     """
-    inner = unpacked(path)
-    found = kind or ("jsonl" if path == STDIN else SUFFIXES.get(inner.suffix))
+    inner = without_compression(path)
+    found = format or (InputFormat.jsonl if path == STDIN else SUFFIXES.get(inner.suffix))
     if found is None or (found in _RANDOM_ACCESS and inner is not path):
         raise DataError(
             f"unknown kind of file: {path}",
@@ -108,11 +106,11 @@ def input_bytes(path: Path) -> int:
     return standard_input.bytes if path == STDIN else path.stat().st_size
 
 
-def _expanded(name: Path, kind: Kind | None) -> list[Path]:
+def _expanded(name: Path, format: InputFormat | None) -> list[Path]:
     if name == STDIN or name.is_file():
         return [name]
     if name.is_dir():
-        return _saved_dataset(name) if (name / _SAVED_DATASET).is_file() else _folder(name, kind)
+        return _saved_dataset(name) if (name / _SAVED_DATASET).is_file() else _folder(name, format)
     if str(name).startswith(HUB):
         return hub_files(str(name).removeprefix(HUB), SUFFIXES)
     if any(sign in str(name) for sign in "*?["):
@@ -124,7 +122,7 @@ def _expanded(name: Path, kind: Kind | None) -> list[Path]:
     return [name]  # check_inputs says that it is missing
 
 
-def _folder(folder: Path, kind: Kind | None) -> list[Path]:
+def _folder(folder: Path, format: InputFormat | None) -> list[Path]:
     if (folder / _SAVED_DATASETS).is_file():
         names = ", ".join(json.loads((folder / _SAVED_DATASETS).read_text(encoding="utf-8"))["splits"])
         raise DataError(
@@ -134,7 +132,7 @@ def _folder(folder: Path, kind: Kind | None) -> list[Path]:
     known: list[Path] = []
     other: list[Path] = []
     for path in files:
-        (known if kind or _has_kind(path) else other).append(path)
+        (known if format or _has_kind(path) else other).append(path)
     if not known:
         raise DataError(
             f"no file of a known kind in {folder}",
@@ -192,7 +190,7 @@ def _written_here(folder: Path) -> list[Path] | None:
 
 
 def _has_kind(path: Path) -> bool:
-    inner = unpacked(path)
+    inner = without_compression(path)
     return inner.suffix in SUFFIXES and (inner is path or SUFFIXES[inner.suffix] not in _RANDOM_ACCESS)
 
 
@@ -242,5 +240,5 @@ def _is_empty(path: Path) -> bool:
             return bool(pyarrow.parquet.read_metadata(path).num_rows == 0)
         except (pyarrow.ArrowException, OSError):
             return False
-    with opened(path) as stream:
+    with open_stream(path) as stream:
         return not stream.read(1)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from megatron_ko.data.text.formats import InputFormat, TextUnit
 from megatron_ko.errors import DataError
 
 BLOCK_BYTES = 1 << 20
@@ -13,8 +14,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Column of a table block that numbers its rows, where they do not simply count up.
 POSITION = "\0position"
 
-Kind = Literal["txt", "jsonl", "csv", "tsv", "wet", "parquet", "arrow"]
-Format = Literal["txt", "file", "jsonl", "wet", "table"]
+BlockFormat = Literal["txt", "file", "jsonl", "wet", "table"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Reading:
         text_unit: a document of a .txt file is a "line" or the whole "file".
         keep_fields: read the other columns of a table too.
         extra_keys: further text fields, for outputs of several keys.
-        kind: of all inputs, instead of what their suffixes say.
+        format: of all inputs, instead of what their suffixes say.
         chunk_bytes: size of a chunk; None: by the size of the inputs.
     """
 
     inputs: tuple[Path, ...]
     key: str = "text"
-    text_unit: str = "line"
+    text_unit: TextUnit = TextUnit.line
     keep_fields: bool = False
     extra_keys: tuple[str, ...] = ()
-    kind: Kind | None = None
+    format: InputFormat | None = None
     chunk_bytes: int | None = None
 
     @property
@@ -69,7 +69,7 @@ class Block:
     """
 
     source: str
-    format: Format
+    format: BlockFormat
     first: int
     payload: bytes
     read: int

@@ -24,7 +24,7 @@ _LARGEST_WINDOW = 1 << 31
 _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
 
-def unpacked(path: Path) -> Path:
+def without_compression(path: Path) -> Path:
     """The name without .gz or .zst."""
     return Path(path.stem) if path.suffix in COMPRESSED else path
 
@@ -104,7 +104,7 @@ class Stream:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Stream]:
+def open_stream(path: Path) -> Iterator[Stream]:
     """A file, or the standard input, as a stream of decompressed bytes.
 
     Raises:

@@ -13,7 +13,7 @@ import zstandard
 
 from megatron_ko.data.text.documents import Document
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import Staged, explained
+from megatron_ko.storage.files import StagedFiles, explain_disk_errors
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -41,7 +41,7 @@ class DocumentWriter:
     def __init__(self, path: Path, key: str = "text") -> None:
         check_writable_kind(path)
         self._path, self._key = path, key
-        self._staged = Staged([path])
+        self._staged = StagedFiles([path])
         self._rows: list[dict[str, object]] = []
         self._stream: IO[bytes] | None = None
         self._table: pyarrow.parquet.ParquetWriter | None = None
@@ -57,7 +57,7 @@ class DocumentWriter:
             self._write_rows()
 
     def __enter__(self) -> "DocumentWriter":
-        with explained(self._path):
+        with explain_disk_errors(self._path):
             self._file = self._staged.open(self._path)
         if self._path.suffix != ".parquet":
             self._stream = _compressed(self._file, self._path.suffix)
@@ -66,7 +66,7 @@ class DocumentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with explained(self._path), self._staged:
+        with explain_disk_errors(self._path), self._staged:
             try:
                 if error is None:
                     self._finish()
@@ -125,7 +125,7 @@ def merge_documents(parts: Sequence[Path], final: Path) -> None:
         DataError: ``final`` exists, a full disk, or parquet files of different columns.
     """
     check_writable_kind(final)
-    with explained(final), Staged([final]) as staged:
+    with explain_disk_errors(final), StagedFiles([final]) as staged:
         stream = staged.open(final)
         if final.suffix == ".parquet":
             _merge_tables(parts, cast(IO[bytes], stream))

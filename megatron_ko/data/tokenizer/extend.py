@@ -24,7 +24,7 @@ from megatron_ko.data.tokenizer.pieces import MARK, Spelling, may_be_added, prov
 from megatron_ko.data.tokenizer.proof import old_pieces, prove_extension
 from megatron_ko.data.tokenizer.tokenizer import RECORD, SENTENCEPIECE_MODEL, TOKENIZER_JSON, Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
-from megatron_ko.storage.files import explained, new_folder
+from megatron_ko.storage.files import explain_disk_errors, new_folder
 
 NEW_IDS = "new_ids.jsonl"
 # Where the base cuts text nowhere, words are cut before their space, as pieces are.
@@ -93,7 +93,7 @@ def extend_tokenizer(
     old = load_tokenizer(base)
     content = _content(base)
     spelling = Spelling(content)
-    with explained(output), new_folder(output) as folder:
+    with explain_disk_errors(output), new_folder(output) as folder:
         say("reading")
         corpus = Corpus(inputs, options.sampling)
         say(f"finding {options.new_ids:,} pieces in {corpus.trained_bytes / 1e6:.1f} MB")

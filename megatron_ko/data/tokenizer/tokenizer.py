@@ -19,7 +19,7 @@ from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.data.tokenizer.sentencepiece_fast import SentencePieceEncoder
 from megatron_ko.errors import TokenizerError
 
-Kind = Literal["unigram", "bpe", "byte-bpe", "huggingface"]
+TokenizerKind = Literal["unigram", "bpe", "byte-bpe", "huggingface"]
 
 TOKENIZER_JSON = "tokenizer.json"
 TRANSFORMERS_CONFIG = "tokenizer_config.json"
@@ -61,7 +61,7 @@ class Tokenizer:
         fingerprint: sha256 of everything that decides the ids.
     """
 
-    def __init__(self, folder: Path, kind: Kind, backend: tokenizers.Tokenizer, named: dict[str, str]) -> None:
+    def __init__(self, folder: Path, kind: TokenizerKind, backend: tokenizers.Tokenizer, named: dict[str, str]) -> None:
         self.folder, self.kind = folder, kind
         self._special = backend
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
@@ -178,7 +178,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     record = _read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     named = _named_tokens(_read_json(folder / TRANSFORMERS_CONFIG))
-    kind: Kind = record.get("kind", "huggingface")
+    kind: TokenizerKind = record.get("kind", "huggingface")
     if kind in ("unigram", "bpe") and not (folder / SENTENCEPIECE_MODEL).is_file():
         raise TokenizerError(f"{folder} is incomplete", got=f"no {SENTENCEPIECE_MODEL}", remedy="copy the whole folder")
     try:

@@ -23,7 +23,7 @@ from megatron_ko.data.tokenizer.tokenizer import (
     load_tokenizer,
 )
 from megatron_ko.data.tokenizer.trainers import sentences_of, train_byte_bpe, train_sentencepiece
-from megatron_ko.storage.files import explained, new_folder
+from megatron_ko.storage.files import explain_disk_errors, new_folder
 
 Say = Callable[[str], None]
 
@@ -107,7 +107,7 @@ def train_tokenizer(
         TokenizerError: the vocabulary does not fit the text, or the gate failed; nothing is written.
     """
     check_inputs(inputs)
-    with explained(output), new_folder(output) as folder:
+    with explain_disk_errors(output), new_folder(output) as folder:
         say("reading")
         corpus = Corpus(inputs, options.sampling)
         counted = _Counted(corpus)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 
 from megatron_ko.errors import DataError, conserve
-from megatron_ko.storage.files import beside
+from megatron_ko.storage.files import append_suffix
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -37,12 +37,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def bin_path(prefix: Path) -> Path:
     """PREFIX.bin."""
-    return beside(prefix, ".bin")
+    return append_suffix(prefix, ".bin")
 
 
 def idx_path(prefix: Path) -> Path:
     """PREFIX.idx."""
-    return beside(prefix, ".idx")
+    return append_suffix(prefix, ".idx")
 
 
 class IndexedWriter:

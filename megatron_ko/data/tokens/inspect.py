@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.manifest import Manifest, check_shard, read_manifest, verify_shard
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest, verify_shard
 from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
 
@@ -51,7 +51,7 @@ def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> d
     }
 
 
-def verify_data(prefix: Path) -> list[tuple[Path, Manifest]]:
+def verify_data(prefix: Path) -> list[tuple[Path, IndexManifest]]:
     """``verify_shard`` of every shard of PREFIX.
 
     Raises:
@@ -67,7 +67,7 @@ def verify_data(prefix: Path) -> list[tuple[Path, Manifest]]:
     return checked
 
 
-def _check_tokenizer(prefix: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(prefix: Path, manifest: IndexManifest, tokenizer: Tokenizer) -> None:
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise DataError(
             f"{prefix} was encoded with another tokenizer",

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import beside
+from megatron_ko.storage.files import append_suffix
 
 FORMAT = 1
 # What belongs to a prefix, in the order in which the files get their names.
@@ -17,7 +17,7 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFile:
     """One input file: path as given, its size, hash, and what became of its records."""
 
     path: str
@@ -28,7 +28,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class IndexManifest:
     """The content of a manifest.
 
     Attributes:
@@ -56,7 +56,7 @@ class Manifest:
     eod: int | None
     sizes: dict[str, int]
     sha256: dict[str, str]
-    sources: tuple[Source, ...]
+    sources: tuple[SourceFile, ...]
     created_by: str
     key: str = "text"
     shard: tuple[int, int] = (0, 1)
@@ -69,15 +69,15 @@ class Manifest:
 
 def manifest_path(prefix: Path) -> Path:
     """PREFIX.manifest.json."""
-    return beside(prefix, ".manifest.json")
+    return append_suffix(prefix, ".manifest.json")
 
 
 def rejected_path(prefix: Path) -> Path:
     """PREFIX.rejected.jsonl."""
-    return beside(prefix, ".rejected.jsonl")
+    return append_suffix(prefix, ".rejected.jsonl")
 
 
-def read_manifest(prefix: Path) -> Manifest:
+def read_manifest(prefix: Path) -> IndexManifest:
     """Read and check the form of a manifest.
 
     Raises:
@@ -99,16 +99,16 @@ def read_manifest(prefix: Path) -> Manifest:
             raise DataError(
                 f"{path} has another format", got=content.get("format"), expected=FORMAT, remedy="preprocess again"
             )
-        content["sources"] = tuple(Source(**source) for source in content["sources"])
+        content["sources"] = tuple(SourceFile(**source) for source in content["sources"])
         content["shard"] = tuple(content.get("shard", (0, 1)))
-        named = [field.name for field in fields(Manifest) if field.default is MISSING or field.name in content]
-        manifest = Manifest(**{name: content[name] for name in named})
+        named = [field.name for field in fields(IndexManifest) if field.default is MISSING or field.name in content]
+        manifest = IndexManifest(**{name: content[name] for name in named})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged", got=repr(error), remedy="copy it again, or preprocess again") from error
     return manifest
 
 
-def check_shard(prefix: Path, manifest: Manifest) -> IndexedReader:
+def check_shard(prefix: Path, manifest: IndexManifest) -> IndexedReader:
     """The cheap checks, made before every training: both files whole, and those that the manifest describes.
 
     Raises:
@@ -128,7 +128,7 @@ def check_shard(prefix: Path, manifest: Manifest) -> IndexedReader:
     return reader
 
 
-def verify_shard(prefix: Path) -> Manifest:
+def verify_shard(prefix: Path) -> IndexManifest:
     """Every check there is: hashes of all bytes, the index, the largest token id.
 
     Raises:

@@ -12,20 +12,20 @@ from megatron_ko.data.jobs.job import Part, job_parts, read_identity, remove_job
 from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.data.text.inputs import content_hash, input_bytes
 from megatron_ko.data.tokens.indexed import token_dtype
-from megatron_ko.data.tokens.manifest import FILES, Manifest, read_manifest
-from megatron_ko.data.tokens.merge_shard import MergeShard, Output, pieces_of
+from megatron_ko.data.tokens.manifest import FILES, IndexManifest, read_manifest
+from megatron_ko.data.tokens.merge_shard import MergePlan, MergeShard, ranges_of_shards
 from megatron_ko.data.tokens.parts import Layout, PartView
-from megatron_ko.data.tokens.roundtrip import Verified, check_samples
+from megatron_ko.data.tokens.roundtrip import RoundTrip, check_samples
 from megatron_ko.data.tokens.shards import borders, find_shards, shard_name
 from megatron_ko.errors import DataError, conserve
-from megatron_ko.storage.files import beside
-from megatron_ko.storage.journal import finish_publishing, publish
+from megatron_ko.storage.files import append_suffix
+from megatron_ko.storage.journal import finish_renames, rename_together
 
 _MERGED = "merged"
 
 
 @dataclass(frozen=True)
-class Written:
+class IndexedOutput:
     """One finished output.
 
     Attributes:
@@ -35,8 +35,8 @@ class Written:
     """
 
     prefix: Path
-    manifest: Manifest
-    verified: Verified | None = None
+    manifest: IndexManifest
+    verified: RoundTrip | None = None
 
 
 def job_folder(output: Path) -> Path:
@@ -51,10 +51,10 @@ def job_folder(output: Path) -> Path:
             expected="the beginning of the names of the files",
             remedy=f"--output {output / 'corpus'}",
         )
-    return beside(output, ".parts")
+    return append_suffix(output, ".parts")
 
 
-def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> list[Written]:
+def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> list[IndexedOutput]:
     """Indexed files from the parts of ``output``, which are removed then.
 
     Args:
@@ -67,8 +67,8 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
     """
     folder = job_folder(output)
     identity = read_identity(folder)
-    verified: dict[str, Verified] = {}
-    if not finish_publishing(folder):
+    verified: dict[str, RoundTrip] = {}
+    if not finish_renames(folder):
         parts = job_parts(folder, verify=True)
         check_unchanged(identity["inputs"], folder)
         totals = _Totals(parts)
@@ -83,7 +83,7 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
             verified = check_samples(merged, parts, cuts, verify_with)
         _publish(folder, output, merged)
     prefixes = [prefix for name in identity["outputs"] for prefix in find_shards(output.with_name(name))]
-    written = [Written(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
+    written = [IndexedOutput(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
     remove_job(folder)
     return written
 
@@ -105,12 +105,12 @@ def _cuts(identity: dict[str, Any], parts: Sequence[Part], totals: "_Totals", la
 
 def _merge(
     folder: Path, identity: dict[str, Any], parts: Sequence[Part], cuts: Sequence[int], layout: Layout, workers: int
-) -> Output:
+) -> MergePlan:
     """Write all shards of all keys into the job's folder."""
     uncut = identity["shards"] is None and identity["shard tokens"] is None
     number = len(cuts) - 1
     inputs = [Path(name) for name in identity["inputs"] if name != ORDER]
-    output = Output(
+    output = MergePlan(
         folder=folder / _MERGED,
         keys=tuple(identity["keys"]),
         names=tuple(
@@ -123,18 +123,23 @@ def _merge(
     )
     output.folder.mkdir(exist_ok=True)
     tasks = [(key, shard) for key in range(layout.keys) for shard in range(number)]
-    with closing(map_unordered(MergeShard(output, pieces_of(parts, cuts)), tasks, min(workers, len(tasks)))) as done:
+    with closing(
+        map_unordered(MergeShard(output, ranges_of_shards(parts, cuts)), tasks, min(workers, len(tasks)))
+    ) as done:
         for _ in done:
             pass
     return output
 
 
-def _publish(folder: Path, output: Path, merged: Output) -> None:
+def _publish(folder: Path, output: Path, merged: MergePlan) -> None:
     moves = []
     for name in (name for names in merged.names for name in names):
-        files = [(beside(merged.folder / name, suffix), beside(output.with_name(name), suffix)) for suffix in FILES]
+        files = [
+            (append_suffix(merged.folder / name, suffix), append_suffix(output.with_name(name), suffix))
+            for suffix in FILES
+        ]
         moves += [(source, final) for source, final in files if source.exists()]
-    publish(folder, moves)
+    rename_together(folder, moves)
 
 
 class _Totals:
@@ -151,7 +156,7 @@ class _Totals:
             self.reasons.update(part["reasons"])
         self.first_rejected = next((part["first_rejected"] for part in counted if part["first_rejected"]), None)
 
-    def compare(self, outputs: Sequence[Sequence[Manifest]]) -> None:
+    def compare(self, outputs: Sequence[Sequence[IndexManifest]]) -> None:
         """Every document, token and rejected record that was counted is in the files of every key."""
         for key, shards in enumerate(outputs):
             found = [

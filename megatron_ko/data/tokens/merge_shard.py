@@ -12,17 +12,24 @@ import orjson
 from megatron_ko import __version__
 from megatron_ko.data.jobs.job import Part
 from megatron_ko.data.tokens.indexed import IndexedWriter, bin_path, idx_path
-from megatron_ko.data.tokens.manifest import Manifest, Source, check_shard, manifest_path, read_manifest, rejected_path
+from megatron_ko.data.tokens.manifest import (
+    IndexManifest,
+    SourceFile,
+    check_shard,
+    manifest_path,
+    read_manifest,
+    rejected_path,
+)
 from megatron_ko.data.tokens.parts import Layout, PartView
 from megatron_ko.errors import conserve
-from megatron_ko.storage.files import Staged, explained
+from megatron_ko.storage.files import StagedFiles, explain_disk_errors
 
 # Tokens that are copied at a time.
 _STEP = 1 << 21
 
 
 @dataclass(frozen=True)
-class Output:
+class MergePlan:
     """What all shards of a job have in common.
 
     Attributes:
@@ -43,7 +50,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Piece:
+class PartRange:
     """Documents ``first`` up to ``last`` of a part."""
 
     part: Part
@@ -51,19 +58,19 @@ class Piece:
     last: int
 
 
-def pieces_of(parts: Sequence[Part], borders: Sequence[int]) -> list[list[Piece]]:
+def ranges_of_shards(parts: Sequence[Part], borders: Sequence[int]) -> list[list[PartRange]]:
     """The pieces of every shard, in order; a part without documents goes with what follows it."""
-    shards: list[list[Piece]] = [[] for _ in borders[1:]]
+    shards: list[list[PartRange]] = [[] for _ in borders[1:]]
     position = 0
     for part in parts:
         documents = part.statistics["documents"]
         number = min(bisect_right(borders, position) - 1, len(shards) - 1)
         if not documents:
-            shards[number].append(Piece(part, 0, 0))
+            shards[number].append(PartRange(part, 0, 0))
             continue
         while number < len(shards) and borders[number] < position + documents:
             first, last = max(borders[number], position), min(borders[number + 1], position + documents)
-            shards[number].append(Piece(part, first - position, last - position))
+            shards[number].append(PartRange(part, first - position, last - position))
             number += 1
         position += documents
     return shards
@@ -72,7 +79,7 @@ def pieces_of(parts: Sequence[Part], borders: Sequence[int]) -> list[list[Piece]
 class MergeShard:
     """Writes the files of one key and shard into the job's folder, the manifest last; skips what is there already."""
 
-    def __init__(self, output: Output, shards: Sequence[Sequence[Piece]]) -> None:
+    def __init__(self, output: MergePlan, shards: Sequence[Sequence[PartRange]]) -> None:
         self._output, self._shards = output, shards
 
     def __call__(self, which: tuple[int, int]) -> tuple[int, int]:
@@ -81,14 +88,14 @@ class MergeShard:
         if not manifest_path(prefix).exists():
             for path in (bin_path(prefix), idx_path(prefix), rejected_path(prefix)):
                 path.unlink(missing_ok=True)
-            with explained(prefix):
+            with explain_disk_errors(prefix):
                 self._write(key, shard, prefix)
         return which
 
     def _write(self, key: int, shard: int, prefix: Path) -> None:
         layout = self._output.layout
         finals = [bin_path(prefix), idx_path(prefix), rejected_path(prefix), manifest_path(prefix)]
-        with Staged(finals) as staged:
+        with StagedFiles(finals) as staged:
             writer = IndexedWriter(staged.open(bin_path(prefix)), layout.dtype, prefix.parent)
             tally = _Tally()
             rejected_stream = None
@@ -110,10 +117,10 @@ class MergeShard:
             staged.publish()
         check_shard(prefix, read_manifest(prefix))
 
-    def _manifest(self, key: int, shard: int, tally: "_Tally", writer: IndexedWriter, idx_sha256: str) -> Manifest:
+    def _manifest(self, key: int, shard: int, tally: "_Tally", writer: IndexedWriter, idx_sha256: str) -> IndexManifest:
         itemsize = self._output.layout.dtype.itemsize
         whole = len(self._shards) == 1
-        return Manifest(
+        return IndexManifest(
             tokenizer_fingerprint=str(self._output.tokenizer["fingerprint"]),
             tokenizer_kind=str(self._output.tokenizer["kind"]),
             vocab_size=int(str(self._output.tokenizer["vocab_size"])),
@@ -128,7 +135,7 @@ class MergeShard:
             sizes={"bin": writer.tokens * itemsize, "idx": writer.index_bytes},
             sha256={"bin": writer.sha256.hexdigest(), "idx": idx_sha256},
             sources=tuple(
-                Source(path, size, digest, tally.by_source[path], tally.rejected[path])
+                SourceFile(path, size, digest, tally.by_source[path], tally.rejected[path])
                 for path, size, digest in self._output.sources
                 if whole or tally.by_source[path] or tally.rejected[path]
             ),
@@ -148,7 +155,7 @@ class _Tally:
         self.rejected: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
 
-    def add(self, view: PartView, piece: Piece, key: int) -> None:
+    def add(self, view: PartView, piece: PartRange, key: int) -> None:
         self.documents += piece.last - piece.first
         whole = (piece.first, piece.last) == (0, view.documents)
         lengths = view.lengths(key)[piece.first : piece.last]
@@ -164,7 +171,7 @@ class _Tally:
         self.reasons[record["reason"].split(":")[0]] += 1
 
 
-def _batches(view: PartView, piece: Piece, key: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(view: PartView, piece: PartRange, key: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids and lengths of the documents of a piece, some megabytes at a time."""
     lengths = view.lengths(key)
     ends = np.cumsum(lengths[piece.first : piece.last], dtype=np.int64)

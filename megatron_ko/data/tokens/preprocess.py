@@ -9,17 +9,18 @@ from pathlib import Path
 
 from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
-from megatron_ko.data.text.inputs import check_inputs, expand_inputs, kind_of
-from megatron_ko.data.text.records import Kind, Reading
+from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
+from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeChunk, EncodeOptions
 from megatron_ko.data.tokens.manifest import FILES
-from megatron_ko.data.tokens.merge import Written, job_folder, merge
+from megatron_ko.data.tokens.merge import IndexedOutput, job_folder, merge
 from megatron_ko.data.tokens.shards import any_shards
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import beside
-from megatron_ko.storage.journal import finish_publishing
+from megatron_ko.storage.files import append_suffix
+from megatron_ko.storage.journal import finish_renames
 
 # Called with the bytes of all inputs that have been read and encoded so far.
 Progress = Callable[[int], None]
@@ -37,7 +38,7 @@ class PreprocessOptions:
         keys: text fields; each gives an output of its own, and document n of one belongs to document n of the other.
         append_eod: end every document with the tokenizer's end-of-document token.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        kind: of all inputs, instead of what their suffixes say.
+        format: of all inputs, instead of what their suffixes say.
         shards: number of shards to cut every output into, of about equally many tokens.
         shard_tokens: as many shards as are needed for about so many tokens in each.
         rank, size: this process takes every ``size``-th chunk; ``merge`` is for when all ranks are finished.
@@ -52,8 +53,8 @@ class PreprocessOptions:
     workers: int = 1
     keys: tuple[str, ...] = ("text",)
     append_eod: bool = True
-    text_unit: str = "line"
-    kind: Kind | None = None
+    text_unit: TextUnit = TextUnit.line
+    format: InputFormat | None = None
     shards: int | None = None
     shard_tokens: int | None = None
     rank: int = 0
@@ -69,7 +70,7 @@ class PreprocessOptions:
         return tuple(self.output.with_name(name) for name in names)
 
 
-def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) -> list[Written]:
+def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) -> list[IndexedOutput]:
     """Encode this rank's share; a single rank also merges. Started again after a kill, it goes on from what is done.
 
     Returns:
@@ -80,14 +81,14 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
         TokenizerError: the tokenizer cannot be loaded.
     """
     folder = job_folder(options.output)
-    inputs = expand_inputs(options.inputs, options.kind)
-    check_inputs(inputs, options.kind)
+    inputs = expand_inputs(options.inputs, options.format)
+    check_inputs(inputs, options.format)
     _check_keys(options, inputs)
     if STDIN in inputs:
         _forget_earlier_input(options, folder)
     job = Job(folder, _identity(options, inputs), options.workers, options.rank, options.size)
     check_job(job)
-    if not finish_publishing(folder):
+    if not finish_renames(folder):
         _refuse_existing(options)
         _encode(job, options, inputs, progress)
     if options.size > 1:
@@ -103,7 +104,7 @@ def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], prog
         options.keys[0],
         options.text_unit,
         extra_keys=options.keys[1:],
-        kind=options.kind,
+        format=options.format,
         chunk_bytes=options.chunk_bytes,
     )
     done = 0
@@ -122,7 +123,7 @@ def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str,
     return {
         "inputs": input_identity(inputs),
         "chunk bytes": options.chunk_bytes or chunk_bytes(inputs),
-        "format": options.kind,
+        "format": options.format,
         "text unit": options.text_unit,
         "keys": list(options.keys),
         "outputs": [prefix.name for prefix in options.outputs()],
@@ -144,7 +145,7 @@ def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
             got=", ".join(options.keys),
             remedy="rename that field, or encode it alone: --json-key KEY --output PREFIX",
         )
-    plain = [path for path in inputs if kind_of(path, options.kind) in ("txt", "wet")]
+    plain = [path for path in inputs if format_of(path, options.format) in ("txt", "wet")]
     if len(set(options.keys)) < len(options.keys) or (len(options.keys) > 1 and plain):
         raise DataError(
             "several keys need inputs that have fields, and each key once",
@@ -156,7 +157,10 @@ def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
 
 def _refuse_existing(options: PreprocessOptions) -> None:
     present = [
-        str(path) for prefix in options.outputs() for suffix in FILES if (path := beside(prefix, suffix)).exists()
+        str(path)
+        for prefix in options.outputs()
+        for suffix in FILES
+        if (path := append_suffix(prefix, suffix)).exists()
     ]
     present += [str(path) for prefix in options.outputs() for path in any_shards(prefix)]
     if present:
@@ -171,5 +175,5 @@ def _forget_earlier_input(options: PreprocessOptions, folder: Path) -> None:
     """What came through a pipe cannot be compared with what comes now: no run goes on from an earlier one."""
     if options.size > 1:
         raise DataError("several ranks cannot share the standard input", remedy="give the files by their names")
-    finish_publishing(folder)
+    finish_renames(folder)
     remove_job(folder)

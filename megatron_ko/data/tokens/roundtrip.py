@@ -9,14 +9,14 @@ from megatron_ko.data.jobs.job import Part
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import text_hash
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.merge_shard import Output
+from megatron_ko.data.tokens.merge_shard import MergePlan
 from megatron_ko.errors import DataError
 
 _MOST = 1000
 
 
 @dataclass(frozen=True)
-class Verified:
+class RoundTrip:
     """Samples of a file: how many were decoded, and how many gave exactly the text that was read."""
 
     decoded: int
@@ -24,8 +24,8 @@ class Verified:
 
 
 def check_samples(
-    output: Output, parts: Sequence[Part], borders: Sequence[int], tokenizer: Path
-) -> dict[str, Verified]:
+    output: MergePlan, parts: Sequence[Part], borders: Sequence[int], tokenizer: Path
+) -> dict[str, RoundTrip]:
     """Decode about a thousand documents, spread over all files, and compare them with the hashes of their texts.
 
     Returns:
@@ -51,7 +51,7 @@ def check_samples(
                     got=repr(text[:200]),
                     remedy="do not use this output; check memory and disk of the machine",
                 )
-    return {name: Verified(*counts) for name, counts in found.items()}
+    return {name: RoundTrip(*counts) for name, counts in found.items()}
 
 
 def _chosen(parts: Sequence[Part]) -> list[tuple[int, list[str]]]:

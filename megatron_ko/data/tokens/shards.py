@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_ko.data.tokens.parts import PartView
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import beside
+from megatron_ko.storage.files import append_suffix
 
 _DIGITS = "[0-9]" * 5
 
@@ -33,11 +33,11 @@ def find_shards(prefix: Path) -> list[Path]:
     """
     if prefix.is_dir():
         return [path.with_name(path.name.removesuffix(".idx")) for path in sorted(prefix.glob("*.idx"))] or [prefix]
-    if beside(prefix, ".idx").exists() or not (present := any_shards(prefix)):
+    if append_suffix(prefix, ".idx").exists() or not (present := any_shards(prefix)):
         return [prefix]
     number = int(present[0].name.removesuffix(".idx")[-5:])
     expected = [prefix.with_name(shard_name(prefix.name, index, number)) for index in range(number)]
-    if missing := [str(path) for path in expected if beside(path, ".idx") not in present]:
+    if missing := [str(path) for path in expected if append_suffix(path, ".idx") not in present]:
         raise DataError(
             f"{prefix} is incomplete",
             got=f"{len(missing)} of {number} shards are missing: {', '.join(missing[:5])}",

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from megatron_ko.data.figures import save_png
-from megatron_ko.data.tokens.mixing import SourceData
+from megatron_ko.data.tokens.blend import SourceData
 
 _COLUMNS = 3
 _BAR, _LINE = "#2f6f9f", "#c0392b"

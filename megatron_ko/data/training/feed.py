@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 import torch
 
 from megatron_ko.data.training.batch import Batch, Collator
-from megatron_ko.data.training.origins import Samples
+from megatron_ko.data.training.origins import MixtureDataset
 
 Position = Mapping[str, Any]
 _PLAIN = Collator()
@@ -68,7 +68,7 @@ class SampleFeed:
 
     def __init__(
         self,
-        dataset: Samples,
+        dataset: MixtureDataset,
         *,
         consumed_samples: int,
         global_batch: int,

@@ -20,7 +20,7 @@ class SampleDataset(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class Samples:
+class MixtureDataset:
     """Numbered samples of a mixture, and the source of each.
 
     Args:

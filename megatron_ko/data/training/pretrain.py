@@ -19,11 +19,11 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
-from megatron_ko.data.training.origins import Samples, source_names
+from megatron_ko.data.training.origins import MixtureDataset, source_names
 from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
-from megatron_ko.storage.files import explained
+from megatron_ko.storage.files import explain_disk_errors
 from megatron_ko.storage.locks import wait_for_lock
 
 _log = get_logger(__name__)
@@ -40,9 +40,9 @@ class Datasets:
         corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
     """
 
-    train: Samples
-    valid: Samples | None
-    test: Samples | None
+    train: MixtureDataset
+    valid: MixtureDataset | None
+    test: MixtureDataset | None
     corpus: list[dict[str, Any]]
 
 
@@ -122,10 +122,10 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
         sizes.append(capped or None)
     cache = data.cache_dir or data.sources[0].prefix.parent / "cache"
     folder = cache / cache_key(data, shards, sizes, seed)
-    with explained(cache), _process_group(), _whole_cache(folder):
+    with explain_disk_errors(cache), _process_group(), _whole_cache(folder):
         built = _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
     names = source_names(data.sources)
-    train, valid, test = (None if part is None else Samples(part, names) for part in built)
+    train, valid, test = (None if part is None else MixtureDataset(part, names) for part in built)
     assert train is not None, "a run trains"
     corpus = [
         {

@@ -12,7 +12,7 @@ import numpy as np
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.manifest import Manifest, check_shard, read_manifest
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest
 from megatron_ko.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -30,7 +30,7 @@ class Shard:
     """
 
     prefix: Path
-    manifest: Manifest
+    manifest: IndexManifest
     weight: float
     samples: tuple[int, ...]
 
@@ -105,7 +105,7 @@ def cache_key(data: DataConfig, shards: Sequence[Shard], sizes: Sequence[int | N
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _check_tokenizer(prefix: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(prefix: Path, manifest: IndexManifest, tokenizer: Tokenizer) -> None:
     if manifest.tokenizer_fingerprint != tokenizer.fingerprint:
         raise DataError(
             f"{prefix} was encoded with another tokenizer",
@@ -122,7 +122,7 @@ def _check_tokenizer(prefix: Path, manifest: Manifest, tokenizer: Tokenizer) -> 
         )
 
 
-def _check_same_content(prefixes: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+def _check_same_content(prefixes: Sequence[Path], manifests: Sequence[IndexManifest]) -> None:
     seen: dict[str, Path] = {}
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         digest = manifest.sha256["bin"]
@@ -135,7 +135,7 @@ def _check_same_content(prefixes: Sequence[Path], manifests: Sequence[Manifest])
         seen[digest] = prefix
 
 
-def _weights(given: Sequence[float | None], manifests: Sequence[Manifest]) -> list[float]:
+def _weights(given: Sequence[float | None], manifests: Sequence[IndexManifest]) -> list[float]:
     explicit = [weight for weight in given if weight is not None]
     if explicit and len(explicit) < len(given):
         raise DataError(

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ko.data.tokens.manifest import Manifest, check_shard, read_manifest
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest
 from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import Staged, explained
+from megatron_ko.storage.files import StagedFiles, explain_disk_errors
 
 Method = Literal["proportional", "temperature", "explicit", "unimax"]
 # Epochs up to which repeated text teaches almost as much as new text (Muennighoff et al. 2023, arXiv:2305.16264).
@@ -31,7 +31,7 @@ class SourceData:
 
     name: str
     shards: tuple[Path, ...]
-    manifests: tuple[Manifest, ...]
+    manifests: tuple[IndexManifest, ...]
 
     @property
     def tokens(self) -> int:
@@ -183,7 +183,7 @@ def write_blend(path: Path, sources: Sequence[SourceData], shares: Sequence[Shar
             weight = share.weight * manifest.tokens / source.tokens
             place, name = (json.dumps(text, ensure_ascii=False) for text in (_seen_from(folder, shard), source.name))
             lines.append(f"  - {{prefix: {place}, name: {name}, weight: {weight!r}}}")
-    with explained(path), Staged([path]) as staged:
+    with explain_disk_errors(path), StagedFiles([path]) as staged:
         staged.open(path).write(("\n".join(lines) + "\n").encode("utf-8"))
         staged.publish()
 

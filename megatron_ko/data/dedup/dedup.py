@@ -9,28 +9,28 @@ from typing import Any
 
 from megatron_ko import __version__
 from megatron_ko.data.dedup.clusters import choose_best, choose_kept, near_clusters, same_text_clusters
-from megatron_ko.data.dedup.corpus import parts_by
+from megatron_ko.data.dedup.corpus import chunk_arrays
 from megatron_ko.data.dedup.join import CandidateJoin, ExactJoin, key_ranges
 from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
 from megatron_ko.data.dedup.output import Decisions, RemovedWork, WriteWork
-from megatron_ko.data.dedup.pieces import Cutting, Level, PiecesWork, mark_pieces
+from megatron_ko.data.dedup.pieces import DecidedLevel, PieceSplitter, PiecesWork, mark_pieces
 from megatron_ko.data.dedup.report import describe_clusters, look_at, source_pairs
 from megatron_ko.data.dedup.settle import SettleWork
 from megatron_ko.data.dedup.sign import SignWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
 from megatron_ko.data.dedup.verify import VerifyWork, document_ranges
-from megatron_ko.data.dedup.workplace import (
+from megatron_ko.data.dedup.work_folder import (
     MANIFEST,
     REJECTED,
     REMOVED,
     REPORT,
     Progress,
-    Workplace,
-    fresh_folder,
-    held,
-    publish,
-    published_before,
-    work_folder,
+    WorkFolder,
+    empty_folder,
+    finished_before,
+    locked,
+    rename_output,
+    work_folder_of,
     write_outputs,
     write_text,
 )
@@ -57,13 +57,13 @@ def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupR
     Raises:
         DataError: bad options or input, no document, an existing output, a full disk, a dead worker.
     """
-    folder = work_folder(options.output)
-    if published_before(folder, options.output, options.identity()):
+    folder = work_folder_of(options.output)
+    if finished_before(folder, options.output, options.identity()):
         remove_job(folder)
         return DedupResult(*(json.loads((options.output / name).read_text("utf-8")) for name in (MANIFEST, REPORT)))
     options.check()
-    with held(folder, options.output):
-        place = Workplace(folder, options.input, options.identity(), options.running, progress)
+    with locked(folder, options.output):
+        place = WorkFolder(folder, options.input, options.identity(), options.running, progress)
         result = _Dedup(options, place).run()
     remove_job(folder)
     return result
@@ -72,7 +72,7 @@ def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupR
 class _Dedup:
     """The passes, in order; each leaves what the next one needs."""
 
-    def __init__(self, options: DedupOptions, place: Workplace) -> None:
+    def __init__(self, options: DedupOptions, place: WorkFolder) -> None:
         self._options, self._place = options, place
         self._near_counts: dict[str, int] = {}
 
@@ -80,7 +80,7 @@ class _Dedup:
         options, place = self._options, self._place
         work = SignWork(options.input.key, options.normalisation, options.near)
         signed = place.over_corpus("sign", work)
-        parts = parts_by(signed, "documents")
+        parts = chunk_arrays(signed, "documents")
         check_number(parts, signed, options.input, place.folder)
         decisions = Decisions(parts, place.array("same_text"), place.array("kept"))
         self._decide_documents(decisions, signed)
@@ -144,14 +144,14 @@ class _Dedup:
 
     def _decide_pieces(self, decisions: Decisions, level: str) -> Decisions:
         options, place = self._options, self._place
-        cutting = Cutting(level, options.normalisation, options.least_characters)
+        cutting = PieceSplitter(level, options.normalisation, options.least_characters)
         work = PiecesWork(options.input.key, cutting, decisions.kept, decisions.documents, decisions.levels)
         hashed = place.over_corpus(f"{level}s", work)
-        parts = parts_by(hashed, "pieces")
+        parts = chunk_arrays(hashed, "pieces")
         joined = place.over_units(f"{level}s-join", key_ranges(parts.total, place.running.memory), ExactJoin(parts))
         marks = place.array(level)
         mark_pieces(marks, parts, [part.path for part in joined])
-        levels = (*decisions.levels, Level(cutting, parts.firsts, marks))
+        levels = (*decisions.levels, DecidedLevel(cutting, parts.firsts, marks))
         return Decisions(decisions.documents, decisions.same_text, decisions.kept, levels)
 
     def _near_report(self, removed: Sequence[Part]) -> dict[str, Any] | None:
@@ -176,7 +176,7 @@ class _Dedup:
         self, signed: Sequence[Part], written: Sequence[Part], removed: Sequence[Part], report: dict[str, Any]
     ) -> DedupResult:
         options = self._options
-        folder = fresh_folder(self._place.folder / "output")
+        folder = empty_folder(self._place.folder / "output")
         outputs = write_outputs(folder, options.input, written, options.suffix)
         merge_documents([part.path for part in removed], folder / REMOVED)
         write_rejected(folder / REJECTED, signed)
@@ -190,7 +190,7 @@ class _Dedup:
         }
         write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
         write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
-        publish(folder, options.output)
+        rename_output(folder, options.output)
         return DedupResult(manifest, report)
 
 

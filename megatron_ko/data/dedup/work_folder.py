@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ko.data.dedup.corpus import read_corpus
-from megatron_ko.data.dedup.options import Input, Running
+from megatron_ko.data.dedup.options import InputFiles, Resources
 from megatron_ko.data.jobs.chunks import input_identity
 from megatron_ko.data.jobs.job import Job, Part, Work, check_job, job_parts, run_job
 from megatron_ko.data.text.inputs import SUFFIXES, content_hash
 from megatron_ko.data.text.streams import COMPRESSED
 from megatron_ko.data.text.writers import DocumentWriter, merge_documents
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import explained, sync_folder
+from megatron_ko.storage.files import explain_disk_errors, sync_folder
 from megatron_ko.storage.locks import try_lock
 
 # Bytes of input that one process has read before others have started.
@@ -31,7 +31,7 @@ _PUBLISHED = "published"
 Progress = Callable[[str, float], None]
 
 
-class Workplace:
+class WorkFolder:
     """Runs passes over the corpus, or over units of work, one after another.
 
     Args:
@@ -43,7 +43,7 @@ class Workplace:
     """
 
     def __init__(
-        self, folder: Path, files: Input, identity: Mapping[str, object], running: Running, progress: Progress
+        self, folder: Path, files: InputFiles, identity: Mapping[str, object], running: Resources, progress: Progress
     ) -> None:
         self.folder, self._files, self.running, self._progress = folder, files, running, progress
         self._identity = {**identity, "inputs": input_identity(files.paths)}
@@ -104,19 +104,19 @@ class Workplace:
         return folder / name
 
 
-def work_folder(output: Path) -> Path:
+def work_folder_of(output: Path) -> Path:
     """Where the parts are kept, beside the output."""
     return output.with_name(f"{output.name}.parts")
 
 
 @contextmanager
-def held(folder: Path, output: Path) -> Iterator[None]:
+def locked(folder: Path, output: Path) -> Iterator[None]:
     """The folder of the parts, for this process alone.
 
     Raises:
         DataError: another process works there, the disk is full.
     """
-    with explained(output):
+    with explain_disk_errors(output):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("ab") as lock:
             if not try_lock(lock):
@@ -126,7 +126,7 @@ def held(folder: Path, output: Path) -> Iterator[None]:
             yield
 
 
-def write_outputs(folder: Path, files: Input, written: Sequence[Part], suffix: str) -> list[dict[str, Any]]:
+def write_outputs(folder: Path, files: InputFiles, written: Sequence[Part], suffix: str) -> list[dict[str, Any]]:
     """One file a source, in order, from the parts of its chunks.
 
     Returns:
@@ -178,7 +178,7 @@ def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
     return names
 
 
-def fresh_folder(path: Path) -> Path:
+def empty_folder(path: Path) -> Path:
     """An empty folder, whatever a run before has left there."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -193,7 +193,7 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def published_before(folder: Path, output: Path, identity: Mapping[str, object]) -> bool:
+def finished_before(folder: Path, output: Path, identity: Mapping[str, object]) -> bool:
     """Whether this very command was killed when all but the removal of its parts was done."""
     marker, manifest = folder / _PUBLISHED, output / MANIFEST
     if not marker.is_file() or not manifest.is_file() or marker.read_text("utf-8") != content_hash(manifest):
@@ -202,7 +202,7 @@ def published_before(folder: Path, output: Path, identity: Mapping[str, object])
     return bool(found == json.loads(json.dumps(dict(identity))))
 
 
-def publish(assembled: Path, output: Path) -> None:
+def rename_output(assembled: Path, output: Path) -> None:
     """Give a folder, whose files are on the disk, its final name; from then on only the parts are left to remove."""
     sync_folder(assembled)
     write_text(assembled.parent / _PUBLISHED, content_hash(assembled / MANIFEST))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_ko.data.clean.chunk import CleanChunk
 from megatron_ko.data.clean.config import CleanConfig
@@ -19,14 +19,13 @@ from megatron_ko.data.clean.finish import finish, finished_report
 from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.text.formats import OutputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs
 from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.errors import DataError
-from megatron_ko.storage.files import beside, explained
+from megatron_ko.storage.files import append_suffix, explain_disk_errors
 from megatron_ko.storage.locks import try_lock
-
-Format = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class CleanOptions:
     config: CleanConfig
     workers: int = 1
     key: str = "text"
-    text_unit: str = "line"
-    format: Format = "jsonl.zst"
+    text_unit: TextUnit = TextUnit.line
+    format: OutputFormat = OutputFormat.jsonl_zst
     shard_bytes: int = 512 << 20
     rank: int = 0
     size: int = 1
@@ -66,7 +65,7 @@ class CleanOptions:
 
 def parts_folder(output: Path) -> Path:
     """Where the parts of an output are kept until it is finished."""
-    return beside(output, ".parts")
+    return append_suffix(output, ".parts")
 
 
 def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any] | None:
@@ -102,7 +101,7 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
         progress(done)
 
     run_job(job, read_chunks(options.reading), CleanChunk(options.config, options.key), counted)
-    with explained(options.output):
+    with explain_disk_errors(options.output):
         (folder / f"ended-{options.rank:05d}").touch()
         if len(list(folder.glob("ended-*"))) < options.size:
             return None

@@ -16,7 +16,7 @@ from megatron_ko.config import DataConfig
 from megatron_ko.config.data import Source
 from megatron_ko.config.load import build, read_tree
 from megatron_ko.data.tokenizer import load_tokenizer
-from megatron_ko.data.tokens.mixing import BlendOptions, blend, read_sources, unimax
+from megatron_ko.data.tokens.blend import BlendOptions, blend, read_sources, unimax
 from megatron_ko.data.training.origins import source_names
 from megatron_ko.data.training.sources import check_sources
 from megatron_ko.errors import DataError
