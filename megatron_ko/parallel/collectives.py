@@ -16,10 +16,13 @@ def all_reduce_sum(tensor: torch.Tensor, group: dist.ProcessGroup | None = None)
     return tensor
 
 
-def broadcast_object(obj: T, src: int = 0) -> T:
-    """The object of rank ``src`` on every rank; it must be picklable. What other ranks pass is ignored."""
+def broadcast_object(obj: T, src: int = 0, group: dist.ProcessGroup | None = None) -> T:
+    """The object of rank ``src`` on every rank; it must be picklable. What other ranks pass is ignored.
+
+    ``group`` is a gloo group of all ranks; without it the exchange goes through the world's.
+    """
     box = [obj]
-    dist.broadcast_object_list(box, src=src, device=get_platform().device)
+    dist.broadcast_object_list(box, src=src, group=group, device=get_platform().device if group is None else None)
     return box[0]
 
 

@@ -11,15 +11,15 @@ from megatron_ko.errors import CheckpointError
 T = TypeVar("T")
 
 
-def gather_from_ranks(value: T) -> list[T]:
-    """The value of every rank, by rank. A collective; small objects only."""
+def gather_from_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """The value of every rank, by rank. A collective; small objects only. ``group`` holds all ranks, too."""
     values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 
-def on_all_ranks(what: str, action: Callable[[], T]) -> T:
-    """Run an action that writes on every rank. A collective.
+def on_all_ranks(what: str, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
+    """Run an action that writes on every rank. A collective, of the world or another group of all ranks.
 
     Raises:
         CheckpointError: on all ranks, when the action failed on any with an error of the operating system or of
@@ -33,7 +33,7 @@ def on_all_ranks(what: str, action: Callable[[], T]) -> T:
         failure = "; ".join(sorted({str(cause) for cause, _ in error.failures.values()}))
     except OSError as error:
         failure = str(error)
-    failures = sorted({text for text in gather_from_ranks(failure) if text})
+    failures = sorted({text for text in gather_from_ranks(failure, group) if text})
     if failures:
         raise CheckpointError(
             f"the checkpoint could not be saved: {what} failed",

@@ -1,51 +1,71 @@
 """Saving and restoring the whole state of a run: weights, optimizer, RNG, progress, metric position.
 
-Tensors go through megatron-core's distributed checkpoints, which any parallel layout can read. The files around them
-follow ``models.checkpoint_files``: temporary name, manifest, flush, rename, pointer, and only then retention.
+A save has three steps. *Stage* takes hold of the state and of everything that ranks must exchange about it. *Persist*
+writes files under a temporary name and flushes them. *Commit* renames them into place, moves the pointer, and only then
+deletes older ones (``artifacts.checkpoints``). Ranks exchange on a process group of their own, which no training step
+uses. Tensors go through megatron-core's distributed checkpoints, which any parallel layout can read.
 """
 
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
-from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_ko.artifacts import checkpoints
 from megatron_ko.config import RunConfig
-from megatron_ko.errors import CheckpointError
 from megatron_ko.log import get_logger
 from megatron_ko.models.architectures import DTYPES
-from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.collectives import broadcast_object
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.seed import rng_state, seed_everything, set_rng_state
 from megatron_ko.plan.params import count_parameters
 from megatron_ko.train.agreement import gather_from_ranks, on_all_ranks
 from megatron_ko.train.lineage import Identity, layout_of, record_checkpoint
+from megatron_ko.train.newest import Found
 from megatron_ko.train.resume import check_resumable
 from megatron_ko.train.retention import apply_retention
 from megatron_ko.train.state import TrainState
+from megatron_ko.train.state_parts import StatePart
 from megatron_ko.train.writer import InProcessSave
 
 MODEL, RNG = "model", "rng.pt"
-_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+FORMAT = CheckpointingConfig("torch_dist", 1)
 _SPARE_BYTES = 1 << 20  # for manifests and indices
 _log = get_logger(__name__)
+T = TypeVar("T")
+Files = dict[str, checkpoints.FileRecord]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint that was verified, and what it says of itself."""
+class Staged:
+    """A state that was taken hold of, and where it goes.
 
-    directory: Path
-    manifest: checkpoints.Manifest
+    Attributes:
+        folder: the temporary folder.
+        write: writes this rank's tensors.
+        random: RNG states of all ranks.
+        state: progress, in plain types.
+        metrics: byte lengths of the metric files.
+        began: when the save began (``time.perf_counter``).
+    """
+
+    folder: Path
+    write: AsyncRequest
+    random: list[dict[str, Any]]
+    state: TrainState
+    metrics: dict[str, int]
+    began: float
 
 
 @dataclass(frozen=True)
@@ -67,22 +87,13 @@ class Checkpointer:
     Args:
         config: the resolved configuration.
         groups: process groups.
-        model: model chunks in their data-parallel wrapper.
-        optimizer: the optimizer over them.
+        parts: whose tensors are saved.
         identity: hashes and versions that the manifest names.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        groups: Groups,
-        model: list[torch.nn.Module],
-        optimizer: ChainedOptimizer,
-        identity: Identity,
-    ) -> None:
-        self._config, self._groups, self._identity = config, groups, identity
-        self._wrapped, self._optimizer = model, optimizer
-        self._model = [chunk.module for chunk in model]
+    def __init__(self, config: RunConfig, groups: Groups, parts: Sequence[StatePart], identity: Identity) -> None:
+        self._config, self._groups, self._parts, self._identity = config, groups, parts, identity
+        self._own = torch.distributed.new_group(backend="gloo")
         self._folder = config.run.dir / "checkpoints"
         self._layout = layout_of(config, groups.world_size)
 
@@ -95,8 +106,7 @@ class Checkpointer:
         weight = torch.finfo(DTYPES[self._config.precision.dtype]).bits // 8
         master_and_moments = 3 * 4
         needed = count_parameters(self._config.model).total * (weight + master_and_moments)
-        first = self._groups.rank == 0
-        on_all_ranks("room for a checkpoint", lambda: self._check_room(needed) if first else None)
+        self._on_rank_0("room for a checkpoint", lambda: self._check_room(needed))
 
     def save(self, state: TrainState, metrics: dict[str, int]) -> None:
         """Save the present state, then delete what ``checkpoint.keep`` does not cover.
@@ -108,33 +118,57 @@ class Checkpointer:
         Raises:
             CheckpointError: it could not be written; older checkpoints are untouched and nothing half-written is left.
         """
-        started = time.perf_counter()
-        first = self._groups.rank == 0
-        if self._config.parallel.overlap_param_gather:
-            for chunk in self._wrapped:  # otherwise the update of other ranks comes with the next forward pass
-                chunk.start_param_sync(force_sync=True)
-        tensors = self._sharded_state(is_loading=False)
-        needed = sum(gather_from_ranks(_bytes_of(tensors)))
-        made = on_all_ranks("room for a checkpoint", lambda: self._make_room(state.step, needed) if first else None)
-        temporary = broadcast_object(made)
-        assert temporary is not None, "rank 0 made it, or all ranks have failed"
-        try:
-            on_all_ranks("writing weights and optimizer", lambda: self._write_tensors(tensors, temporary / MODEL))
-            random = gather_from_ranks(rng_state())
-            on_all_ranks(
-                "writing RNG states", lambda: torch.save({"ranks": random}, temporary / RNG) if first else None
-            )
-            parts = gather_from_ranks(on_all_ranks("reading back", lambda: self._record_files(temporary)))
-            records = {name: record for part in parts for name, record in part.items()}
-            manifest = self._manifest(state, metrics, records)
-            on_all_ranks("publishing", lambda: self._publish(temporary, manifest) if first else None)
-        finally:
-            if first and temporary.exists():
-                shutil.rmtree(temporary)
-        if first:
+        staged = self.stage(state, metrics)
+        self.commit(staged, self.persist(staged))
+
+    def stage(self, state: TrainState, metrics: dict[str, int]) -> Staged:
+        """Take hold of the state, and make room for it. The tensors are not copied: they must not change meanwhile."""
+        began = time.perf_counter()
+        tensors = {name: value for part in self._parts for name, value in part.sharded().items()}
+        needed = sum(gather_from_ranks(_bytes_of(tensors), self._own))
+        made = self._on_rank_0("room for a checkpoint", lambda: self._make_room(state.step, needed))
+        folder = broadcast_object(made, group=self._own)
+        assert folder is not None, "rank 0 made it, or all ranks have failed"
+        with self._removing_on_failure(folder):
+            write = on_all_ranks("preparing tensors", lambda: self._prepare(tensors, folder / MODEL), self._own)
+            random = gather_from_ranks(rng_state(), self._own)
+        return Staged(folder, write, random, TrainState.from_dict(state.to_dict()), dict(metrics), began)
+
+    def persist(self, staged: Staged) -> Files:
+        """Write and flush every file; what this rank has read back of its own."""
+        folder = staged.folder
+        with self._removing_on_failure(folder):
+            write = staged.write
+            on_all_ranks("writing weights and optimizer", lambda: write.async_fn(*write.async_fn_args), self._own)
+            self._on_rank_0("writing RNG states", lambda: torch.save({"ranks": staged.random}, folder / RNG))
+            # megatron-core's own way to finish would let the whole world wait.
+            self._on_rank_0("naming their format", lambda: save_config(FORMAT, str(folder / MODEL)))
+            return on_all_ranks("reading back", lambda: self._record_files(folder), self._own)
+
+    def commit(self, staged: Staged, files: Files) -> None:
+        """Put the checkpoint into its place."""
+        records = {name: record for part in gather_from_ranks(files, self._own) for name, record in part.items()}
+        manifest = self._manifest(staged.state, staged.metrics, records)
+        with self._removing_on_failure(staged.folder):
+            self._on_rank_0("publishing", lambda: self._publish(staged.folder, manifest))
+        if self._groups.rank == 0:
             apply_retention(self._folder, self._config.checkpoint.keep)
-            name, seconds = checkpoints.name_of(state.step), time.perf_counter() - started
+            name, seconds = checkpoints.name_of(staged.state.step), time.perf_counter() - staged.began
             _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
+
+    def _on_rank_0(self, what: str, action: Callable[[], T]) -> T | None:
+        """Run an action on rank 0; when it fails, all ranks do."""
+        return on_all_ranks(what, action if self._groups.rank == 0 else lambda: None, self._own)
+
+    @contextmanager
+    def _removing_on_failure(self, folder: Path) -> Iterator[None]:
+        """Leave nothing half-written behind."""
+        try:
+            yield
+        except BaseException:
+            if self._groups.rank == 0 and folder.exists():
+                shutil.rmtree(folder)
+            raise
 
     def _check_room(self, needed: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -149,17 +183,12 @@ class Checkpointer:
         (temporary / MODEL).mkdir()
         return temporary
 
-    def _sharded_state(self, is_loading: bool) -> dict[str, Any]:
-        state = sharded_weights(self._model)
-        optimizer = self._optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=_METADATA)
-        return {**state, "optimizer": optimizer}
-
-    def _write_tensors(self, tensors: dict[str, Any], directory: Path) -> None:
-        strategy: Any = InProcessSave()
+    def _prepare(self, tensors: dict[str, Any], directory: Path) -> AsyncRequest:
+        strategy: Any = InProcessSave(self._own)
         if self._groups.dp_size > 1:
             # Data-parallel ranks hold the same weights: each writes a part of them.
             strategy = FullyParallelSaveStrategyWrapper(strategy, self._groups.pg.dp_cp)
-        dist_checkpointing.save(tensors, str(directory), strategy)
+        return dist_checkpointing.save(tensors, str(directory), strategy, async_sharded_save=True)
 
     def _record_files(self, temporary: Path) -> dict[str, checkpoints.FileRecord]:
         """Size and hash of the files that this rank wrote; everything shared counts as rank 0's."""
@@ -204,7 +233,8 @@ class Checkpointer:
         """
         directory, manifest = found.directory, found.manifest
         changed = check_resumable(self._config, self._identity.tokenizer, manifest, self._identity.versions)
-        self._load_tensors(directory / MODEL)
+        for part in self._parts:
+            part.load(directory / MODEL)
         exact = {**self._layout, **manifest.layout} == self._layout  # an axis that it does not name was not there yet
         if exact:
             set_rng_state(torch.load(directory / RNG, weights_only=True)["ranks"][self._groups.rank])
@@ -217,48 +247,6 @@ class Checkpointer:
             _log.warning("the layout changed, so the run does not continue bit for bit: same samples, RNG seeded anew")
             _log.warning("  saved under %s, now %s", manifest.layout, self._layout)
         return Restored(TrainState.from_dict(manifest.state), manifest.metrics)
-
-    def _load_tensors(self, directory: Path) -> None:
-        load_weights(self._model, directory, states=True)
-        wanted = {"optimizer": self._sharded_state(is_loading=True)["optimizer"]}
-        loaded = dist_checkpointing.load(wanted, str(directory))
-        self._optimizer.load_state_dict(loaded["optimizer"])
-
-
-def find_newest(folder: Path, groups: Groups) -> Found | None:
-    """The newest checkpoint whose files are as its manifest says, if the run has any. A collective.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is valid.
-    """
-    problems: list[str] = []
-    steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
-    for step in steps:
-        directory = folder / checkpoints.name_of(step)
-        manifest, wrong = verify(directory, groups)
-        if manifest is not None and not wrong:
-            return Found(directory, manifest)
-        problems.append(f"{directory.name}: {wrong[0]}")
-        _log.warning("damaged checkpoint passed over: %s", problems[-1])
-    if problems:
-        raise CheckpointError(
-            "the run has checkpoints, but none is valid",
-            got="; ".join(problems),
-            remedy="restore one from a copy, or move the folder away to start from the beginning",
-        )
-    return None
-
-
-def verify(directory: Path, groups: Groups) -> tuple[checkpoints.Manifest | None, list[str]]:
-    """The manifest of a checkpoint, where it is readable, and what is wrong. A collective: ranks share the reading."""
-    manifest: checkpoints.Manifest | None = None
-    try:
-        manifest = checkpoints.read_manifest(directory)
-        share = sorted(manifest.files.items())[groups.rank :: groups.world_size]
-        mine = checkpoints.problems_of(directory, share)
-    except CheckpointError as error:
-        mine = [error.what]
-    return manifest, [problem for part in gather_from_ranks(mine) for problem in part]
 
 
 def _bytes_of(tensors: dict[str, Any]) -> int:

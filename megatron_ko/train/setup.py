@@ -24,7 +24,7 @@ from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.plan.flops import flops_per_token
 from megatron_ko.storage.files import write_atomic
-from megatron_ko.train.checkpoint import Checkpointer, find_newest, verify
+from megatron_ko.train.checkpoint import Checkpointer
 from megatron_ko.train.console import make_console
 from megatron_ko.train.engine import build_engine
 from megatron_ko.train.evaluate import Evaluator
@@ -32,6 +32,7 @@ from megatron_ko.train.exclusive import lock_run_dir
 from megatron_ko.train.lineage import identify, layout_of, write_lineage
 from megatron_ko.train.loop import train
 from megatron_ko.train.metrics import MetricStore, Rates, rewind
+from megatron_ko.train.newest import find_newest, verify
 from megatron_ko.train.out_of_memory import explaining_out_of_memory
 from megatron_ko.train.profiler import StepProfiler
 from megatron_ko.train.resilience.signals import StopSignals
@@ -41,6 +42,7 @@ from megatron_ko.train.run import Run
 from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
 from megatron_ko.train.start import load_start
 from megatron_ko.train.state import TrainState
+from megatron_ko.train.state_parts import OptimizerState, Weights
 from megatron_ko.train.summary import describe_sources, summarise, tokens_per_step
 
 _log = log.get_logger(__name__)
@@ -125,7 +127,9 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         load_start(config, chunks, tokenizer)
     engine = build_engine(config, chunks, groups, build_objective(config.objective, groups))
     identity = identify(config, tokenizer.fingerprint)
-    checkpointer = Checkpointer(config, groups, engine.model, engine.optimizer, identity)
+    weights = Weights(engine.model, gathers_late=config.parallel.overlap_param_gather)
+    parts = (weights, OptimizerState(engine.optimizer, engine.model))
+    checkpointer = Checkpointer(config, groups, parts, identity)
     if config.checkpoint.interval:
         checkpointer.check_room()
     restored = checkpointer.restore(newest) if newest else None
