@@ -203,7 +203,6 @@ def main() -> None:
     datasets = build_datasets(config.data, load_tokenizer(config.data.tokenizer), wanted, config.run.seed)
     batches = SampleFeed(
         datasets.train,
-        consumed_samples=0,
         global_batch=size,
         micro_batch=config.training.micro_batch_size,
         dp_rank=0,

@@ -1,4 +1,4 @@
-"""A logger that knows its rank: rank 0 speaks, the others only warn, and say who they are."""
+"""A logger that knows its rank: rank 0 speaks; the others tell errors only, and say who they are."""
 
 import logging
 import sys
@@ -12,7 +12,10 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def configure(rank: int = 0, level: str = "info") -> None:
-    """Send this process's messages to standard error: everything from ``level`` up on rank 0, warnings elsewhere."""
+    """Send this process's messages to standard error: everything from ``level`` up on rank 0, errors elsewhere.
+
+    Warnings are about what all ranks see alike: data, checkpoints, configuration.
+    """
     root = logging.getLogger(_ROOT)
     root.handlers.clear()
     root.propagate = False
@@ -23,4 +26,4 @@ def configure(rank: int = 0, level: str = "info") -> None:
     )
     root.addHandler(handler)
     chosen = getattr(logging, level.upper())
-    root.setLevel(chosen if rank == 0 else max(chosen, logging.WARNING))
+    root.setLevel(chosen if rank == 0 else max(chosen, logging.ERROR))

@@ -24,6 +24,7 @@ from megatron_ko.storage.files import TEMPORARY, hash_file, sync_folder, write_a
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+SET_ASIDE = "set_aside"
 _OWN_HASH = "manifest_xxh3_128"  # of all other entries: a wrong number in them would silently read other samples
 _OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 _NAME = re.compile(r"step_(\d+)")
@@ -216,6 +217,18 @@ def remove_leftovers(checkpoints: Path) -> list[str]:
     for entry in leftovers:
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     return sorted(entry.name for entry in leftovers)
+
+
+def set_aside(checkpoints: Path, step: int) -> list[str]:
+    """Move checkpoints newer than ``step`` out of the way, and point to it; returns the names of those moved."""
+    moved = []
+    for newer in (found for found in steps_in(checkpoints) if found > step):
+        target = checkpoints / SET_ASIDE / f"{name_of(newer)}-{time.time_ns()}"
+        target.parent.mkdir(exist_ok=True)
+        (checkpoints / name_of(newer)).rename(target)
+        moved.append(target.name)
+    write_atomic(checkpoints / LATEST, name_of(step).encode() + b"\n")
+    return sorted(moved)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from megatron_ko import log
 from megatron_ko.config import LaunchConfig, check_world, load_config, raise_problems
 from megatron_ko.errors import LaunchError
 from megatron_ko.machine.device import device_count
-from megatron_ko.machine.place import cluster_world_size
+from megatron_ko.machine.place import cluster_world_size, is_restart
 
 
 def train(
@@ -19,12 +19,16 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over it.")
     ] = None,
+    from_step: Annotated[
+        int | None, typer.Option("--from-step", min=1, help="Go back to the checkpoint of this step.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
 ) -> None:
     """Train, or continue, the run of a configuration. Started again it resumes from its newest valid checkpoint.
 
     Starts its ranks itself, unless torchrun or srun has done so. Exit codes: 0 done, 2 something to repair,
-    75 stopped on request with a checkpoint (start again to continue).
+    75 stopped on request with a checkpoint (start again to continue). With --from-step newer checkpoints are set aside
+    and metrics cut back; a job that Slurm or torchrun starts again by itself goes on from its newest one.
 
     Example: megatron-ko train configs/runs/demo.yaml run.dir=runs/demo training.steps=100
     """
@@ -45,11 +49,12 @@ def train(
     from megatron_ko.parallel import cluster, spawn
     from megatron_ko.train import setup
 
+    arguments = (config, None if is_restart() else from_step)
     threads, timeout_s = config.launch.threads_per_rank, config.resilience.timeout_s
     if joined:
-        code = cluster.join_cluster(setup.main, (config,), threads=threads, timeout_s=timeout_s)
+        code = cluster.join_cluster(setup.main, arguments, threads=threads, timeout_s=timeout_s)
     else:
-        code = spawn.run_ranks(setup.main, world_size, (config,), threads=threads, timeout_s=timeout_s)
+        code = spawn.run_ranks(setup.main, world_size, arguments, threads=threads, timeout_s=timeout_s)
     raise typer.Exit(code)
 
 

@@ -19,3 +19,6 @@ class CheckpointConfig(Section):
         1000, ge=0, description="Steps between checkpoints; the last step is saved, too. 0: nothing is, to measure."
     )
     keep: int = Field(2, gt=0, description="Newest checkpoints kept; older ones are removed after a save succeeded.")
+    keep_every: int | None = Field(
+        None, gt=0, description="Checkpoints of every so many steps stay for good; give a multiple of interval."
+    )

@@ -12,7 +12,9 @@ class Source(Section):
 
     resume = Resume.FREE
 
-    prefix: Path = Field(description="Path of the .bin/.idx pair without its suffix.")
+    prefix: Path = Field(
+        description="Path of the .bin/.idx pair without its suffix; or that of several shards, or their folder."
+    )
     weight: float | None = Field(
         None, gt=0, description="Share in the mixture; give it to every source or to none (in proportion to tokens)."
     )

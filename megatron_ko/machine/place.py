@@ -59,6 +59,11 @@ def meeting_point() -> dict[str, str]:
     return {"MASTER_ADDR": first_host(env["SLURM_STEP_NODELIST"]), "MASTER_PORT": str(_FIRST_PORT + number % _PORTS)}
 
 
+def is_restart() -> bool:
+    """Whether Slurm or torchrun has started this job again by itself."""
+    return any(int(os.environ.get(name, "0")) > 0 for name in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
+
+
 def first_host(nodes: str) -> str:
     """The first name in a list as Slurm writes it: "gpu007" of "gpu[007-009,12],login1"."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)

@@ -33,7 +33,7 @@ from megatron_ko.plan.params import count_parameters
 from megatron_ko.train.agreement import gather_from_ranks, on_all_ranks
 from megatron_ko.train.lineage import Identity, layout_of, record_checkpoint
 from megatron_ko.train.newest import Found
-from megatron_ko.train.resume import check_resumable
+from megatron_ko.train.resume import check_resumable, consequences
 from megatron_ko.train.retention import apply_retention
 from megatron_ko.train.state import TrainState
 from megatron_ko.train.state_parts import StatePart
@@ -152,7 +152,7 @@ class Checkpointer:
         with self._removing_on_failure(staged.folder):
             self._on_rank_0("publishing", lambda: self._publish(staged.folder, manifest))
         if self._groups.rank == 0:
-            apply_retention(self._folder, self._config.checkpoint.keep)
+            apply_retention(self._folder, self._config.checkpoint.keep, self._config.checkpoint.keep_every)
             name, seconds = checkpoints.name_of(staged.state.step), time.perf_counter() - staged.began
             _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
 
@@ -240,13 +240,15 @@ class Checkpointer:
             set_rng_state(torch.load(directory / RNG, weights_only=True)["ranks"][self._groups.rank])
         else:
             seed_everything(self._config.run.seed + manifest.step, self._groups)
-        for line in changed:
+        for line in [*changed, *consequences(manifest, self._config)]:
             _log.warning("changed since the checkpoint: %s", line)
         _log.info("resuming from %s: %d samples, %d tokens", directory, manifest.samples, manifest.tokens)
         if not exact:
             _log.warning("the layout changed, so the run does not continue bit for bit: same samples, RNG seeded anew")
             _log.warning("  saved under %s, now %s", manifest.layout, self._layout)
-        return Restored(TrainState.from_dict(manifest.state), manifest.metrics)
+        state = TrainState.from_dict(manifest.state)
+        state.consecutive_skips = 0  # a new session gets a new chance
+        return Restored(state, manifest.metrics)
 
 
 def _bytes_of(tensors: dict[str, Any]) -> int:

@@ -134,8 +134,6 @@ def _corpus_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> 
     known, found = ({source["sha256"]: source for source in sources} for sources in (before, now))
     lines = [f"no longer read: {_source(known[digest])}" for digest in known if digest not in found]
     lines += [f"new: {_source(found[digest])}" for digest in found if digest not in known]
-    if lines:
-        lines.append("samples are numbered anew: some of the corpus may be read twice, some not at all")
     return lines
 
 

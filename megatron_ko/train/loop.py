@@ -5,7 +5,8 @@ import time
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
 from megatron_ko.models.attention_choice import kernels_of
-from megatron_ko.train.run import Run
+from megatron_ko.train.retention import sound_step
+from megatron_ko.train.run import RESOLVED, Run
 from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.step import train_step
 
@@ -79,11 +80,13 @@ def checkpoint_due(run: Run, stop: bool) -> bool:
 
 def stop_if_stuck(run: Run) -> None:
     """End a run whose updates are all skipped; it would only burn time."""
-    limit = run.config.resilience.max_consecutive_skips
+    limit, folder = run.config.resilience.max_consecutive_skips, run.config.run.dir
     if run.state.consecutive_skips > limit:
+        sound = sound_step(folder / "checkpoints")
+        back = "" if sound is None else f"; to go back: megatron-ko train {folder / RESOLVED} --from-step {sound}"
         raise KoError(
             "the loss or the gradients were not finite for too many steps in a row",
             got=f"{run.state.consecutive_skips} skipped steps up to step {run.state.step}",
             expected=f"at most {limit} (resilience.max_consecutive_skips)",
-            remedy="lower optim.lr, use bf16 or fp32 instead of fp16, or look at the data of these steps",
+            remedy="lower optim.lr, use bf16 or fp32 instead of fp16, or look at the data of these steps" + back,
         )

@@ -21,15 +21,23 @@ class Found:
     manifest: checkpoints.Manifest
 
 
-def find_newest(folder: Path, groups: Groups) -> Found | None:
+def find_newest(folder: Path, groups: Groups, from_step: int | None = None) -> Found | None:
     """The newest checkpoint whose files are as its manifest says, if the run has any. A collective.
 
+    Args:
+        folder: the checkpoints of the run.
+        groups: process groups; ranks share the reading.
+        from_step: the only step that will do.
+
     Raises:
-        CheckpointError: there are checkpoints, but none is valid.
+        CheckpointError: there are checkpoints, but none is valid; or there is none of the step that was asked for.
     """
     problems: list[str] = []
     steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
-    for step in steps:
+    if from_step is not None and from_step not in steps:
+        known = ", ".join(map(str, sorted(steps))) or "none"
+        raise CheckpointError(f"there is no checkpoint of step {from_step}", got=folder, expected=f"one of: {known}")
+    for step in steps if from_step is None else [from_step]:
         directory = folder / checkpoints.name_of(step)
         manifest, wrong = verify(directory, groups)
         if manifest is not None and not wrong:

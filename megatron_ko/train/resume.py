@@ -1,5 +1,7 @@
 """Whether a checkpoint and a configuration fit together, and what changed between them."""
 
+import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,9 +9,11 @@ from pydantic_core import to_jsonable_python
 
 from megatron_ko.artifacts.checkpoints import Manifest
 from megatron_ko.config import RunConfig
+from megatron_ko.config.optim import OptimConfig
 from megatron_ko.config.section import Resume
 from megatron_ko.config.tree import default_at, resume_of
 from megatron_ko.errors import CheckpointError, ConfigError
+from megatron_ko.train.schedule import lr_at
 
 
 def is_bound(path: str) -> bool:
@@ -46,6 +50,36 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
         for path, (old, new) in {**changed, **software}.items()
         if path.startswith("versions.") or resume_of(RunConfig, path) is Resume.FREE
     ]
+
+
+def consequences(manifest: Manifest, config: RunConfig) -> list[str]:
+    """What a change of configuration does that its name does not tell: to the data's order, and to the next rate."""
+    saved, present = manifest.config, config.model_dump(mode="json")
+    changed = differences(saved, present)
+    lines = []
+    orders = {"data.sequence_length", "data.split", "run.seed"}
+    if "read" not in manifest.state.get("position", {}):  # of an earlier version
+        orders.add("data.sources")
+    if renumbering := sorted(orders & changed.keys()):
+        names = ", ".join(renumbering)
+        lines.append(f"{names}: samples are numbered anew; some of the corpus may be read twice, some not at all")
+    if "data.split" in changed:
+        lines.append("data.split: documents change sides: validation may see text that was trained on")
+    if "data.sources" in changed and "read" in manifest.state.get("position", {}):
+        lines.append("data.sources: each source goes on where it was left; a new one begins at its beginning")
+    before = _next_rate(manifest.step, saved)
+    now = _next_rate(manifest.step, present)
+    if before is not None and now is not None and not math.isclose(before, now, rel_tol=1e-9):
+        lines.append(f"the learning rate of step {manifest.step + 1} is {now:.3g}; it would have been {before:.3g}")
+    return lines
+
+
+def _next_rate(step: int, config: dict[str, Any]) -> float | None:
+    """The rate of the step after ``step``; None for a configuration of another version."""
+    try:
+        return lr_at(step, OptimConfig.model_validate_json(json.dumps(config["optim"])), config["training"]["steps"])
+    except (KeyError, ValueError):
+        return None
 
 
 def check_bound(config: RunConfig, manifest: Manifest, tokenizer: str | None = None) -> dict[str, tuple[Any, Any]]:

@@ -3,12 +3,12 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from megatron_ko.artifacts.checkpoints import name_of, problems_of, read_manifest, remove, steps_in
+from megatron_ko.artifacts.checkpoints import Manifest, name_of, problems_of, read_manifest, remove, steps_in
 from megatron_ko.errors import CheckpointError
 
 
-def surplus(valid: Collection[int], damaged: Collection[int], keep: int) -> list[int]:
-    """Steps to delete so that the ``keep`` newest valid checkpoints remain.
+def surplus(valid: Collection[int], damaged: Collection[int], keep: int, spared: Collection[int] = ()) -> list[int]:
+    """Steps to delete so that the ``keep`` newest valid checkpoints remain, and those that are ``spared``.
 
     Damaged checkpoints never count as kept ones. They are deleted once they are older than every kept one; a newer one
     stays for inspection until the run passes its step again.
@@ -16,23 +16,39 @@ def surplus(valid: Collection[int], damaged: Collection[int], keep: int) -> list
     kept = sorted(valid, reverse=True)[:keep]
     if not kept:
         return []
-    return sorted(step for step in {*valid, *damaged} if step < kept[-1])
+    return sorted(step for step in {*valid, *damaged} if step < kept[-1] and step not in spared)
 
 
-def apply_retention(checkpoints: Path, keep: int) -> list[int]:
-    """Delete surplus checkpoints of a run, judged by manifest and file sizes; returns their steps."""
-    valid: list[int] = []
-    damaged: list[int] = []
-    for step in steps_in(checkpoints):
-        (valid if _looks_valid(checkpoints / name_of(step)) else damaged).append(step)
-    doomed = surplus(valid, damaged, keep)
+def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None) -> list[int]:
+    """Delete surplus checkpoints of a run, judged by manifest and file sizes; returns their steps.
+
+    The newest one from before steps began to be skipped is spared: it is what a run that broke down goes back to.
+    """
+    found = {step: _manifest_if_valid(checkpoints / name_of(step)) for step in steps_in(checkpoints)}
+    valid = {step: manifest for step, manifest in found.items() if manifest is not None}
+    spared = {step for step in valid if keep_every and step % keep_every == 0}
+    if (sound := newest_sound(valid)) is not None:
+        spared.add(sound)
+    doomed = surplus(valid, found.keys() - valid.keys(), keep, spared)
     for step in doomed:
         remove(checkpoints / name_of(step))
     return doomed
 
 
-def _looks_valid(directory: Path) -> bool:
+def newest_sound(manifests: dict[int, Manifest]) -> int | None:
+    """The newest step whose checkpoint was not written while updates were being skipped."""
+    return max((step for step, found in manifests.items() if not found.state.get("consecutive_skips")), default=None)
+
+
+def sound_step(checkpoints: Path) -> int | None:
+    """The step that a run whose updates are skipped should go back to; None where nothing was saved before."""
+    found = {step: _manifest_if_valid(checkpoints / name_of(step)) for step in steps_in(checkpoints)}
+    return newest_sound({step: manifest for step, manifest in found.items() if manifest is not None})
+
+
+def _manifest_if_valid(directory: Path) -> Manifest | None:
     try:
-        return not problems_of(directory, read_manifest(directory).files.items(), hashes=False)
+        manifest = read_manifest(directory)
+        return None if problems_of(directory, manifest.files.items(), hashes=False) else manifest
     except CheckpointError:
-        return False
+        return None

@@ -13,6 +13,8 @@ from megatron_ko.train.resilience.signals import StopSignals
 from megatron_ko.train.routing import StarvationWatch
 from megatron_ko.train.state import TrainState
 
+RESOLVED = "config.resolved.yaml"
+
 
 @dataclass
 class Run:

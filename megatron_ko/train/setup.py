@@ -12,6 +12,7 @@ from megatron_ko.config import RunConfig, check_world, dump, raise_problems
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.training.batch import Collator
 from megatron_ko.data.training.feed import ReadAhead, SampleFeed
+from megatron_ko.data.training.origins import Reading
 from megatron_ko.data.training.pretrain import Datasets, build_datasets
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
 from megatron_ko.models.blueprint import Blueprint
@@ -38,7 +39,7 @@ from megatron_ko.train.profiler import StepProfiler
 from megatron_ko.train.resilience.signals import StopSignals
 from megatron_ko.train.resume import check_bound
 from megatron_ko.train.routing import StarvationWatch, record_interval
-from megatron_ko.train.run import Run
+from megatron_ko.train.run import RESOLVED, Run
 from megatron_ko.train.sinks import Sink, TensorBoardSink, WandbSink
 from megatron_ko.train.start import load_start
 from megatron_ko.train.state import TrainState
@@ -48,8 +49,12 @@ from megatron_ko.train.summary import describe_sources, summarise, tokens_per_st
 _log = log.get_logger(__name__)
 
 
-def main(config: RunConfig) -> int:
+def main(config: RunConfig, from_step: int | None = None) -> int:
     """Train one rank's part of a run; the process group of the world exists already.
+
+    Args:
+        config: the resolved configuration.
+        from_step: the step whose checkpoint the run goes back to; None: the newest one.
 
     Returns:
         0 when the run is complete, 75 when it was stopped on request and can be continued.
@@ -63,19 +68,19 @@ def main(config: RunConfig) -> int:
     log.configure(groups.rank, config.logging.level)
     raise_problems(check_world(config, groups.world_size), f"{groups.world_size} ranks")
     lock_run_dir(config.run.dir, groups.rank == 0)
-    if finished(config, groups):
+    if from_step is None and finished(config, groups):
         destroy()
         return EXIT_DONE
     with explaining_out_of_memory(config.run.dir / "memory", groups.rank, config.logging.memory_history):
-        complete = _build_and_train(config, groups, signals)
+        complete = _build_and_train(config, groups, signals, from_step)
     barrier()
     destroy()
     return EXIT_DONE if complete else EXIT_REQUEUE
 
 
-def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals) -> bool:
+def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals, from_step: int | None) -> bool:
     """Whether the run has reached its last step."""
-    run = build_run(config, groups, signals)
+    run = build_run(config, groups, signals, from_step)
     # What exists now lives as long as the run. Without it the collections that megatron-core asks for in every save
     # would walk a million objects of imported modules.
     gc.freeze()
@@ -110,7 +115,7 @@ def finished(config: RunConfig, groups: Groups) -> bool:
     return True
 
 
-def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
+def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step: int | None = None) -> Run:
     """Build model, optimizer, data and metrics, restore the newest checkpoint, and print what is going to happen."""
     platform = get_platform()
     first = groups.rank == 0
@@ -119,7 +124,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         for name in checkpoints.remove_leftovers(config.run.dir / "checkpoints"):
             _log.info("removed what an interrupted save left: %s", name)
     tokenizer = _tokenizer(config)
-    newest = find_newest(config.run.dir / "checkpoints", groups)
+    newest = find_newest(config.run.dir / "checkpoints", groups, from_step)
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
@@ -136,13 +141,16 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
     state = restored.state if restored else TrainState()
     _open_ledger(state, datasets)
     if first:
+        if from_step is not None:
+            for name in checkpoints.set_aside(config.run.dir / "checkpoints", from_step):
+                _log.info("set aside: checkpoints/%s/%s", checkpoints.SET_ASIDE, name)
         _announce(config, groups, chunks)
         session = {
             "layout": layout_of(config, groups.world_size),
             "device": platform.device_name,
             "resumed_from_step": state.step,
         }
-        write_atomic(config.run.dir / "config.resolved.yaml", dump(config).encode())
+        write_atomic(config.run.dir / RESOLVED, dump(config).encode())
         write_lineage(config, identity, datasets.corpus, session)
     collate = Collator(
         document_start=tokenizer.eod if config.data.document_mask else None,
@@ -158,7 +166,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals) -> Run:
         )
     feed = SampleFeed(
         datasets.train,
-        consumed_samples=int(state.position.get("samples", state.samples)),
+        before=reading_of(state) or Reading(state.samples, datasets.train.count_by_dataset(range(state.samples))),
         global_batch=config.training.global_batch_size,
         micro_batch=config.training.micro_batch_size,
         dp_rank=groups.dp_rank,
@@ -195,7 +203,14 @@ def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manif
     """Data for what was read until the newest checkpoint, at whatever batch, and for the steps that are left."""
     done, read = (newest.step, newest.samples) if newest else (0, 0)
     wanted = read + (config.training.steps - done) * config.training.global_batch_size
-    return build_datasets(config.data, tokenizer, (wanted, config.eval.samples, 0), config.run.seed)
+    before = reading_of(TrainState.from_dict(newest.state)) if newest else None
+    return build_datasets(config.data, tokenizer, (wanted, config.eval.samples, 0), config.run.seed, before)
+
+
+def reading_of(state: TrainState) -> Reading | None:
+    """What was read of each dataset; checkpoints of earlier versions do not tell."""
+    position = state.position
+    return Reading(position["samples"], position["read"]) if "read" in position else None
 
 
 def _open_ledger(state: TrainState, datasets: Datasets) -> None:

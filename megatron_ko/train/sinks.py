@@ -1,5 +1,6 @@
 """Where metric records go: JSON lines, TensorBoard, Weights & Biases. A record is a flat dictionary."""
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from megatron_ko.errors import ConfigError, naming
 from megatron_ko.metrics.schema import TRAIN, VALID, Schema
+from megatron_ko.storage.files import write_atomic
 from megatron_ko.train.state import Record
 
 
@@ -100,7 +102,13 @@ class WandbSink:
                 got=project,
                 remedy="pip install 'megatron_ko[wandb]', or leave logging.wandb_project out",
             ) from None
-        self._run = wandb.init(project=project, name=name, config=config, dir=str(directory), resume="allow")
+        # The same id after every resume: one curve, in which W&B leaves out steps that it has seen.
+        kept = directory / "wandb_id"
+        if not kept.is_file():
+            write_atomic(kept, uuid.uuid4().hex.encode())
+        self._run = wandb.init(
+            project=project, name=name, config=config, dir=str(directory), id=kept.read_text(), resume="allow"
+        )
 
     def write_step(self, record: Record) -> None:
         """Log a training step under ``train/``."""

@@ -12,6 +12,9 @@ from megatron_ko.models.weights import load_weights, sharded_weights
 
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
+# A saved optimizer has them, too, but the configuration decides. Rate and decay are set before every step.
+CONFIGURED = ("betas", "eps")
+
 
 class StatePart(Protocol):
     """A part of the state whose tensors are spread over ranks."""
@@ -65,8 +68,11 @@ class OptimizerState:
 
     def load(self, directory: Path) -> None:
         """See ``StatePart``."""
+        configured = [{name: group[name] for name in CONFIGURED} for group in self._optimizer.param_groups]
         loaded = dist_checkpointing.load(self._state(is_loading=True), str(directory))
         self._optimizer.load_state_dict(loaded["optimizer"])
+        for group, values in zip(self._optimizer.param_groups, configured, strict=True):
+            group.update(values)
 
     def _state(self, is_loading: bool) -> dict[str, Any]:
         weights = sharded_weights(self._chunks)

@@ -16,6 +16,7 @@ from megatron_ko.artifacts.native import weights_of
 from megatron_ko.config import load_config
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.training.feed import SampleFeed
+from megatron_ko.data.training.origins import Reading
 from megatron_ko.data.training.pretrain import build_datasets
 from megatron_ko.metrics.schema import TRAIN, VALID
 from megatron_ko.train.schedule import lr_at
@@ -86,7 +87,7 @@ def test_samples_do_not_depend_on_the_number_of_data_ranks(tiny: Path) -> None:
 
     def steps(size: int, start: int) -> list[set[int]]:
         ranks = [
-            SampleFeed(data, consumed_samples=start, global_batch=8, micro_batch=2, dp_rank=rank, dp_size=size)
+            SampleFeed(data, before=Reading(start), global_batch=8, micro_batch=2, dp_rank=rank, dp_size=size)
             for rank in range(size)
         ]
         found = []

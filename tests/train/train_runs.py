@@ -88,6 +88,10 @@ class Run:
         """Train to the end."""
         return self._end(self._start(*more))
 
+    def train_from(self, step: int, *more: str) -> Ended:
+        """Go back to the checkpoint of a step, and train to the end."""
+        return self._end(self._start(*more, from_step=step))
+
     def train_until(self, step: int, number: signal.Signals, *more: str) -> Ended:
         """Train, and send a signal to the parent of the ranks once a step is in the metric store."""
         process = self._start(*more)
@@ -99,9 +103,9 @@ class Run:
         os.kill(process.pid, number)
         return self._end(process)
 
-    def _start(self, *more: str) -> ForkProcess:
+    def _start(self, *more: str, from_step: int | None = None) -> ForkProcess:
         self._log("out").parent.mkdir(parents=True, exist_ok=True)
-        process = multiprocessing.get_context("fork").Process(target=self._child, args=more)
+        process = multiprocessing.get_context("fork").Process(target=self._child, args=(from_step, *more))
         process.start()
         return process
 
@@ -113,7 +117,7 @@ class Run:
         assert process.exitcode is not None
         return Ended(process.exitcode, self._log("out").read_text(), self._log("err").read_text())
 
-    def _child(self, *more: str) -> None:
+    def _child(self, from_step: int | None, *more: str) -> None:
         os.environ["MEGATRON_KO_DEVICE"] = "cpu"
         if self.largest_file is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.largest_file, self.largest_file))
@@ -123,12 +127,12 @@ class Run:
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
-            code = self._exit_code(*more)
+            code = self._exit_code(from_step, *more)
         os._exit(code)  # nothing of the test runner must run here
 
-    def _exit_code(self, *more: str) -> int:
+    def _exit_code(self, from_step: int | None, *more: str) -> int:
         try:
-            train(self.config, self.words(*more))
+            train(self.config, self.words(*more), from_step)
         except typer.Exit as end:
             return end.exit_code
         except KoError as error:

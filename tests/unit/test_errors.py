@@ -58,5 +58,6 @@ def test_only_rank_zero_chats(capsys: pytest.CaptureFixture[str]) -> None:
         log.configure(rank)
         logger.info("hello")
         logger.warning("careful")
-    assert capsys.readouterr().err.splitlines() == ["hello", "careful", "[rank 3] careful"]
+        logger.error("stop")
+    assert capsys.readouterr().err.splitlines() == ["hello", "careful", "stop", "[rank 3] stop"]
     logging.getLogger("megatron_ko").handlers.clear()

@@ -12,10 +12,10 @@ from typing import Any, Protocol, Self
 import torch
 
 from megatron_ko.data.training.batch import Batch, Collator
-from megatron_ko.data.training.origins import MixtureDataset
+from megatron_ko.data.training.origins import MixtureDataset, Reading
 
 Position = Mapping[str, Any]
-_PLAIN = Collator()
+_PLAIN, _NOTHING = Collator(), Reading()
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SampleFeed:
 
     Args:
         dataset: the samples.
-        consumed_samples: by all ranks together, before this.
+        before: what all ranks together have read already.
         global_batch: samples of a step, over all ranks.
         micro_batch: samples of a micro-batch.
         dp_rank, dp_size: place in the data-parallel group.
@@ -70,7 +70,7 @@ class SampleFeed:
         self,
         dataset: MixtureDataset,
         *,
-        consumed_samples: int,
+        before: Reading = _NOTHING,
         global_batch: int,
         micro_batch: int,
         dp_rank: int,
@@ -80,7 +80,7 @@ class SampleFeed:
         assert global_batch % (micro_batch * dp_size) == 0, "checked with the configuration"
         self._dataset, self._collate = dataset, collate
         self._global, self._micro, self._rank, self._size = global_batch, micro_batch, dp_rank, dp_size
-        self.consumed_samples = consumed_samples
+        self.consumed_samples, self._read = before.samples, dict(before.by_dataset)
 
     def indices(self) -> list[range]:
         """Sample numbers of the next step, one range a micro-batch."""
@@ -96,7 +96,9 @@ class SampleFeed:
         length = batches[0].shape[1] * self._collate.cp_size
         counts = self._dataset.count_by_source(range(first, after))
         tokens = {name: count * length for name, count in counts.items()}
-        return StepData(batches, self._global, tokens, {"samples": after})
+        for key, count in self._dataset.count_by_dataset(range(first, after)).items():
+            self._read[key] = self._read.get(key, 0) + count
+        return StepData(batches, self._global, tokens, {"samples": after, "read": dict(self._read)})
 
     def __iter__(self) -> Iterator[StepData]:
         return self

@@ -1,7 +1,8 @@
 """Which source each sample of a mixture comes from, so that tokens and losses can be told by source."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,25 +21,63 @@ class SampleDataset(Protocol):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What was read before this session.
+
+    Attributes:
+        samples: of the mixture.
+        by_dataset: of each dataset of it, by the key of its content.
+    """
+
+    samples: int = 0
+    by_dataset: Mapping[str, int] = field(default_factory=dict)
+
+
 class MixtureDataset:
     """Numbered samples of a mixture, and the source of each.
+
+    A mixture whose weights or sources have changed goes on in each dataset where the earlier one had stopped reading.
 
     Args:
         dataset: megatron-core's; one that mixes several says in ``dataset_index`` which of them gives sample n.
         names: the source of each mixed dataset; several shards of one source have its name.
+        keys: names the content of each dataset.
+        before: what was read of them already; samples before it are not asked for.
     """
 
-    def __init__(self, dataset: Any, names: Sequence[str]) -> None:
+    def __init__(
+        self, dataset: Any, names: Sequence[str], keys: Sequence[str] = ("",), before: Reading | None = None
+    ) -> None:
         self._dataset, self._mixed = dataset, getattr(dataset, "dataset_index", None)
         self.sources = tuple(dict.fromkeys(names))
         self._source_of = np.array([self.sources.index(name) for name in names])
+        self._keys, self._shift = tuple(keys), np.zeros(len(keys), dtype=np.int64)
+        if before is not None:
+            counted = self._count(range(before.samples))
+            self._shift = np.array([before.by_dataset.get(key, 0) for key in keys], dtype=np.int64) - counted
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample: dict[str, Any] = self._dataset[index]
+        if self._mixed is None:
+            sample: dict[str, Any] = self._dataset[index + int(self._shift[0])]
+        else:
+            number = int(self._mixed[index])
+            within = int(self._dataset.dataset_sample_index[index]) + int(self._shift[number])
+            sample = {"dataset_id": number, **self._dataset.datasets[number][within]}
         return sample
+
+    def count_by_dataset(self, indices: range) -> dict[str, int]:
+        """How many of these samples come from each dataset, by the key of its content."""
+        return dict(zip(self._keys, self._count(indices).tolist(), strict=True))
+
+    def _count(self, indices: range) -> np.ndarray:
+        if self._mixed is None:
+            return np.array([len(indices)], dtype=np.int64)
+        chosen = self._mixed[indices.start : indices.stop]
+        return np.bincount(chosen, minlength=len(self._keys)).astype(np.int64)
 
     def source_numbers(self, indices: Sequence[int]) -> np.ndarray:
         """[n] place in ``sources`` of what each sample comes from."""

@@ -19,8 +19,8 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
-from megatron_ko.data.training.origins import MixtureDataset, source_names
-from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split
+from megatron_ko.data.training.origins import MixtureDataset, Reading, source_names
+from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split, expand_sources
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 from megatron_ko.storage.files import explain_disk_errors
@@ -100,7 +100,13 @@ class EpochDataset(GPTDataset):
         return self._permutation[1]
 
 
-def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[int, int, int], seed: int) -> Datasets:
+def build_datasets(
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    num_samples: tuple[int, int, int],
+    seed: int,
+    before: Reading | None = None,
+) -> Datasets:
     """Check the sources and build the datasets. With torch.distributed, every rank must call it; rank 0 builds first.
 
     Args:
@@ -108,10 +114,12 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
         tokenizer: of the run; sources that were encoded with another one are refused.
         num_samples: sequences wanted of (train, valid, test); 0 builds nothing for that part.
         seed: decides the order of samples.
+        before: what an earlier session has read for training.
 
     Raises:
         DataError: anything wrong with the files, and a part that is asked for but has no sample.
     """
+    data = data.model_copy(update={"sources": expand_sources(data.sources)})
     shards = check_sources(data, tokenizer)
     sizes: list[int | None] = []
     for split, asked in enumerate(num_samples):
@@ -125,7 +133,11 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
     with explain_disk_errors(cache), _process_group(), _whole_cache(folder):
         built = _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
     names = source_names(data.sources)
-    train, valid, test = (None if part is None else MixtureDataset(part, names) for part in built)
+    keys = [shard.key for shard in shards]
+    train, valid, test = (
+        None if part is None else MixtureDataset(part, names, keys, reading)
+        for part, reading in zip(built, (before, None, None), strict=True)
+    )
     assert train is not None, "a run trains"
     corpus = [
         {

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ko.config import DataConfig
+from megatron_ko.config.data import Source
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
 from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest
+from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -33,6 +35,40 @@ class Shard:
     manifest: IndexManifest
     weight: float
     samples: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Names its content, wherever it lies."""
+        return self.manifest.sha256["bin"][:16]
+
+
+def expand_sources(sources: Sequence[Source]) -> tuple[Source, ...]:
+    """The indexed files that sources mean: a prefix of several shards, or a folder, stands for all of them, in order.
+
+    Its weight is divided among them in proportion to their tokens.
+
+    Raises:
+        DataError: a shard is missing.
+    """
+    return tuple(shard for source in sources for shard in _expand(source))
+
+
+def _expand(source: Source) -> list[Source]:
+    prefixes = find_shards(source.prefix)
+    if prefixes == [source.prefix]:
+        return [source]
+    tokens = [read_manifest(prefix).tokens for prefix in prefixes]
+    name = source.name or source.prefix.name
+    return [
+        source.model_copy(
+            update={
+                "prefix": prefix,
+                "name": name,
+                "weight": None if source.weight is None else source.weight * count / sum(tokens),
+            }
+        )
+        for prefix, count in zip(prefixes, tokens, strict=True)
+    ]
 
 
 def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
