@@ -84,7 +84,7 @@ CHANGES = {
     "lr": 1e-3,
     "min_lr_ratio": 0.9,
     "schedule": "linear",
-    "warmup_steps": 5,
+    "warmup_steps": 9,
     "decay_steps": 4,
     "weight_decay": 5.0,
     "beta1": 0.5,
