@@ -30,16 +30,25 @@ def check(
     run_file: RunFile,
     overrides: Overrides = None,
     ranks: Annotated[int | None, typer.Option(min=1, help="Also check that it runs on this many ranks.")] = None,
+    no_data: Annotated[bool, typer.Option("--no-data", help="The data is not on this machine.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Report every problem of a configuration at once; exit code 2 if there is one.
+    """Report every problem of a configuration at once, and the first one of its data; exit code 2 if there is one.
 
     Example: megatron-ko config check configs/runs/demo.yaml --ranks 8
     """
     config = load_config(run_file, overrides or [])
     if ranks is not None:
         raise_problems(check_world(config, ranks), f"{run_file} on {ranks} ranks")
-    typer.echo(json.dumps({"ok": True, "file": str(run_file)}) if as_json else f"{run_file}: ok")
+    found: dict[str, object] = {"ok": True, "file": str(run_file)}
+    lines = [f"{run_file}: ok"]
+    if not no_data:
+        from megatron_ko.data.training.preview import preview_data
+
+        preview = preview_data(config)
+        found |= {"epochs": preview.epochs}
+        lines += [line for line in (preview.line(), preview.warning()) if line]
+    typer.echo(json.dumps(found) if as_json else "\n".join(lines))
 
 
 @app.command()

@@ -23,6 +23,9 @@ def train(
         int | None, typer.Option("--from-step", min=1, help="Go back to the checkpoint of this step.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would run, and stop.")] = False,
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="With --dry-run: the data is not on this machine.")
+    ] = False,
 ) -> None:
     """Train, or continue, the run of a configuration. Started again it resumes from its newest valid checkpoint.
 
@@ -40,9 +43,15 @@ def train(
     world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world)
     raise_problems(check_world(config, world_size), f"{run_file} on {world_size} ranks")
     if dry_run:
+        from megatron_ko.data.training.preview import preview_data
         from megatron_ko.train.summary import summarise
 
         typer.echo("\n".join(summarise(config, world_size)))
+        if not no_data:
+            preview = preview_data(config)
+            typer.echo(preview.line())
+            if warning := preview.warning():
+                typer.echo(f"warning     {warning}")
         return
     # megatron-core warns about its own inner workings, when imported and on every rank; nothing that one could change.
     warnings.filterwarnings("ignore", module=r"(megatron\.core|torch)\b")

@@ -25,6 +25,7 @@ from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.train.adam import install_portable_adam
 from megatron_ko.train.agreement import gather_from_ranks
+from megatron_ko.train.gradient_norm import install_accurate_norm
 
 
 def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], groups: Groups) -> list[torch.nn.Module]:
@@ -122,6 +123,7 @@ def build_optimizer(
     Also wires the chunks' configuration to it: loss scaling, gradient reduction and their overlap.
     """
     install_portable_adam()
+    install_accurate_norm()
     optim, precision = config.optim, config.precision
     settings = OptimizerConfig(
         optimizer="adam",

@@ -9,12 +9,13 @@ import torch
 from megatron_ko import log
 from megatron_ko.artifacts import checkpoints
 from megatron_ko.config import RunConfig, check_world, dump, raise_problems
-from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.training.batch import Collator
 from megatron_ko.data.training.feed import ReadAhead, SampleFeed
 from megatron_ko.data.training.origins import Reading
 from megatron_ko.data.training.pretrain import Datasets, build_datasets
-from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
+from megatron_ko.data.training.preview import DataPreview, load_fitting_tokenizer
+from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.specs import uses_transformer_engine
@@ -123,7 +124,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
         config.run.dir.mkdir(parents=True, exist_ok=True)
         for name in checkpoints.remove_leftovers(config.run.dir / "checkpoints"):
             _log.info("removed what an interrupted save left: %s", name)
-    tokenizer = _tokenizer(config)
+    tokenizer = load_fitting_tokenizer(config)
     newest = find_newest(config.run.dir / "checkpoints", groups, from_step)
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
@@ -144,7 +145,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
         if from_step is not None:
             for name in checkpoints.set_aside(config.run.dir / "checkpoints", from_step):
                 _log.info("set aside: checkpoints/%s/%s", checkpoints.SET_ASIDE, name)
-        _announce(config, groups, chunks)
+        _announce(config, groups, chunks, DataPreview(datasets.epochs))
         session = {
             "layout": layout_of(config, groups.world_size),
             "device": platform.device_name,
@@ -185,18 +186,6 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
         signals=signals,
         profiler=StepProfiler(config.run.dir / "profile", config.logging.profile if first else None),
     )
-
-
-def _tokenizer(config: RunConfig) -> Tokenizer:
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            "the tokenizer has more ids than the model has embeddings",
-            got=f"model.vocab_size {config.model.vocab_size}, tokenizer {config.data.tokenizer}",
-            expected=f"at least {tokenizer.vocab_size}",
-            remedy=f"model.vocab_size={tokenizer.vocab_size}",
-        )
-    return tokenizer
 
 
 def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manifest | None) -> Datasets:
@@ -244,10 +233,12 @@ def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: di
     return MetricStore(directory, sinks, rates, record_interval(config.training.steps) if config.model.moe else 0)
 
 
-def _announce(config: RunConfig, groups: Groups, chunks: list[torch.nn.Module]) -> None:
+def _announce(config: RunConfig, groups: Groups, chunks: list[torch.nn.Module], data: DataPreview) -> None:
     platform = get_platform()
-    for line in summarise(config, groups.world_size):
+    for line in [*summarise(config, groups.world_size), data.line()]:
         _log.info(line)
+    if warning := data.warning():
+        _log.warning(warning)
     built = sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())
     layers = "transformer_engine" if uses_transformer_engine(config.precision.layer_backend) else "portable"
     device = f"{platform.device_name} ({platform.backend}), {layers} layers"

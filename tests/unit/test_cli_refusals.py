@@ -29,7 +29,9 @@ training: {steps: 1, global_batch_size: 1}
         ("convert merge nowhere elsewhere out", 2, "there is no native model in this folder"),
         ("convert upcycle nowhere out", 2, "there is no native model in this folder"),
         ("train nowhere.yaml", 2, "configuration file not found"),
-        ("train run.yaml --dry-run", 0, "layout      tensor 1"),
+        ("train run.yaml --dry-run --no-data", 0, "layout      tensor 1"),
+        ("train run.yaml --dry-run", 2, "nowhere"),
+        ("config check run.yaml", 2, "nowhere"),
         ("train run.yaml model.hiden_size=8", 2, "did you mean 'model.hidden_size'"),
     ],
 )

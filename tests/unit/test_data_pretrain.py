@@ -327,10 +327,12 @@ def test_an_interrupted_cache_is_built_again(corpus: Corpus) -> None:
     config = corpus.config({"prefix": corpus.large}, {"prefix": corpus.small})
     expected = rows(corpus.build(config).train, range(50))
     cache = corpus.large.parent / "cache"
-    (marker,) = cache.glob("*/complete")
+    markers = list(cache.glob("*/complete"))
+    assert len(markers) == 2, "training and validation"
     for index in cache.glob("*/*.npy"):
         index.write_bytes(index.read_bytes()[:-5])
-    marker.unlink()
+    for marker in markers:
+        marker.unlink()
     assert rows(corpus.build(config).train, range(50)) == expected
 
 
@@ -431,3 +433,11 @@ def test_sources_go_on_where_they_were_left_whatever_becomes_of_the_mixture(
         before = Reading(before.samples + count, merged)
     assert read == {key: list(range(len(numbers))) for key, numbers in read.items()}
     assert {key: count for key, count in before.by_dataset.items() if count} == {k: len(v) for k, v in read.items()}
+
+
+def test_validation_is_the_same_for_every_seed_and_training_is_not(corpus: Corpus) -> None:
+    config = corpus.config({"prefix": corpus.large})
+    tokenizer = load_tokenizer(config.tokenizer)
+    one, other = (build_datasets(config, tokenizer, (40, 5, 0), seed) for seed in (1, 2))
+    assert rows(one.valid, range(5)) == rows(other.valid, range(5))
+    assert rows(one.train, range(40)) != rows(other.train, range(40))

@@ -20,6 +20,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.training.origins import MixtureDataset, Reading, source_names
+from megatron_ko.data.training.preview import count_epochs
 from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split, expand_sources
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
@@ -28,6 +29,7 @@ from megatron_ko.storage.locks import wait_for_lock
 
 _log = get_logger(__name__)
 _COMPLETE = "complete"
+_VALIDATION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Datasets:
         train: as long as was asked for, or longer; epochs follow each other.
         valid, test: None when nothing was asked for; never longer than one pass over their part.
         corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
+        epochs: how often each source is gone through in training, by its name.
     """
 
     train: MixtureDataset
     valid: MixtureDataset | None
     test: MixtureDataset | None
     corpus: list[dict[str, Any]]
+    epochs: dict[str, float]
 
 
 class EpochDataset(GPTDataset):
@@ -113,7 +117,7 @@ def build_datasets(
         data: sources, split, sequence length.
         tokenizer: of the run; sources that were encoded with another one are refused.
         num_samples: sequences wanted of (train, valid, test); 0 builds nothing for that part.
-        seed: decides the order of samples.
+        seed: decides the order of training samples.
         before: what an earlier session has read for training.
 
     Raises:
@@ -128,10 +132,12 @@ def build_datasets(
         if capped < asked:
             _log.warning("%s: %d sequences instead of %d: the part has no more", SPLITS[split], capped, asked)
         sizes.append(capped or None)
-    cache = data.cache_dir or data.sources[0].prefix.parent / "cache"
-    folder = cache / cache_key(data, shards, sizes, seed)
-    with explain_disk_errors(cache), _process_group(), _whole_cache(folder):
-        built = _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
+    train_size, *held_out = sizes
+    built = [
+        *_build_cached(data, shards, (train_size, None, None), seed, tokenizer)[:1],
+        # The same sequences whatever the seed of a run: or validations of two runs could not be compared.
+        *_build_cached(data, shards, (None, *held_out), _VALIDATION_SEED, tokenizer)[1:],
+    ]
     names = source_names(data.sources)
     keys = [shard.key for shard in shards]
     train, valid, test = (
@@ -148,7 +154,19 @@ def build_datasets(
         }
         for shard in shards
     ]
-    return Datasets(train, valid, test, corpus)
+    return Datasets(train, valid, test, corpus, count_epochs(shards, names, num_samples[0]))
+
+
+def _build_cached(
+    data: DataConfig, shards: Sequence[Shard], sizes: Sequence[int | None], seed: int, tokenizer: Tokenizer
+) -> list[Any]:
+    """The parts that have a size; None for the others."""
+    if not any(sizes):
+        return [None] * len(sizes)
+    cache = data.cache_dir or data.sources[0].prefix.parent / "cache"
+    folder = cache / cache_key(data, shards, sizes, seed)
+    with explain_disk_errors(cache), _process_group(), _whole_cache(folder):
+        return _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
 
 
 def _build(
