@@ -83,7 +83,7 @@ def decontaminate(
         keys=tuple(against_key or ["text"]),
         grams=NgramRule(unit.value, size, shortest or max(1, size // 2)),
         suffix=f".{output_format.value}",
-        running=Resources(workers),
+        resources=Resources(workers),
     )
     if restart:
         remove_job(work_folder_of(output))

@@ -95,7 +95,7 @@ def dedup(
         keep=keep.value,
         least_characters=min_characters,
         suffix=f".{output_format.value}",
-        running=Resources(workers, memory_mb << 20),
+        resources=Resources(workers, memory_mb << 20),
     )
     if restart:
         remove_job(work_folder_of(output))

@@ -16,7 +16,7 @@ from megatron_ko.parallel.platform import get_platform
 def compute_in_fp32(network: torch.nn.Module) -> None:
     """Make the modules of a network widen their weights while they are called: exact, and never all at once."""
 
-    def widen(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def widen(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         kept.setdefault(id(module), []).append([(p, p.data) for p in module.parameters(recurse=False)])
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.float()

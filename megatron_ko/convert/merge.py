@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,11 +84,11 @@ def _shares(number: int, weights: Sequence[float] | None) -> tuple[float, ...]:
 def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader]) -> None:
     """All models have the network, the tensors and the tokenizer of the first."""
     first = sources[0]
-    expected = _explicit(first), _tokenizer(first), _shapes(first, readers[0])
+    expected = _parts_to_compare(first, readers[0])
     for source, reader in zip(sources[1:], readers[1:], strict=True):
-        found = _explicit(source), _tokenizer(source), _shapes(source, reader)
-        for name, one, other in zip(("networks", "tokenizers", "tensors"), expected, found, strict=True):
-            if one != other:
+        found = _parts_to_compare(source, reader)
+        for name, one in expected.items():
+            if one != (other := found[name]):
                 raise ConvertError(
                     f"models of different {name} cannot be merged",
                     got=f"{source.origin}: {_difference(one, other)}",
@@ -97,18 +96,22 @@ def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader])
                 )
 
 
-def _explicit(source: Pretrained) -> dict[str, Any]:
+def _parts_to_compare(source: Pretrained, reader: NativeReader) -> dict[str, Mapping[str, object]]:
+    return {"networks": _explicit(source), "tokenizers": _tokenizer(source), "tensors": _shapes(source, reader)}
+
+
+def _explicit(source: Pretrained) -> dict[str, object]:
     """The network by its values, without what only training uses."""
     values = source.model.explicit()
     moe = {f"moe.{name}": value for name, value in (values.pop("moe") or {}).items()}
     return {name: value for name, value in {**values, **moe}.items() if name not in _TRAINING}
 
 
-def _tokenizer(source: Pretrained) -> dict[str, Any]:
+def _tokenizer(source: Pretrained) -> dict[str, object]:
     return {"fingerprint": None if source.tokenizer is None else load_tokenizer(source.tokenizer).fingerprint}
 
 
-def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Any]:
+def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Shape]:
     """Shapes by name; rows that pad the vocabulary as one rank would."""
     padded = source.model.padded_vocab_size(1)
     return {
@@ -116,7 +119,7 @@ def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Any]:
     }
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+def _difference(one: Mapping[str, object], other: Mapping[str, object]) -> str:
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return "; ".join(f"{name} {other.get(name)} instead of {one.get(name)}" for name in names[:5])
 

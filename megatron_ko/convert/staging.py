@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -108,7 +107,7 @@ def write_lineage(
     parents: Sequence[lineage.Record],
     proof: Proof,
     tokenizer: Path | None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> lineage.Record:
     """Write lineage.json of a folder whose weights are written and proven."""
     weights = lineage.hash_of_folder(folder)
@@ -123,7 +122,7 @@ def write_lineage(
         family=model.family,
         parameters=count_parameters(model).total,
         tokenizer=fingerprint and {"fingerprint": fingerprint},
-        logits=proof.logits and proof.logits.describe(),
+        logits=proof.logits and proof.logits.to_json(),
         gates=[asdict(gate) for gate in proof.gates],
         beside=lineage.hashes_beside(folder),
     )
@@ -132,7 +131,7 @@ def write_lineage(
 
 
 def existing_proof(
-    output: Path, made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any] | None = None
+    output: Path, made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, object] | None = None
 ) -> Proof | None:
     """The proof in a folder that was made of the same weights in the same way and still holds what it held then.
 
@@ -187,6 +186,6 @@ def _identity_of(record: lineage.Record) -> str:
     return _identity(record.get("made_by", "unknown"), record.get("parents", []), record.get("options", {}))
 
 
-def _identity(made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any]) -> str:
+def _identity(made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, object]) -> str:
     said = ", ".join(f"{name} {value}" for name, value in sorted(options.items()))
     return f"{made_by} of {' and '.join(parent['weights'] for parent in parents)}" + (f" ({said})" if said else "")

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import native_engine, native_logits, peer_engine, peer_greedy, peer_logits
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.gates import Gate, LogitGate, Proof, require_gates, running
 from megatron_ko.convert.mapping import blocks
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.texts import (
     CHATS,
+    TokenSamples,
     chat_samples,
     conversation_ids,
     fixed_length,
@@ -32,8 +32,6 @@ from megatron_ko.plan.params import count_parameters
 
 TOLERANCE = 1e-4
 GREEDY = 64
-
-Samples = dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def prove(pair: ModelPair) -> Proof:
 
 def _tensors(pair: ModelPair) -> Iterator[Gate]:
     """Every tensor of the folder is the one that the table makes of ours, bit for bit, and all have their shapes."""
-    rules = around(FAMILIES[pair.model.family].layers, pair.model)
+    rules = rules_of(pair.model)
     native = NativeReader(pair.weights)
     tried, numbers, differing, damaged = 0, 0, [], []
     with SafetensorsFolder(pair.folder) as tensors:
@@ -166,7 +164,7 @@ class _Theirs:
     written: list[Tensor]
 
 
-def _computed(pair: ModelPair, samples: Samples) -> tuple[LogitGate, list[Gate]]:
+def _computed(pair: ModelPair, samples: TokenSamples) -> tuple[LogitGate, list[Gate]]:
     """Keys, logits and greedy generation. Only one of the two models is in memory at a time."""
     chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
     prompts = [rows[-1][:1, : _prompt_length(pair.model)] for rows in chosen]
@@ -184,7 +182,7 @@ def _computed(pair: ModelPair, samples: Samples) -> tuple[LogitGate, list[Gate]]
     return _together(list(parts.values())), [*theirs.gates, *gates, greedy]
 
 
-def _theirs(pair: ModelPair, samples: Samples, prompts: list[Tensor]) -> _Theirs:
+def _theirs(pair: ModelPair, samples: TokenSamples, prompts: list[Tensor]) -> _Theirs:
     peer, wrong = peer_engine(pair.folder, pair.written_here)
     gates = [
         Gate("keys in transformers", len(list(peer.parameters())), not wrong, str(wrong or "")),

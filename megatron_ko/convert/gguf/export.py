@@ -10,12 +10,11 @@ from typing import Any
 from megatron_ko.artifacts import lineage
 from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.gates import Gate, Proof, require_gates
 from megatron_ko.convert.gguf.gates import compare_generation, compare_logits, compare_tensors, compare_values
 from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel, quantise, require_packages
-from megatron_ko.convert.gguf.ollama import check_modelfile_text, modelfile
+from megatron_ko.convert.gguf.ollama import ModelfileSummary, check_modelfile_text, modelfile
 from megatron_ko.convert.gguf.reference import Reference, compute_reference
 from megatron_ko.convert.gguf.tokens import compare_tokenizers
 from megatron_ko.convert.gguf.values import differing_constants, differing_tokens, differing_weights
@@ -69,11 +68,11 @@ class GgufExport:
 
     files: list[GgufFile]
     proof: Proof
-    ollama: dict[str, Any]
+    ollama: ModelfileSummary
 
-    def describe(self) -> dict[str, Any]:
-        """For machines."""
-        return {"files": [asdict(one) for one in self.files], "ollama": self.ollama, **self.proof.describe()}
+    def to_json(self) -> dict[str, object]:
+        """For --json."""
+        return {"files": [asdict(one) for one in self.files], "ollama": asdict(self.ollama), **self.proof.to_json()}
 
 
 def export_gguf(
@@ -108,8 +107,8 @@ def export_gguf(
         "accept ties": accept_ties,
     }
     if (before := existing_proof(output, MADE_BY, [parent], options)) is not None:
-        told = {"modelfile": True, "format": None, "notes": [], **(lineage.read(output) or {}).get("ollama", {})}
-        if told["modelfile"] and not (output / "Modelfile").is_file():
+        told = ModelfileSummary(**(lineage.read(output) or {}).get("ollama", {}))
+        if told.modelfile and not (output / "Modelfile").is_file():
             raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
         return GgufExport([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
     with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
@@ -127,8 +126,8 @@ def export_gguf(
             (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
         record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
-        lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": chat.describe()})
-    return GgufExport(written, proof, chat.describe())
+        lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": asdict(chat.summary())})
+    return GgufExport(written, proof, chat.summary())
 
 
 def _fresh(source: Path) -> str:
@@ -155,7 +154,7 @@ def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
     path = folder / "config.json"
     model = from_hf_config(read_json(path), str(path))
     check_expressible(model)
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     with SafetensorsFolder(folder) as tensors:
         check_complete(other_shapes(rules, model), tensors.shapes, str(folder))
     vocabulary = read_vocabulary(folder)

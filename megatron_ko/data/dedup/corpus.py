@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -14,6 +15,21 @@ from megatron_ko.data.text.documents import ParsedBlock, parse_block
 
 # Pairs of document numbers are packed into 64 bits.
 MOST_DOCUMENTS = 1 << 32
+
+
+class ChunkStatistics(TypedDict):
+    """What every pass over the corpus records of a chunk: the number of its source, and the bytes of input read."""
+
+    source: int
+    read: int
+
+
+class ReadStatistics(ChunkStatistics):
+    """What a first pass records as well: documents, bytes of their texts, and rejected records by reason."""
+
+    documents: int
+    bytes: int
+    rejected: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -91,8 +107,8 @@ class ChunkArrays:
         return found
 
 
-def chunk_arrays(parts: Sequence[Part], count: str) -> ChunkArrays:
-    """Array files of a job whose statistics give ``count`` and "source"."""
+def chunk_arrays(parts: Sequence[Part[ChunkStatistics]], counts: Sequence[int]) -> ChunkArrays:
+    """The array files of a pass over the corpus, with the number of items in each."""
     firsts = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([part.statistics[count] for part in parts], out=firsts[1:])
+    np.cumsum(counts, out=firsts[1:])
     return ChunkArrays([part.path for part in parts], firsts, [part.statistics["source"] for part in parts])

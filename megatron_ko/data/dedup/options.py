@@ -1,10 +1,10 @@
 """What is to be compared, and how."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ko.data.dedup.lsh import Bands, bands_for
+from megatron_ko.data.dedup.manifest import DedupSettings
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Shingles
 from megatron_ko.data.text.formats import InputFormat, TextUnit
@@ -89,7 +89,7 @@ class DedupOptions:
             given first, the longest.
         least_characters: paragraphs and lines that are shorter, after normalisation, stay.
         suffix: of the output files.
-        running: processes and memory.
+        resources: processes and memory.
     """
 
     input: InputFiles
@@ -100,10 +100,10 @@ class DedupOptions:
     keep: str = "first"
     least_characters: int = 30
     suffix: str = ".jsonl.zst"
-    running: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=Resources)
 
-    def identity(self) -> Mapping[str, object]:
-        """What decides the result, beside the content of the inputs."""
+    def settings(self) -> DedupSettings:
+        """The options that decide the result."""
         return {
             "key": self.input.key,
             "text_unit": self.input.text_unit,

@@ -4,13 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
-from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk
+from megatron_ko.data.dedup.corpus import ChunkArrays, ChunkStatistics, SourceChunk
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.sign import HashRun
 
@@ -71,6 +70,12 @@ class PieceRemover:
         return text
 
 
+class PiecesStatistics(ChunkStatistics):
+    """What is recorded of a chunk: also how many pieces count."""
+
+    pieces: int
+
+
 class PiecesWork:
     """Writes the hashes of one chunk's pieces, of the documents that stay and as earlier levels have left them."""
 
@@ -79,7 +84,7 @@ class PiecesWork:
     ) -> None:
         self._key, self._cutting, self._kept, self._parts, self._levels = key, cutting, kept, parts, list(levels)
 
-    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
+    def __call__(self, chunk: SourceChunk, part: Path) -> PiecesStatistics:
         run, surgeon, pieces = HashRun(), PieceRemover(self._levels, chunk.index), 0
         for text in kept_texts(chunk, self._key, self._kept, self._parts):
             for _, comparable in self._cutting.counted(self._cutting.cut(surgeon(text))):

@@ -11,7 +11,7 @@ document L, it is compared with L as well.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -23,6 +23,14 @@ from megatron_ko.data.dedup.verify import similarity
 _BATCH = 1 << 18
 # Whether documents left[i] and right[i] are similar.
 Similar = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class SettleStatistics(TypedDict):
+    """How many clusters there are, and how many of their documents go and stay."""
+
+    clusters: int
+    removed: int
+    kept: int
 
 
 class SettleWork:
@@ -38,7 +46,7 @@ class SettleWork:
         self._clusters, self._best = arrays
         self._keep, self._threshold = rule
 
-    def __call__(self, documents: tuple[int, int], part: Path) -> dict[str, Any]:
+    def __call__(self, documents: tuple[int, int], part: Path) -> SettleStatistics:
         left, right = self._pairs(*documents)
         numbers, places = np.unique(np.concatenate((left, right)), return_inverse=True)
         best = stored_array(self._best, "<i8")[numbers]

@@ -3,14 +3,13 @@
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import xxhash
 
 from megatron_ko.data.dedup.arrays import write_arrays
-from megatron_ko.data.dedup.corpus import SourceChunk
+from megatron_ko.data.dedup.corpus import ReadStatistics, SourceChunk
 from megatron_ko.data.dedup.minhash import band_keys, signatures
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.options import Near
@@ -53,6 +52,12 @@ class HashRun:
         }
 
 
+class SignStatistics(ReadStatistics):
+    """What is recorded of a chunk: also how many different texts it has."""
+
+    distinct: int
+
+
 class SignWork:
     """Writes the array file of one chunk.
 
@@ -64,7 +69,7 @@ class SignWork:
     def __init__(self, key: str, normalisation: Normalisation, near: Near | None) -> None:
         self._key, self._normalisation, self._near = key, normalisation, near
 
-    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
+    def __call__(self, chunk: SourceChunk, part: Path) -> SignStatistics:
         run, sketcher = HashRun(), _Sketcher(self._near)
         sizes: list[int] = []
         positions: list[int] = []

@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron_ko.data.dedup.corpus import read_corpus
+from megatron_ko.data.dedup.corpus import ChunkStatistics, SourceChunk, read_corpus
+from megatron_ko.data.dedup.manifest import OutputEntry
 from megatron_ko.data.dedup.options import InputFiles, Resources
+from megatron_ko.data.dedup.output import WriteStatistics
 from megatron_ko.data.jobs.chunks import input_identity
-from megatron_ko.data.jobs.job import Job, Part, Work, check_job, job_parts, run_job
+from megatron_ko.data.jobs.job import Job, Part, Payload, Statistics, Work, check_job, job_parts, run_job
 from megatron_ko.data.text.inputs import SUFFIXES, content_hash
 from megatron_ko.data.text.streams import COMPRESSED
 from megatron_ko.data.text.writers import DocumentWriter, merge_documents
@@ -29,6 +31,7 @@ _RESERVED = (MANIFEST, REPORT, REJECTED, REMOVED)
 _PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
 Progress = Callable[[str, float], None]
+OfChunk = TypeVar("OfChunk", bound=ChunkStatistics)
 
 
 class WorkFolder:
@@ -37,53 +40,59 @@ class WorkFolder:
     Args:
         folder: of the parts.
         files: the inputs.
-        identity: options that decide the result.
-        running: processes and memory.
+        settings: options that decide the result.
+        resources: processes and memory.
         progress: told how far each pass is.
     """
 
     def __init__(
-        self, folder: Path, files: InputFiles, identity: Mapping[str, object], running: Resources, progress: Progress
+        self, folder: Path, files: InputFiles, settings: Mapping[str, object], resources: Resources, progress: Progress
     ) -> None:
-        self.folder, self._files, self.running, self._progress = folder, files, running, progress
-        self._identity = {**identity, "inputs": input_identity(files.paths)}
+        self.folder, self._files, self.resources, self._progress = folder, files, resources, progress
+        self._identity = {**settings, "inputs": input_identity(files.paths)}
         self._bytes = max(1, sum(path.stat().st_size for path in files.paths))
 
-    def over_corpus(self, name: str, work: Work, suffix: str = "") -> list[Part]:
-        """A pass over all documents; the work gets a ``SourceChunk``, and its statistics say "source" and "read"."""
+    def over_corpus(self, name: str, work: Work[SourceChunk, OfChunk], suffix: str = "") -> list[Part[OfChunk]]:
+        """A pass over all documents."""
         read = 0
 
-        def progress(part: Part) -> None:
+        def progress(part: Part[OfChunk]) -> None:
             nonlocal read
             read += part.statistics["read"]
             self._progress(name, read / self._bytes)
 
-        workers = self.running.workers if self._bytes > _SMALL else 1
+        workers = self.resources.workers if self._bytes > _SMALL else 1
         return self._run(name, read_corpus(self._files), work, suffix, workers, progress)
 
-    def over_units(self, name: str, units: Iterable[tuple[int, Any]], work: Work, suffix: str = "") -> list[Part]:
+    def over_units(
+        self,
+        name: str,
+        units: Iterable[tuple[int, Payload]],
+        work: Work[Payload, Statistics],
+        suffix: str = "",
+    ) -> list[Part[Statistics]]:
         """A pass over numbered units of work."""
         listed = list(units)
         done = 0
 
-        def progress(_: Part) -> None:
+        def progress(_: Part[Any]) -> None:
             nonlocal done
             done += 1
             self._progress(name, done / len(listed))
 
         # A few units are done before other processes have started.
-        workers = self.running.workers if len(listed) >= 4 * self.running.workers else 1
+        workers = self.resources.workers if len(listed) >= 4 * self.resources.workers else 1
         return self._run(name, listed, work, suffix, workers, progress)
 
     def _run(
         self,
         name: str,
-        chunks: Iterable[tuple[int, Any]],
-        work: Work,
+        chunks: Iterable[tuple[int, Payload]],
+        work: Work[Payload, Statistics],
         suffix: str,
         workers: int,
-        progress: Callable[[Part], None],
-    ) -> list[Part]:
+        progress: Callable[[Part[Statistics]], None],
+    ) -> list[Part[Statistics]]:
         job = Job(self.folder / name, self._identity, workers=workers, suffix=suffix)
         try:
             check_job(job)
@@ -126,13 +135,15 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
             yield
 
 
-def write_outputs(folder: Path, files: InputFiles, written: Sequence[Part], suffix: str) -> list[dict[str, Any]]:
+def write_outputs(
+    folder: Path, files: InputFiles, written: Sequence[Part[WriteStatistics]], suffix: str
+) -> list[OutputEntry]:
     """One file a source, in order, from the parts of its chunks.
 
     Returns:
         for every source its file, documents, bytes of text, size and hash.
     """
-    outputs = []
+    outputs: list[OutputEntry] = []
     for source, name in enumerate(output_names(files.paths, suffix)):
         parts = [part for part in written if part.statistics["source"] == source]
         path = folder / name
@@ -193,13 +204,13 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def finished_before(folder: Path, output: Path, identity: Mapping[str, object]) -> bool:
+def finished_before(folder: Path, output: Path, settings: Mapping[str, object]) -> bool:
     """Whether this very command was killed when all but the removal of its parts was done."""
     marker, manifest = folder / _PUBLISHED, output / MANIFEST
     if not marker.is_file() or not manifest.is_file() or marker.read_text("utf-8") != content_hash(manifest):
         return False
     found = json.loads(manifest.read_text("utf-8"))["options"]
-    return bool(found == json.loads(json.dumps(dict(identity))))
+    return bool(found == json.loads(json.dumps(dict(settings))))
 
 
 def rename_output(assembled: Path, output: Path) -> None:

@@ -1,6 +1,6 @@
 """Inputs to chunks: what one worker does at a time, what is lost in a kill. Their borders depend on the inputs only."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from megatron_ko.data.text.records import Block, Reading
 from megatron_ko.data.text.streams import COMPRESSED, STDIN
 from megatron_ko.errors import DataError
 
-__all__ = ["ORDER", "Chunk", "Reading", "check_unchanged", "input_identity", "read_chunks"]
+__all__ = ["Chunk", "InputIdentity", "Reading", "check_unchanged", "identified_paths", "input_identity", "read_chunks"]
 
-# Beside the names of the files in ``input_identity``.
-ORDER = "(order)"
+# By the name of each file its size and a hash of samples of it, and under ``_ORDER`` a hash of the names in order.
+InputIdentity = dict[str, object]
+_ORDER = "(order)"
 _SMALLEST, _LARGEST = 2 << 20, 64 << 20
 # Chunks that are handed over in memory, not as a place on the disk.
 _LARGEST_HELD = 16 << 20
@@ -73,15 +74,20 @@ def read_chunks(reading: Reading) -> Iterator[tuple[int, Chunk]]:
         yield index, Chunk(tuple(spans), read)
 
 
-def input_identity(inputs: tuple[Path, ...]) -> dict[str, object]:
+def input_identity(inputs: tuple[Path, ...]) -> InputIdentity:
     """What a resumed job compares: order, sizes, and hashes of the beginning, middle and end of every file."""
-    files: dict[str, object] = {
+    files: InputIdentity = {
         str(path): [input_bytes(path), _sampled_hash(path)] if path != STDIN else "standard input" for path in inputs
     }
-    return {**files, ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
+    return {**files, _ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
 
 
-def check_unchanged(identity: Mapping[str, object], folder: Path) -> None:
+def identified_paths(identity: InputIdentity) -> list[Path]:
+    """The files that an identity names, in order."""
+    return [Path(name) for name in identity if name != _ORDER]
+
+
+def check_unchanged(identity: InputIdentity, folder: Path) -> None:
     """Refuse inputs that are no longer what ``input_identity`` saw, for example of a download that still runs.
 
     Args:
@@ -93,7 +99,7 @@ def check_unchanged(identity: Mapping[str, object], folder: Path) -> None:
     """
     for name, seen in identity.items():
         path = Path(name)
-        if name == ORDER or path == STDIN:
+        if name == _ORDER or path == STDIN:
             continue
         now = input_identity((path,))[name] if path.is_file() else None
         if now != seen:

@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.text.streams import without_compression
 from megatron_ko.errors import DataError
+from megatron_ko.storage.open_json import JsonObject
 
 PREFIX = "hf:"
 _SPLITS = {
@@ -81,7 +81,7 @@ def hub_files(text: str, kinds: Mapping[str, object]) -> list[Path]:
         ) from error
 
 
-def _of_split(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_split(name: HubName, files: Sequence[str], configs: Sequence[JsonObject]) -> list[str]:
     """The files of the split, of one kind."""
     splits = _by_card(name, files, configs) if configs else _by_name(files)
     if name.config is not None and not configs:
@@ -98,7 +98,7 @@ def _of_split(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str
     return chosen
 
 
-def _by_card(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _by_card(name: HubName, files: Sequence[str], configs: Sequence[JsonObject]) -> dict[str, list[str]]:
     """Files by split, as the card says of one configuration."""
     by_name = {str(config.get("config_name", "default")): config for config in configs}
     wanted = name.config or next((key for key, config in by_name.items() if config.get("default")), None)

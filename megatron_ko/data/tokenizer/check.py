@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.tokenizer.gates import NASTY
 from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.data.tokenizer.tokenizer import TOKENIZER_JSON, TRANSFORMERS_CONFIG, Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
+from megatron_ko.storage.open_json import JsonObject
 
 _SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
 _CODE = (
@@ -173,7 +173,7 @@ def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
     """The borders in the chat template, or those of ChatML where there is none."""
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else ""
-    config: dict[str, Any] = json.loads((folder / TRANSFORMERS_CONFIG).read_text(encoding="utf-8"))
+    config: JsonObject = json.loads((folder / TRANSFORMERS_CONFIG).read_text(encoding="utf-8"))
     markers = sorted(set(_MARKER.findall(text + str(config.get("chat_template") or ""))))
     borders = markers or ["<|im_start|>", "<|im_end|>"]
     failures = []

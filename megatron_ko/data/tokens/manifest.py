@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
 from megatron_ko.errors import DataError
@@ -94,7 +93,7 @@ def read_manifest(prefix: Path) -> IndexManifest:
             remedy="remove the pair and run megatron-ko data preprocess again",
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise DataError(
                 f"{path} has another format", got=content.get("format"), expected=FORMAT, remedy="preprocess again"

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_ko.data.jobs.chunks import ORDER, check_unchanged
+from megatron_ko.data.jobs.chunks import check_unchanged, identified_paths
 from megatron_ko.data.jobs.job import Part, job_parts, read_identity, remove_job
 from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.data.text.inputs import content_hash, input_bytes
+from megatron_ko.data.tokens.identity import PreprocessIdentity
 from megatron_ko.data.tokens.indexed import token_dtype
 from megatron_ko.data.tokens.manifest import FILES, IndexManifest, read_manifest
 from megatron_ko.data.tokens.merge_shard import MergePlan, MergeShard, ranges_of_shards
-from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
 from megatron_ko.data.tokens.roundtrip import RoundTrip, check_samples
 from megatron_ko.data.tokens.shards import borders, find_shards, shard_name
 from megatron_ko.errors import DataError, conserve
@@ -66,11 +66,11 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         DataError: ranks that have not finished, inputs that changed, an empty corpus, a full disk.
     """
     folder = job_folder(output)
-    identity = read_identity(folder)
+    identity = PreprocessIdentity.from_json(read_identity(folder))
     verified: dict[str, RoundTrip] = {}
     if not finish_renames(folder):
-        parts = job_parts(folder, verify=True)
-        check_unchanged(identity["inputs"], folder)
+        parts: list[Part[EncodeStatistics]] = job_parts(folder, verify=True)
+        check_unchanged(identity.inputs, folder)
         totals = _Totals(parts)
         if not totals.documents:
             remove_job(folder)
@@ -82,43 +82,48 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         if verify_with is not None:
             verified = check_samples(merged, parts, cuts, verify_with)
         _publish(folder, output, merged)
-    prefixes = [prefix for name in identity["outputs"] for prefix in find_shards(output.with_name(name))]
+    prefixes = [prefix for name in identity.outputs for prefix in find_shards(output.with_name(name))]
     written = [IndexedOutput(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
     remove_job(folder)
     return written
 
 
-def _layout(identity: dict[str, Any]) -> Layout:
-    cut = identity["shards"] is not None or identity["shard tokens"] is not None
-    return Layout(len(identity["keys"]), token_dtype(identity["tokenizer"]["vocab_size"]), text_bytes=cut)
+def _layout(identity: PreprocessIdentity) -> Layout:
+    return Layout(len(identity.keys), token_dtype(identity.tokenizer.vocab_size), text_bytes=identity.sharded)
 
 
-def _cuts(identity: dict[str, Any], parts: Sequence[Part], totals: "_Totals", layout: Layout) -> tuple[int, ...]:
+def _cuts(
+    identity: PreprocessIdentity, parts: Sequence[Part[EncodeStatistics]], totals: "_Totals", layout: Layout
+) -> tuple[int, ...]:
     """First document of every shard, and the number of all."""
-    number = identity["shards"]
-    if identity["shard tokens"] is not None:
-        number = min(totals.documents, max(1, -(-max(totals.tokens) // identity["shard tokens"])))
+    number = identity.shards
+    if identity.shard_tokens is not None:
+        number = min(totals.documents, max(1, -(-max(totals.tokens) // identity.shard_tokens)))
     if number is None:
         return (0, totals.documents)
     return borders([PartView(part, layout) for part in parts], number)
 
 
 def _merge(
-    folder: Path, identity: dict[str, Any], parts: Sequence[Part], cuts: Sequence[int], layout: Layout, workers: int
+    folder: Path,
+    identity: PreprocessIdentity,
+    parts: Sequence[Part[EncodeStatistics]],
+    cuts: Sequence[int],
+    layout: Layout,
+    workers: int,
 ) -> MergePlan:
     """Write all shards of all keys into the job's folder."""
-    uncut = identity["shards"] is None and identity["shard tokens"] is None
     number = len(cuts) - 1
-    inputs = [Path(name) for name in identity["inputs"] if name != ORDER]
+    inputs = identified_paths(identity.inputs)
     output = MergePlan(
         folder=folder / _MERGED,
-        keys=tuple(identity["keys"]),
+        keys=identity.keys,
         names=tuple(
-            tuple(shard_name(name, shard, None if uncut else number) for shard in range(number))
-            for name in identity["outputs"]
+            tuple(shard_name(name, shard, number if identity.sharded else None) for shard in range(number))
+            for name in identity.outputs
         ),
         layout=layout,
-        tokenizer=identity["tokenizer"],
+        tokenizer=identity.tokenizer,
         sources=tuple((str(path), input_bytes(path), content_hash(path)) for path in inputs),
     )
     output.folder.mkdir(exist_ok=True)
@@ -145,7 +150,7 @@ def _publish(folder: Path, output: Path, merged: MergePlan) -> None:
 class _Totals:
     """What the encoders counted."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part[EncodeStatistics]]) -> None:
         counted = [part.statistics for part in parts]
         self.documents = sum(part["documents"] for part in counted)
         self.rejected = sum(part["rejected"] for part in counted)
@@ -178,9 +183,9 @@ class _Totals:
             conserve("documents, tokens", counted, found)
 
 
-def _empty(identity: dict[str, Any], totals: _Totals) -> DataError:
+def _empty(identity: PreprocessIdentity, totals: _Totals) -> DataError:
     example = f"; the first: {totals.first_rejected}" if totals.first_rejected else ""
-    keys = ", ".join(map(repr, identity["keys"]))
+    keys = ", ".join(map(repr, identity.keys))
     remedy = "check the files"
     if any("'" in reason for reason in totals.reasons):
         remedy = f"check the files and --json-key (now {keys})"

@@ -11,6 +11,7 @@ import orjson
 
 from megatron_ko import __version__
 from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.tokens.identity import EncodedWith
 from megatron_ko.data.tokens.indexed import IndexedWriter, bin_path, idx_path
 from megatron_ko.data.tokens.manifest import (
     IndexManifest,
@@ -20,7 +21,7 @@ from megatron_ko.data.tokens.manifest import (
     read_manifest,
     rejected_path,
 )
-from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
 from megatron_ko.errors import conserve
 from megatron_ko.storage.files import StagedFiles, explain_disk_errors
 
@@ -37,7 +38,7 @@ class MergePlan:
         keys: text fields.
         names: of the files of every key and shard, without suffix.
         layout: of the parts.
-        tokenizer: the manifest's entries about it: fingerprint, kind, vocab_size, eod.
+        tokenizer: what encoded the text.
         sources: (path, bytes, xxh3_128) of the inputs, in order.
     """
 
@@ -45,7 +46,7 @@ class MergePlan:
     keys: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
     layout: Layout
-    tokenizer: dict[str, object]
+    tokenizer: EncodedWith
     sources: tuple[tuple[str, int, str], ...]
 
 
@@ -53,12 +54,12 @@ class MergePlan:
 class PartRange:
     """Documents ``first`` up to ``last`` of a part."""
 
-    part: Part
+    part: Part[EncodeStatistics]
     first: int
     last: int
 
 
-def ranges_of_shards(parts: Sequence[Part], borders: Sequence[int]) -> list[list[PartRange]]:
+def ranges_of_shards(parts: Sequence[Part[EncodeStatistics]], borders: Sequence[int]) -> list[list[PartRange]]:
     """The pieces of every shard, in order; a part without documents goes with what follows it."""
     shards: list[list[PartRange]] = [[] for _ in borders[1:]]
     position = 0
@@ -121,9 +122,9 @@ class MergeShard:
         itemsize = self._output.layout.dtype.itemsize
         whole = len(self._shards) == 1
         return IndexManifest(
-            tokenizer_fingerprint=str(self._output.tokenizer["fingerprint"]),
-            tokenizer_kind=str(self._output.tokenizer["kind"]),
-            vocab_size=int(str(self._output.tokenizer["vocab_size"])),
+            tokenizer_fingerprint=self._output.tokenizer.fingerprint,
+            tokenizer_kind=self._output.tokenizer.kind,
+            vocab_size=self._output.tokenizer.vocab_size,
             documents=writer.documents,
             tokens=writer.tokens,
             bytes=tally.text_bytes,
@@ -131,7 +132,7 @@ class MergeShard:
             rejected_reasons=dict(sorted(tally.reasons.items())),
             dtype=self._output.layout.dtype.name,
             max_token_id=tally.max_token_id,
-            eod=self._output.tokenizer["eod"],  # type: ignore[arg-type]
+            eod=self._output.tokenizer.eod,
             sizes={"bin": writer.tokens * itemsize, "idx": writer.index_bytes},
             sha256={"bin": writer.sha256.hexdigest(), "idx": idx_sha256},
             sources=tuple(

@@ -5,6 +5,7 @@ Rejected records are int32 numbers of the documents before each of them, and JSO
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -20,6 +21,34 @@ class Layout:
     text_bytes: bool
 
 
+class PartCounts(TypedDict):
+    """What a part holds.
+
+    Attributes:
+        documents, rejected: records that became documents, and those that did not.
+        tokens, text_bytes: of each key.
+        reasons: rejected records by reason.
+        first_rejected: reason and place of the first one.
+        runs: source and number of documents, in order.
+        samples: number of a document in the part, and the hash of its text for each key.
+    """
+
+    documents: int
+    rejected: int
+    tokens: list[int]
+    text_bytes: list[int]
+    reasons: dict[str, int]
+    first_rejected: str | None
+    runs: list[tuple[str, int]]
+    samples: list[tuple[int, list[str]]]
+
+
+class EncodeStatistics(PartCounts):
+    """What is recorded of an encoded chunk: its part, and the bytes of input that were read for it."""
+
+    read: int
+
+
 class PartView:
     """A part, mapped.
 
@@ -28,9 +57,9 @@ class PartView:
         statistics: as ``encode.EncodeChunk`` returned them.
     """
 
-    def __init__(self, part: Part, layout: Layout) -> None:
+    def __init__(self, part: Part[EncodeStatistics], layout: Layout) -> None:
         self.statistics = part.statistics
-        self.documents: int = part.statistics["documents"]
+        self.documents = part.statistics["documents"]
         self._layout = layout
         # numpy maps no empty file.
         size = part.path.stat().st_size
@@ -55,7 +84,7 @@ class PartView:
     def text_bytes(self, key: int, first: int, last: int) -> int:
         """UTF-8 bytes of the documents from ``first`` up to ``last``."""
         if (first, last) == (0, self.documents):
-            return int(self.statistics["text_bytes"][key])
+            return self.statistics["text_bytes"][key]
         sizes = self._view(self._starts[key][2], self.documents, np.dtype("<i4"))
         return int(sizes[first:last].sum(dtype=np.int64))
 

@@ -15,8 +15,10 @@ from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeChunk, EncodeOptions
+from megatron_ko.data.tokens.identity import EncodedWith, PreprocessIdentity
 from megatron_ko.data.tokens.manifest import FILES
 from megatron_ko.data.tokens.merge import IndexedOutput, job_folder, merge
+from megatron_ko.data.tokens.parts import EncodeStatistics
 from megatron_ko.data.tokens.shards import any_shards
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import append_suffix
@@ -86,7 +88,7 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
     _check_keys(options, inputs)
     if STDIN in inputs:
         _forget_earlier_input(options, folder)
-    job = Job(folder, _identity(options, inputs), options.workers, options.rank, options.size)
+    job = Job(folder, _identity(options, inputs).to_json(), options.workers, options.rank, options.size)
     check_job(job)
     if not finish_renames(folder):
         _refuse_existing(options)
@@ -109,7 +111,7 @@ def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], prog
     )
     done = 0
 
-    def count(part: Part) -> None:
+    def count(part: Part[EncodeStatistics]) -> None:
         nonlocal done
         done += part.statistics["read"]
         progress(done)
@@ -117,25 +119,21 @@ def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], prog
     run_job(job, read_chunks(reading), work, count)
 
 
-def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str, object]:
-    """Everything that decides a byte of the output; ``finish`` knows no other options."""
+def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> PreprocessIdentity:
     tokenizer = load_tokenizer(options.tokenizer)
-    return {
-        "inputs": input_identity(inputs),
-        "chunk bytes": options.chunk_bytes or chunk_bytes(inputs),
-        "format": options.format,
-        "text unit": options.text_unit,
-        "keys": list(options.keys),
-        "outputs": [prefix.name for prefix in options.outputs()],
-        "shards": options.shards,
-        "shard tokens": options.shard_tokens,
-        "tokenizer": {
-            "fingerprint": tokenizer.fingerprint,
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "eod": tokenizer.eod if options.append_eod else None,
-        },
-    }
+    return PreprocessIdentity(
+        inputs=input_identity(inputs),
+        chunk_bytes=options.chunk_bytes or chunk_bytes(inputs),
+        format=options.format,
+        text_unit=options.text_unit,
+        keys=options.keys,
+        outputs=tuple(prefix.name for prefix in options.outputs()),
+        shards=options.shards,
+        shard_tokens=options.shard_tokens,
+        tokenizer=EncodedWith(
+            tokenizer.fingerprint, tokenizer.kind, tokenizer.vocab_size, tokenizer.eod if options.append_eod else None
+        ),
+    )
 
 
 def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:

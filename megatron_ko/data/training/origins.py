@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from megatron_ko.config.data import Source
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+# Tensors [s] by name, as megatron-core gives them.
+Sample = dict[str, torch.Tensor]
 
 
 class SampleDataset(Protocol):
@@ -17,7 +22,7 @@ class SampleDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 class MixtureDataset:
@@ -36,8 +41,8 @@ class MixtureDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample: dict[str, Any] = self._dataset[index]
+    def __getitem__(self, index: int) -> Sample:
+        sample: Sample = self._dataset[index]
         return sample
 
     def source_numbers(self, indices: Sequence[int]) -> np.ndarray:

@@ -20,7 +20,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.training.origins import MixtureDataset, source_names
-from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split
+from megatron_ko.data.training.sources import SPLITS, CorpusEntry, Shard, cache_key, check_sources, check_split
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 from megatron_ko.storage.files import explain_disk_errors
@@ -37,13 +37,13 @@ class Datasets:
     Attributes:
         train: as long as was asked for, or longer; epochs follow each other.
         valid, test: None when nothing was asked for; never longer than one pass over their part.
-        corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
+        corpus: the sources, for the lineage.
     """
 
     train: MixtureDataset
     valid: MixtureDataset | None
     test: MixtureDataset | None
-    corpus: list[dict[str, Any]]
+    corpus: list[CorpusEntry]
 
 
 class EpochDataset(GPTDataset):
@@ -127,16 +127,7 @@ def build_datasets(data: DataConfig, tokenizer: Tokenizer, num_samples: tuple[in
     names = source_names(data.sources)
     train, valid, test = (None if part is None else MixtureDataset(part, names) for part in built)
     assert train is not None, "a run trains"
-    corpus = [
-        {
-            "prefix": str(shard.prefix),
-            "sha256": shard.manifest.sha256["bin"],
-            "tokens": shard.manifest.tokens,
-            "weight": shard.weight,
-        }
-        for shard in shards
-    ]
-    return Datasets(train, valid, test, corpus)
+    return Datasets(train, valid, test, [shard.describe() for shard in shards])
 
 
 def _build(

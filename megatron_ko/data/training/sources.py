@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -16,6 +17,15 @@ from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_ma
 from megatron_ko.errors import DataError
 
 SPLITS = ("train", "valid", "test")
+
+
+class CorpusEntry(TypedDict):
+    """One source in lineage.json: its prefix, the sha256 of its tokens, their number, and its share in the mixture."""
+
+    prefix: str
+    sha256: str
+    tokens: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,11 @@ class Shard:
     manifest: IndexManifest
     weight: float
     samples: tuple[int, ...]
+
+    def describe(self) -> CorpusEntry:
+        """For lineage.json."""
+        tokens, sha256 = self.manifest.tokens, self.manifest.sha256["bin"]
+        return {"prefix": str(self.prefix), "sha256": sha256, "tokens": tokens, "weight": self.weight}
 
 
 def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
