@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_preprocess
+from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_merge, data_preprocess
 
 app = typer.Typer(no_args_is_help=True, help="Text to indexed tokens, and a look at what they hold.")
 
@@ -26,7 +26,7 @@ def _group() -> None:
 
 
 app.command()(data_preprocess.preprocess)
-app.command()(data_preprocess.merge)
+app.command()(data_merge.merge)
 app.command()(data_clean.clean)
 app.command()(data_dedup.dedup)
 app.command()(data_decontaminate.decontaminate)

@@ -18,7 +18,7 @@ from megatron_ko.cli.data_options import (
     Unit,
     Workers,
 )
-from megatron_ko.cli.data_progress import bar_over_bytes, kept
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
 
 if TYPE_CHECKING:
     from megatron_ko.data.clean.calibration import Calibration
@@ -85,7 +85,10 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
     from megatron_ko.data.clean.clean import parts_folder
 
     start = time.monotonic()
-    with kept(parts_folder(options.output)), bar_over_bytes("cleaning", options.inputs, options.size) as progress:
+    with (
+        say_how_to_resume(parts_folder(options.output)),
+        bar_over_bytes("cleaning", options.inputs, options.size) as progress,
+    ):
         report = run(options, progress)
     seconds = time.monotonic() - start
     if report is None:

@@ -1,4 +1,4 @@
-"""An export without weights: keys, shapes and bytes of a network of any size, on tensors that hold nothing."""
+"""An export without weights: keys, shapes and bytes of a network of any size, on tensors without data."""
 
 import tempfile
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def dry_run(model: ModelConfig, dtype: torch.dtype = torch.bfloat16, shard_bytes
 
 
 def _blocks(rules: Sequence[Rule], model: ModelConfig) -> Gate:
-    """Every block of ours, taken apart and put together again, keeps its shapes."""
+    """Every block of ours keeps its shapes when it is split and joined again."""
     tried, wrong = 0, []
     for block in blocks(rules, model):
         whole = torch.empty(block.mapping.shape, dtype=torch.bfloat16, device="meta")

@@ -1,4 +1,4 @@
-"""What a conversion has to prove, and the table of what was proven; a gate that did not run has failed."""
+"""What a conversion has to prove, and the table of what it proved. A gate that did not run has failed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -59,7 +59,7 @@ class Proof:
 
     @property
     def verdict(self) -> str:
-        """For people."""
+        """In a few words."""
         if self.already:
             return "was made of the same weights before; nothing to do"
         return "the same model" if self.logits else "written and proven"

@@ -161,7 +161,7 @@ def _model_of(fields: HfConfig, name: str, where: str) -> ModelFields:
 
 
 def _longest(context: int, rope: ModelFields) -> int:
-    """The stretched context: some folders name the original one, and with dynamic scaling transformers wants that."""
+    """The stretched context. Some folders give the original one, as transformers wants it for dynamic scaling."""
     scaling = rope.get("scaling") or {}
     original = scaling.get("original_max_position_embeddings") or 0
     return round(original * scaling["factor"]) if 0 < context <= original else context
@@ -184,7 +184,7 @@ def _rope_to_hf(model: ModelConfig) -> HfConfig:
     scaling = model.rope.scaling
     if scaling is None:
         return {"rope_scaling": None}
-    if scaling.type == "ntk":  # a larger base, fixed, is a larger base
+    if scaling.type == "ntk":  # a fixed stretch is just a larger base
         width = model.kv_channels
         return {"rope_theta": model.rope.theta * scaling.factor ** (width / (width - 2)), "rope_scaling": None}
     given = scaling.model_dump(exclude_none=True)

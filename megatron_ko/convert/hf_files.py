@@ -1,4 +1,4 @@
-"""What stands beside the weights in a Hugging Face folder: configuration, generation, tokenizer, code."""
+"""What is beside the weights in a Hugging Face folder: configuration, generation, tokenizer, code."""
 
 import json
 import shutil
@@ -60,10 +60,10 @@ def read_json(path: Path, problem: str = "cannot be read") -> JsonObject:
 
     Args:
         path: its place.
-        problem: what is said of it where it does not.
+        problem: what an error says about it.
 
     Raises:
-        ConvertError: it does not, or is not there.
+        ConvertError: it holds something else, or is not there.
     """
     try:
         return {**json.loads(path.read_text(encoding="utf-8"))}
@@ -84,7 +84,7 @@ def read_generation(folder: Path) -> JsonObject:
 
 
 def carry_generation(fields: HfConfig, target: Path) -> None:
-    """Keep beside a tokenizer what config.json alone says of where generation begins and ends."""
+    """Add the ids that generation begins and ends with to a tokenizer's folder, where only config.json names them."""
     found = read_generation(target)
     said = {name: fields[name] for name in SPECIAL if fields.get(name) is not None and found.get(name) is None}
     if said:

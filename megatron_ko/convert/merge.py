@@ -35,7 +35,7 @@ _TRAINING = (
 def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] | None = None) -> Proof:
     """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json.
 
-    A layer at a time is in memory. Sums are computed in fp64 and rounded once, to the type of the first model.
+    One layer at a time is in memory. Sums are computed in fp64 and rounded once, to the type of the first model.
 
     Args:
         sources: two models or more, of one network and one tokenizer.
@@ -82,7 +82,7 @@ def _shares(number: int, weights: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader]) -> None:
-    """All models have the network, the tensors and the tokenizer of the first."""
+    """Check that all models have the network, the tensors and the tokenizer of the first."""
     first = sources[0]
     expected = _parts_to_compare(first, readers[0])
     for source, reader in zip(sources[1:], readers[1:], strict=True):
@@ -145,7 +145,7 @@ def _mean(
 
 
 def _prove(model: ModelConfig, weights: Path, parts: Sequence[TensorBlock]) -> Proof:
-    """What was written is what was computed, and it computes."""
+    """Check that what was written is what was computed, and that it gives finite logits."""
     written = NativeReader(weights)
     wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]
     network = native_engine(model, weights, written.dtype(parts[0].key))

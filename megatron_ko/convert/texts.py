@@ -36,7 +36,10 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 
 
 def random_samples(model: ModelConfig) -> TokenSamples:
-    """Random ids [b, s] of several lengths, one of them beyond what changes with it, with the first and the last id."""
+    """Random ids [b, s] of several lengths, with the first and the last id of the vocabulary.
+
+    One is longer than the windows and than the context that is not stretched, because those change what is computed.
+    """
     draw = torch.Generator().manual_seed(0)
     longest = model.max_position_embeddings
     edges = [*(model.windows or ()), fixed_length(model)]  # of the windows, and of the context that is not stretched
@@ -51,7 +54,7 @@ def random_samples(model: ModelConfig) -> TokenSamples:
 
 
 def fixed_length(model: ModelConfig) -> int:
-    """Tokens whose rotary positions do not depend on how many they are."""
+    """The longest text whose rotary positions do not depend on its length."""
     scaling = model.rope.scaling
     if isinstance(scaling, DynamicScaling):
         return scaling.original_max_position_embeddings

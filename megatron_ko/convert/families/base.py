@@ -1,4 +1,4 @@
-"""What a family says of itself: its class in transformers, its tensors, and the fields of its config.json."""
+"""What is declared for a family: its class in transformers, its tensors, and the fields of its config.json."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -36,7 +36,7 @@ from megatron_ko.convert.staging import existing_proof, staged_folder, write_lin
 from megatron_ko.convert.texts import LENGTHS, load_oracle
 from megatron_ko.errors import ConvertError
 
-# What a quantiser makes of a tensor of this kind; anything else in such a file is a fall-back.
+# The types of tensors that the quantiser wants in a file of this kind; any other is a fallback.
 _WANTED = {"q8_0": {"Q8_0"}, "q5_k_m": {"Q5_K", "Q6_K"}, "q4_k_m": {"Q4_K", "Q5_K", "Q6_K"}}
 MADE_BY = "convert gguf"
 KINDS = (*FLOAT_TYPES, *QUANTISED)
@@ -64,7 +64,7 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class GgufExport:
-    """What was written, how it was proven, and what Ollama is told of it."""
+    """What was written, how it was proven, and what its Modelfile says."""
 
     files: list[GgufFile]
     proof: Proof
@@ -99,7 +99,9 @@ def export_gguf(
     kinds = [kind for kind in KINDS if kind in kinds]
     native = None if (source / "config.json").is_file() else find_pretrained(source)
     parent = (
-        native.ancestor() if native else lineage.ancestor(source, _fresh(source), beside=lineage.hash_beside(source))
+        native.ancestor()
+        if native
+        else lineage.ancestor(source, _hash_of_weights(source), beside=lineage.hash_beside(source))
     )
     options = {
         "types": ", ".join(kinds),
@@ -116,7 +118,7 @@ def export_gguf(
         if native is not None:
             hugging_face = Path(beside) / "hf"
             export_hf(native, hugging_face)
-        model, vocabulary = _understood(hugging_face)
+        model, vocabulary = _read_model(hugging_face)
         chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
         written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
@@ -130,7 +132,7 @@ def export_gguf(
     return GgufExport(written, proof, chat.summary())
 
 
-def _fresh(source: Path) -> str:
+def _hash_of_weights(source: Path) -> str:
     """Hash of the weights of a folder, which must be those that its lineage names.
 
     Raises:
@@ -149,7 +151,7 @@ def _fresh(source: Path) -> str:
     return found
 
 
-def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
+def _read_model(folder: Path) -> tuple[ModelConfig, Vocabulary]:
     """The network and the tokenizer of a folder, which must be whole and fit each other."""
     path = folder / "config.json"
     model = from_hf_config(read_json(path), str(path))
@@ -218,7 +220,7 @@ def _prove(
     text: str | None,
     accept_ties: bool,
 ) -> list[Gate]:
-    """Every gate of every file. transformers' model is gone before llama.cpp loads one."""
+    """Every gate of every file. transformers' model is freed before llama.cpp loads one."""
     rows = len(vocabulary.tokens)
     gates = []
     with LlamaModel(folder / written[0].name) as only_words:

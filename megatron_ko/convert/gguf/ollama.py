@@ -32,7 +32,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What Ollama is told of a folder.
+    """The Modelfile of a folder.
 
     Attributes:
         text: of the file, without the line that names the GGUF file; None: there is no Modelfile.
@@ -84,7 +84,7 @@ def quoted(text: str) -> str:
 
 
 def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> Modelfile:
-    """The text of a Modelfile, or why Ollama cannot be told of this folder's conversations.
+    """A Modelfile, or why Ollama cannot write this folder's conversations.
 
     Args:
         folder: Hugging Face's.

@@ -1,7 +1,7 @@
 """Reading a GGUF file back: every constant and every weight against the folder, through tables that are not ours.
 
 The names come from gguf's own map of Hugging Face's names, the constants straight from config.json, and the order of
-rows is written down anew, so that a mistake in ``gguf.py`` is not made twice.
+rows is written down anew, so that a mistake in ``write.py`` is not made twice.
 """
 
 import math
@@ -44,7 +44,7 @@ _ROUND = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def differing_constants(path: Path, folder: Path) -> Iterator[str]:
-    """Hyperparameters of a file that are not those of config.json, and such as config.json does not have."""
+    """Hyperparameters of a file that differ from config.json, or that config.json does not have."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -115,7 +115,7 @@ def _equal(found: Any, value: Any) -> bool:
 
 
 def differing_tokens(path: Path, folder: Path, oracle: Any) -> Iterator[str]:
-    """What a file says of its vocabulary that tokenizer.json and transformers do not.
+    """Where a file contradicts tokenizer.json or transformers about its vocabulary.
 
     Args:
         path: the file.

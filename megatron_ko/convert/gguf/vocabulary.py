@@ -3,7 +3,7 @@
 llama.cpp knows algorithms, not rules: byte-level BPE with one of its own pre-tokenizers, SentencePiece's BPE by scores
 ("llama"), and a Unigram model with byte fallback ("plamo2"). Its "llama" merges greedily and its "t5" has no bytes:
 neither is a Unigram model of ours. What is not one of the three is refused here; that the ids are the same is proved
-token by token in ``gguf_gates``.
+token by token in ``tokens.py``.
 """
 
 import json
@@ -35,7 +35,7 @@ _LLAMA3_PATTERN = (
 # of 1/64, which are whole numbers there once they are multiplied by 4 or more.
 _PLAMO_UNKNOWN = 1000.0
 _NEVER = -1e4
-# At these llama.cpp stops in every vocabulary that has them; only such as older releases know, too.
+# llama.cpp stops at these in every vocabulary that has them. Only those that older releases know as well.
 _KNOWN_ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>",
 }  # fmt: skip
@@ -117,7 +117,7 @@ def _begins(post_processor: JsonObject | None) -> bool:
 
 
 def _form(content: JsonObject, tokens: tuple[str, ...], kinds: tuple[int, ...]) -> JsonObject:
-    """The algorithm, and what it alone is told."""
+    """The algorithm, and the fields that only it needs."""
     model, steps = content["model"], content.get("pre_tokenizer") or {}
     if content.get("normalizer") is not None:
         raise _refused("a normalizer", content["normalizer"], "none: llama.cpp does not normalise")
@@ -251,7 +251,7 @@ def _stops(folder: Path, tokens: tuple[str, ...], template: str | None, eos: int
 
 
 def _turn_ends(stops: Sequence[int], tokens: tuple[str, ...], eos: int | None) -> dict[str, int]:
-    """The two ids that llama.cpp is told of beside the end token: first such as it does not know by name."""
+    """The two ids that a file names besides the end token: first those that llama.cpp does not know by name."""
     ends = [number for number in stops if number != eos]
     if len(ends) > 2:
         ends.sort(key=lambda number: tokens[number] in _KNOWN_ENDS)

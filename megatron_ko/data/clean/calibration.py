@@ -58,10 +58,10 @@ class Calibration:
 
 
 def calibrate(reading: Reading, config: CleanConfig, number: int) -> Calibration:
-    """Measure the beginnings of all inputs, in proportion to their sizes.
+    """Measure documents from the beginning of every input, in proportion to the sizes of the inputs.
 
-    Every quantity is measured on every document, also where an earlier stage would have dropped it, after the changes
-    that earlier stages made: so a limit can be judged by itself.
+    Every quantity is measured on every document, even if an earlier stage would have dropped it, and after the changes
+    of earlier stages. So each limit can be judged by itself.
 
     Args:
         reading: the inputs.
@@ -106,7 +106,7 @@ def _summary(stage: str, reason: str, limits: Measure, given: Sequence[float]) -
         (limits.low is not None and value < limits.low) or (limits.high is not None and value > limits.high)
         for value in given
     )
-    # A few extreme values would leave one bar: the outer hundredths are put into the first and last bin.
+    # A few extreme values would squeeze all others into one bar, so the outermost go into the first and last bin.
     low, high = (float(value) for value in np.quantile(values, (0.005, 0.995)))
     edges = np.histogram_bin_edges(values, _BINS, (low, high if high > low else low + 1))
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)

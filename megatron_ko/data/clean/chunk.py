@@ -83,7 +83,7 @@ class CleanChunk:
 
 
 def rejected_path(part: Path) -> Path:
-    """Where the rejected records of a part are, under its name while it is written and afterwards."""
+    """Where the rejected records of a part are: the same place while the part is written and afterwards."""
     number = part.name.partition("-")[2].partition(".")[0]
     return part.with_name(f"rejected-{number}.jsonl")
 

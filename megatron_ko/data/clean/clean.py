@@ -94,7 +94,7 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
     check_job(job)
     if options.output.exists():
         return _already_there(options.output, folder)
-    Pipeline(options.config)  # what is missing is told before any work
+    Pipeline(options.config)  # reports missing packages and files before any work
     done = 0
 
     def counted(part: Part[CleanStatistics]) -> None:
@@ -124,7 +124,7 @@ def _identity(options: CleanOptions) -> CleanIdentity:
 
 
 def _already_there(output: Path, folder: Path) -> CleanReport:
-    """A kill between the last rename and the removal of the parts leaves both: then this very job is finished."""
+    """The report of a run that was killed after its output got its name, before its parts were removed."""
     if folder.exists() and not (folder / "output").exists() and (report := finished_report(output)) is not None:
         remove_job(folder)
         return report

@@ -5,7 +5,7 @@
       - unicode
       - hangul: {min_ratio: 0.5}
 
-A stage may occur more than once. Every problem of a file is told at once, with the nearest valid name.
+A stage may occur more than once. All problems of a file are reported at once, with the nearest valid name.
 """
 
 import dataclasses

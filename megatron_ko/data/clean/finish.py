@@ -132,7 +132,7 @@ def finished_report(output: Path) -> CleanReport | None:
 
 
 def _shards(parts: Sequence[Part[CleanStatistics]], folder: Path, suffix: str, least: int) -> list[ShardEntry]:
-    """Join parts into files of at least ``least`` bytes, the last one apart; what a killed run wrote is kept."""
+    """Join parts into files of at least ``least`` bytes, except the last one; what a killed run wrote is kept."""
     groups: list[list[Part[CleanStatistics]]] = [[]]
     for part in parts:
         if sum(other.path.stat().st_size for other in groups[-1]) >= least:
@@ -151,7 +151,7 @@ def _shards(parts: Sequence[Part[CleanStatistics]], folder: Path, suffix: str, l
 
 
 def _rejected(parts: Sequence[Part[CleanStatistics]], path: Path) -> None:
-    """Join what lies beside the parts; no file where nothing was rejected."""
+    """Join the rejected records of all parts; no file if there are none."""
     with path.open("wb") as stream:
         for part in parts:
             beside, recorded = rejected_path(part.path), part.statistics["rejected"]

@@ -133,7 +133,10 @@ class StageTally:
 
 
 class SampleDocuments:
-    """The documents with the smallest hashes of their origin: spread over the corpus, and the same for any workers."""
+    """A few documents for each reason: those with the smallest hashes of their origin.
+
+    So they are spread over the corpus, and the same for any number of workers.
+    """
 
     def __init__(self) -> None:
         # By (stage, verb, reason): a heap of (-hash, sample).
@@ -183,7 +186,7 @@ class Tally:
             self.samples.add(key, digest, {"source": origin[0], "position": origin[1], "text": shown})
 
     def change(self, stage: str, counts: Mapping[str, int], texts: tuple[str, str], origin: tuple[str, int]) -> None:
-        """A stage made the second text of the first."""
+        """A stage turned the first text into the second."""
         tally = self.stages[stage]
         tally.before.add(texts[0])
         tally.after.add(texts[1])
@@ -221,7 +224,7 @@ class Tally:
                 self.samples.add(key, -negative, sample)
 
     def check(self) -> None:
-        """Nothing is lost: what came in is what went out, what was dropped and what changing took away.
+        """Check that nothing is lost: what came in went out, was dropped, or was taken away by changes.
 
         Raises:
             LostError: the counts contradict each other.

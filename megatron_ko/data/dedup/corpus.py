@@ -1,4 +1,4 @@
-"""The documents of all sources, numbered: chunks that belong to one source, read in every pass alike."""
+"""The documents of all sources, numbered. A chunk belongs to one source, and every pass reads it the same way."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class SourceChunk:
     chunk: Chunk
 
     def parsed(self, key: str) -> Iterator[ParsedBlock]:
-        """Its blocks, with all fields: a record of which one field is damaged is rejected in every pass."""
+        """Its blocks, with all fields, so that a record with a damaged field is rejected in every pass."""
         for block in self.chunk.blocks:
             yield parse_block(block, key, keep_fields=True)
 
@@ -62,7 +62,7 @@ def read_corpus(files: InputFiles) -> Iterator[tuple[int, SourceChunk]]:
 
 
 class ChunkArrays:
-    """Array files of a job by chunk, opened when they are needed, and what lies where.
+    """The array file of every chunk of a pass, opened when it is needed, and which items are in it.
 
     Attributes:
         paths: one a chunk.

@@ -1,4 +1,4 @@
-"""Documents that share an n-gram with an evaluation item go; each is listed with the item and the shared text."""
+"""Remove documents that share an n-gram with an evaluation item; list each with the item and the shared text."""
 
 import json
 from collections import Counter, defaultdict
@@ -56,14 +56,14 @@ _SHOWN_ITEMS = 20
 
 @dataclass(frozen=True)
 class DecontaminateOptions:
-    """What to clear of what.
+    """What to decontaminate, and against what.
 
     Attributes:
         input: the files.
         output: new folder.
         against: evaluation files.
         keys: their fields with text; the first one is in every record.
-        grams: what a document must not share with an item.
+        grams: which n-grams a document must not share with an item.
         suffix: of the output files.
         resources: processes.
     """

@@ -14,7 +14,7 @@ from megatron_ko.data.dedup.manifest import DedupManifest, DedupReport, Flow, Ne
 from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
 from megatron_ko.data.dedup.output import Decisions, RemovedStatistics, RemovedWork, WriteStatistics, WriteWork
 from megatron_ko.data.dedup.pieces import DecidedLevel, PieceSplitter, PiecesWork, mark_pieces
-from megatron_ko.data.dedup.report import describe_clusters, look_at, source_pairs
+from megatron_ko.data.dedup.report import describe_clusters, show_clusters, source_pairs
 from megatron_ko.data.dedup.settle import SettleStatistics, SettleWork
 from megatron_ko.data.dedup.sign import SignStatistics, SignWork
 from megatron_ko.data.dedup.summary import check_number, describe_inputs, describe_rejected, write_rejected
@@ -102,8 +102,8 @@ class _Dedup:
                 "number": clusters.number,
                 "documents": clusters.documents,
                 "sizes": clusters.histogram,
-                "largest": look_at(clusters.largest, parts, written, paths),
-                "most_varied": look_at(clusters.most_varied, parts, written, paths),
+                "largest": show_clusters(clusters.largest, parts, written, paths),
+                "most_varied": show_clusters(clusters.most_varied, parts, written, paths),
             },
             "near": self._near_report(removed),
         }
@@ -144,14 +144,14 @@ class _Dedup:
 
     def _decide_pieces(self, decisions: Decisions, level: str) -> Decisions:
         options, place = self._options, self._place
-        cutting = PieceSplitter(level, options.normalisation, options.least_characters)
-        work = PiecesWork(options.input.key, cutting, decisions.kept, decisions.documents, decisions.levels)
+        splitter = PieceSplitter(level, options.normalisation, options.least_characters)
+        work = PiecesWork(options.input.key, splitter, decisions.kept, decisions.documents, decisions.levels)
         hashed = place.over_corpus(f"{level}s", work)
         parts = chunk_arrays(hashed, [part.statistics["pieces"] for part in hashed])
         joined = place.over_units(f"{level}s-join", key_ranges(parts.total, place.resources.memory), ExactJoin(parts))
         marks = place.array(level)
         mark_pieces(marks, parts, [part.path for part in joined])
-        levels = (*decisions.levels, DecidedLevel(cutting, parts.firsts, marks))
+        levels = (*decisions.levels, DecidedLevel(splitter, parts.firsts, marks))
         return Decisions(decisions.documents, decisions.same_text, decisions.kept, levels)
 
     def _near_report(self, removed: Sequence[Part[RemovedStatistics]]) -> NearReport | None:

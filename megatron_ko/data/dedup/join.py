@@ -1,4 +1,4 @@
-"""Equal keys across the sorted runs of all chunks, a range of keys at a time: as much as fits into memory."""
+"""Find equal keys in the sorted runs of all chunks, one range of keys at a time, as large as memory allows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from megatron_ko.data.dedup.arrays import write_arrays
 from megatron_ko.data.dedup.corpus import ChunkArrays
 
-# Bytes in memory a record while a range is sorted, generously.
+# Bytes of memory for each record while a range is sorted: a generous estimate.
 _RECORD_BYTES = 96
 # Members of a bucket that follow each other so closely are compared.
 _WINDOW = 16

@@ -24,7 +24,7 @@ class Near:
 
     Attributes:
         shingles: what their texts are cut into.
-        threshold: Jaccard similarity of the sets of shingles, from which on they are.
+        threshold: Jaccard similarity of their sets of shingles, at least.
         bands: which pairs are compared at all.
     """
 
@@ -41,7 +41,7 @@ class InputFiles:
         paths: in order; a document's number is its place in them.
         key: text field of jsonl and parquet.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        format: of all files, instead of what their suffixes say.
+        format: of all files; None: as their suffixes say.
     """
 
     paths: tuple[Path, ...]

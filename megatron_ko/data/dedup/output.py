@@ -1,4 +1,4 @@
-"""The last pass: what stays is written in the format of the output, what goes is listed with what stays for it."""
+"""The last pass: write the documents that stay, and list the others with the document that is kept for each."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class Decisions:
-    """What goes.
+    """Which documents and pieces go.
 
     Attributes:
         documents: of all chunks.
@@ -83,11 +83,11 @@ class RemovedLine(TypedDict):
 
 
 class WriteWork:
-    """Writes the documents of one chunk that stay. Their texts are as they were, but for pieces that go.
+    """Writes the documents of one chunk that stay. Their texts are unchanged, except for pieces that go.
 
     Args:
         files: the inputs.
-        decisions: what goes.
+        decisions: which documents and pieces go.
         shown: numbers of documents whose beginning is wanted for the report.
     """
 
@@ -95,14 +95,14 @@ class WriteWork:
         self._key, self._sources, self._decisions, self._shown = files.key, files.paths, decisions, shown
 
     def __call__(self, chunk: SourceChunk, part: Path) -> WriteStatistics:
-        surgeon = PieceRemover(self._decisions.levels, chunk.index)
+        remover = PieceRemover(self._decisions.levels, chunk.index)
         excerpts: dict[str, str] = {}
         written = written_bytes = emptied = emptied_bytes = 0
         with DocumentWriter(part, self._key) as writer:
             for document, stays in self._documents(chunk, excerpts):
                 if not stays:
                     continue
-                text = surgeon(document.text)
+                text = remover(document.text)
                 if not text.strip():
                     emptied += 1
                     emptied_bytes += len(text.encode("utf-8"))
@@ -116,8 +116,8 @@ class WriteWork:
             "bytes": written_bytes,
             "emptied": emptied,
             "emptied_bytes": emptied_bytes,
-            "pieces": surgeon.removed,
-            "pieces_bytes": surgeon.removed_bytes,
+            "pieces": remover.removed,
+            "pieces_bytes": remover.removed_bytes,
             "excerpts": excerpts,
             "read": chunk.chunk.read,
         }

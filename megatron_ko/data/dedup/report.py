@@ -1,4 +1,4 @@
-"""What was found: clusters by size, duplicates between sources, a look at some clusters."""
+"""What was found: clusters by size, duplicates between sources, and some clusters to look at."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def describe_clusters(kept_path: Path, same_text_path: Path, scratch: Path) -> C
 
 
 def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[Path]) -> list[SourcePair]:
-    """Duplicates and their bytes, by the source of what went and of what stayed for it; the most first."""
+    """Duplicates and their bytes, by source of the removed and of the kept document; most bytes first."""
     table: dict[tuple[int, int], SourcePair] = {}
     for part in removed:
         for one, two, reason, number, size in part.statistics["pairs"]:
@@ -90,13 +90,13 @@ def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[P
     return sorted(table.values(), key=lambda row: -row["bytes"])
 
 
-def look_at(
+def show_clusters(
     clusters: Sequence[ShownCluster],
     parts: ChunkArrays,
     written: Sequence[Part[WriteStatistics]],
     sources: Sequence[Path],
 ) -> list[ClusterEntry]:
-    """Clusters with where their documents stand and how they begin."""
+    """Clusters, with the places and the beginnings of their documents."""
     excerpts: dict[str, str] = {}
     for part in written:
         excerpts |= part.statistics["excerpts"]
@@ -114,7 +114,7 @@ def look_at(
 
 
 def _sizes(kept: np.ndarray, path: Path, counted: Counted) -> np.ndarray:
-    """[n] for every document that stays, how many of the counted ones it stays for, itself included."""
+    """[n] for every document that stays, the number of counted documents that it is kept for, itself included."""
     sizes = disk_array(path, kept.size, "<i8")
     for here in _batches(kept.size):
         np.add.at(sizes, kept[here][counted(here)], 1)

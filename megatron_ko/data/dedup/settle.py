@@ -1,12 +1,12 @@
-"""Clusters of near duplicates to the documents that stay.
+"""Decide which documents of a cluster of near duplicates stay.
 
 A cluster is what is connected through pairs. In a chain A ~ B ~ C the ends may have nothing in common, and with many
 short documents such chains grow to thousands. So a document goes only if it is similar to one that stays: the best
 document (by the policy) stays, those similar to it go, the best of the rest stays, and so on. Every document that goes
 is similar, at or above the threshold, to the better one that is named as kept for it.
 
-Pairs are not complete: in a crowded bucket a document knows its neighbours only. If a neighbour goes in favour of a
-document L, it is compared with L as well.
+Not all similar pairs are known: in a crowded bucket a document was compared with its neighbours only. If a neighbour
+goes in favour of a document L, the document is compared with L as well.
 """
 
 from collections.abc import Callable, Sequence

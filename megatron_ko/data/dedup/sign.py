@@ -1,4 +1,4 @@
-"""The first pass: every document becomes a hash of its text, keys of its bands, and a sketch; the text is let go."""
+"""The first pass: of every document a hash of its text, the keys of its bands and a sketch; the text is not kept."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -22,7 +22,7 @@ _BATCH = 1 << 16
 
 
 class HashRun:
-    """128-bit hashes of numbered items, sorted; an item that repeats another one of the run stands beside it."""
+    """Sorted 128-bit hashes of numbered items; an item that repeats an earlier one is listed with that one."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, int] = {}
@@ -63,7 +63,7 @@ class SignWork:
 
     Of every document "bytes" and "positions" [n]; of the hashes what ``HashRun`` gives; for near duplicates, of the m
     documents whose text is new in the chunk: "keys" [bands, m] sorted, "owners" [bands, m] their documents,
-    "sketch" and "sketch_offsets" [n + 1]; "rejected", records that were no documents, as lines of JSON.
+    "sketch" and "sketch_offsets" [n + 1]; "rejected", records that were not documents, as lines of JSON.
     """
 
     def __init__(self, key: str, normalisation: Normalisation, near: Near | None) -> None:
@@ -80,7 +80,7 @@ class SignWork:
             for text in parsed.texts:
                 number = len(sizes)
                 sizes.append(len(text.encode("utf-8", errors="surrogatepass")))
-                # A text of which normalisation leaves nothing is compared as it is.
+                # A text of which normalisation leaves nothing is compared unchanged.
                 comparable = self._normalisation(text)
                 comparable = comparable if comparable.strip() else text
                 if run.add(comparable, number):
@@ -141,7 +141,7 @@ class _Sketcher:
         lengths[numbers] = np.concatenate(self._lengths)
         offsets = np.zeros(documents + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        # A document without words has no shingle of words: nothing says what it is near to.
+        # A document without words has no shingles of words, and is near to nothing.
         some = lengths[numbers] > 0
         keys = np.concatenate(self._keys)[some].T
         numbers = numbers[some]

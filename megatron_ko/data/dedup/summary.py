@@ -1,4 +1,4 @@
-"""What every manifest says of the inputs, from the statistics of the first pass."""
+"""What every manifest says about the inputs, from the statistics of the first pass."""
 
 from collections import Counter
 from collections.abc import Sequence

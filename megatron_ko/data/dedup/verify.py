@@ -1,4 +1,4 @@
-"""Candidate pairs to near duplicates: every pair that shares a band is compared, once."""
+"""Compare every pair of documents that share a band, once, and keep those that are near duplicates."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.shingles import Ragged
 from megatron_ko.data.dedup.similarity import jaccard
 
-# Bytes in memory a candidate pair.
+# Bytes of memory for each candidate pair.
 _PAIR_BYTES = 64
 # Pairs whose sketches are compared at once.
 _BATCH = 1024

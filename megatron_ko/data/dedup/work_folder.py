@@ -1,4 +1,4 @@
-"""The folder beside the output in which all passes leave their parts; it becomes the output, or is gone on from."""
+"""The folder beside the output in which all passes keep their parts, so that a killed run can go on."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from megatron_ko.errors import DataError
 from megatron_ko.storage.files import explain_disk_errors, sync_folder
 from megatron_ko.storage.locks import try_lock
 
-# Bytes of input that one process has read before others have started.
+# One process reads so many bytes of input before others would have started.
 _SMALL = 16 << 20
 # What is written beside the documents.
 MANIFEST, REPORT, REJECTED, REMOVED = "manifest.json", "report.json", "rejected.jsonl", "removed.jsonl.zst"
 _RESERVED = (MANIFEST, REPORT, REJECTED, REMOVED)
-# In the folder of the parts: the hash of the manifest, from the moment on when the output may have its name.
+# A file in this folder with the hash of the manifest; it is written just before the output gets its name.
 _PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
 Progress = Callable[[str, float], None]
@@ -107,7 +107,7 @@ class WorkFolder:
         return job_parts(job.folder)
 
     def array(self, name: str) -> Path:
-        """Path of an array that is made anew in every run."""
+        """Path of an array file, which every run makes anew."""
         folder = self.folder / "arrays"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
@@ -120,7 +120,7 @@ def work_folder_of(output: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, output: Path) -> Iterator[None]:
-    """The folder of the parts, for this process alone.
+    """Hold the work folder for this process alone.
 
     Raises:
         DataError: another process works there, the disk is full.
@@ -165,9 +165,9 @@ def write_outputs(
 
 
 def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
-    """A file name for each input: its own without the suffixes, after its folder's where two are the same, numbered.
+    """A file name for each input: its own without suffixes; where two are the same, with its folder's, or numbered.
 
-    None is called as one of the files that are written beside them.
+    None is the name of a manifest, report or list that is written beside them.
     """
     stems = []
     for path in paths:
@@ -190,7 +190,7 @@ def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
 
 
 def empty_folder(path: Path) -> Path:
-    """An empty folder, whatever a run before has left there."""
+    """An empty folder; what an earlier run left there is removed."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
@@ -205,7 +205,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def finished_before(folder: Path, output: Path, settings: Mapping[str, object]) -> bool:
-    """Whether this very command was killed when all but the removal of its parts was done."""
+    """Whether the same command was killed after its output got its name, before its parts were removed."""
     marker, manifest = folder / _PUBLISHED, output / MANIFEST
     if not marker.is_file() or not manifest.is_file() or marker.read_text("utf-8") != content_hash(manifest):
         return False

@@ -1,4 +1,4 @@
-"""Inputs to chunks: what one worker does at a time, what is lost in a kill. Their borders depend on the inputs only."""
+"""Cut inputs into chunks: what a worker does at a time, and what a kill costs. Borders depend on the inputs only."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ __all__ = ["Chunk", "InputIdentity", "Reading", "check_unchanged", "identified_p
 InputIdentity = dict[str, object]
 _ORDER = "(order)"
 _SMALLEST, _LARGEST = 2 << 20, 64 << 20
-# Chunks that are handed over in memory, not as a place on the disk.
+# The limit for chunks that are sent to workers as bytes, not as a place in a file.
 _LARGEST_HELD = 16 << 20
 _CHUNKS = 1024
 _MANY_FILES = 64
@@ -33,7 +33,7 @@ class Chunk:
 
     Attributes:
         spans: in order; they may come from several files.
-        read: bytes of the (compressed) inputs that they stand for, for progress.
+        read: bytes of the (compressed) inputs that were read for them, for progress.
     """
 
     spans: tuple[Span, ...]
@@ -41,7 +41,7 @@ class Chunk:
 
     @property
     def blocks(self) -> Iterator[Block]:
-        """Its blocks of about a megabyte, read from the disk where they lie.
+        """Its blocks, of about a megabyte each.
 
         Raises:
             DataError: a file is damaged.
@@ -88,11 +88,11 @@ def identified_paths(identity: InputIdentity) -> list[Path]:
 
 
 def check_unchanged(identity: InputIdentity, folder: Path) -> None:
-    """Refuse inputs that are no longer what ``input_identity`` saw, for example of a download that still runs.
+    """Refuse inputs that have changed since ``input_identity`` saw them, for example because a download still runs.
 
     Args:
-        identity: the result of ``input_identity``, also after a way through JSON.
-        folder: where the parts are that were made of them.
+        identity: the result of ``input_identity``; it may have been stored as JSON.
+        folder: where the parts made from them are.
 
     Raises:
         DataError: which file.
@@ -119,16 +119,16 @@ def chunk_bytes(inputs: tuple[Path, ...]) -> int:
 
 
 def _whole_files(reading: Reading) -> set[Path]:
-    """Files that a worker reads from beginning to end, so that not one process has to decompress everything.
+    """Files that a worker reads from beginning to end, so that no single process has to decompress everything.
 
-    A single archive is faster in pieces; of many, each is a piece, unless it is very large.
+    One archive alone is faster in pieces. Of many archives each is a piece, unless it is very large.
     """
     files = [path for path in reading.inputs if path != STDIN and not is_divisible(path, reading)]
     return {path for path in files if path.stat().st_size <= _LARGEST} if len(files) >= _MANY_FILES else set()
 
 
 def _share(span: Span, limit: int) -> float:
-    """Of a full chunk."""
+    """How much of a full chunk a span is."""
     if isinstance(span, Block):
         return len(span.payload) / min(limit, _LARGEST_HELD)
     if isinstance(span, FileSpan):

@@ -1,7 +1,7 @@
 """Work in chunks that survives any kill: finished parts are recorded and never done again.
 
 FOLDER/job.json             what the job is; a run that asks for something else is refused
-FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, renamed
+FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, then renamed
 FOLDER/rank-00000.jsonl     one line a finished part of a rank: its size, hash and statistics; the last line says "all"
 
 Ranks share nothing but the folder. Rank r of n takes every n-th chunk.
@@ -44,7 +44,7 @@ class Job:
         identity: options and hashes of the inputs, as JSON values; not the number of workers.
         workers: processes of this rank; 1 works in this process.
         rank, size: this process and how many share the chunks.
-        suffix: of the part files, for writers that go by it.
+        suffix: of the part files; some writers choose the format by it.
     """
 
     folder: Path
@@ -108,14 +108,14 @@ def run_job(
 
     Args:
         job: where and what.
-        chunks: (index, payload), the same in every run; each payload is needed once only.
-        work: picklable; called as ``work(payload, path)``, in a worker that it was sent to once.
-        progress: told of every part of this rank, also of those that were done before.
+        chunks: (index, payload), the same in every run; each payload is used only once.
+        work: picklable; sent to each worker once, and called there as ``work(payload, path)``.
+        progress: called with every part of this rank, including those that were done before.
 
     Raises:
-        DataError: another job left the folder, the same rank is running, a worker died, a full disk.
+        DataError: the folder belongs to another job, the same rank is running, a worker died, the disk is full.
     """
-    with explain_disk_errors(job.folder), _opened(job) as records:
+    with explain_disk_errors(job.folder), _open_records(job) as records:
         done, finished = _resumed(job, records)
         for part in done.values():
             progress(part)
@@ -181,7 +181,7 @@ def job_parts(folder: Path, *, verify: bool = False) -> list[Part[Any]]:
 
 
 def check_job(job: Job) -> None:
-    """Refuse a folder that a job with another identity left; none at all is in order.
+    """Refuse the folder of a job with another identity. A folder without a job is fine.
 
     Raises:
         DataError: what differs.
@@ -205,7 +205,10 @@ def read_identity(folder: Path) -> JsonObject:
 
 
 def remove_job(folder: Path) -> None:
-    """Forget a job, once its output has its name. What a restart would need to know that it has goes last."""
+    """Delete the folder of a job whose output is finished.
+
+    The journal and job.json go last: until then a restart can see that the job is finished.
+    """
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
@@ -226,7 +229,7 @@ def _part(folder: Path, record: _Record) -> Part[Any]:
 class _Runner(Generic[Payload]):
     """Makes one part; sent to the workers once, together with ``work``.
 
-    Parts are not synced to the disk: a resumed run compares their hashes, so that what a power cut took is made again.
+    Parts are not synced to the disk: a resumed run compares their hashes, and makes again what a power cut destroyed.
     """
 
     def __init__(self, job: Job, work: Work[Payload, Any]) -> None:
@@ -244,7 +247,7 @@ class _Runner(Generic[Payload]):
 
 
 @contextmanager
-def _opened(job: Job) -> Iterator[BinaryIO]:
+def _open_records(job: Job) -> Iterator[BinaryIO]:
     """This rank's records, locked against a second process of the same rank."""
     assert 0 <= job.rank < job.size
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -268,7 +271,7 @@ def _describe(job: Job) -> None:
             json.dump(asdict(_description(job)), stream, ensure_ascii=False, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
-        os.rename(mine, path)  # ranks that start together write the same, or find out below
+        os.rename(mine, path)  # ranks that start together write the same; if not, the comparison below finds out
         sync_folder(job.folder)
     _compare(job)
 

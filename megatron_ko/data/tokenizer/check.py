@@ -1,4 +1,4 @@
-"""The gate for any Hugging Face folder: what must hold before a token of it is written, as a table of what does not."""
+"""Checks of the tokenizer in any Hugging Face folder, to pass before a token of it is written."""
 
 import json
 import re
@@ -47,7 +47,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _CODES = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 97)]
 _EVERY = tuple("".join(map(chr, _CODES[start : start + 64])) for start in range(0, len(_CODES), 64))
-# Two texts that a normaliser makes one.
+# Pairs of texts that a normaliser would make equal.
 _DIFFERENT = (
     ("가", "\u1100\u1161"),
     ("ㅋ", "\u110f"),

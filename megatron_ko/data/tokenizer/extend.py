@@ -1,6 +1,6 @@
 """Korean pieces for a tokenizer that has none: every old id stays, and text without Hangul keeps its ids.
 
-Pieces are found by going on with the training of the BPE itself on Korean text. Each new merge comes after all old ones
+New pieces are found by continuing the training of the BPE on Korean text. Each new merge comes after all old ones
 and spells something that only Korean text holds, so nothing else can change. A new piece stands for a fixed sequence of
 old pieces: the mean of their embedding rows is where its own row begins.
 """
@@ -27,7 +27,7 @@ from megatron_ko.storage.files import explain_disk_errors, new_folder
 from megatron_ko.storage.open_json import JsonObject
 
 NEW_IDS = "new_ids.jsonl"
-# Where the base cuts text nowhere, words are cut before their space, as pieces are.
+# If the base does not cut text, words are cut before their space, as its pieces are.
 _WORDS = Regex(f"[{MARK} ]*[^{MARK} ]+")
 _MOST_WORDS = 1_500_000
 # Files that describe the base's vocabulary, or are written anew.

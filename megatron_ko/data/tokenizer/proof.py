@@ -1,4 +1,4 @@
-"""What an extended tokenizer must prove: no old id moved, and its ids of any text, in old ids, are the old ones."""
+"""What an extended tokenizer must prove: no old id moved, and any text has the old ids, once new ones are spelt out."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain

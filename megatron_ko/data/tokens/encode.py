@@ -21,7 +21,7 @@ from megatron_ko.data.tokens.indexed import token_dtype
 from megatron_ko.data.tokens.parts import EncodeStatistics, PartCounts
 
 _COPY_BYTES = 1 << 22
-# Documents of a block, and then of a part, whose hashes are kept to compare decoded text with.
+# How many documents of a block, and then of a part, are samples: decoded text is compared with their hashes.
 _SAMPLES = 64
 
 
@@ -79,7 +79,7 @@ def _chosen(texts: list[str], positions: list[int], wanted: set[int]) -> list[st
 
 
 class EncodeChunk:
-    """Writes the part of a chunk; loads its tokenizer once a process. See ``parts`` for the file."""
+    """Writes the part of a chunk, in the format of ``parts``. Each process loads the tokenizer once."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self._options = options
@@ -100,7 +100,7 @@ class EncodeChunk:
 
 
 class _PartWriter:
-    """Writes ids while they come, and at the end the rest, which is small. Ids of further keys wait in spools."""
+    """Writes the ids of the first key as they come, and the rest at the end; ids of other keys wait in spool files."""
 
     def __init__(self, part: Path, options: EncodeOptions, dtype: np.dtype) -> None:
         self._options, self._dtype = options, dtype
@@ -160,7 +160,7 @@ class _PartWriter:
             stream.write(array.astype("<i4").view(np.uint8).data)
         for record in self._rejected:
             stream.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
-        # "malformed JSON: what exactly" counts as one reason.
+        # What follows a colon is detail: "malformed JSON: ..." counts as one reason.
         reasons = Counter(record.reason.split(":")[0] for record in self._rejected)
         first = self._rejected[0] if self._rejected else None
         return {

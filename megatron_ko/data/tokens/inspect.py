@@ -1,4 +1,4 @@
-"""A look into indexed files: manifests, totals, the spread of document lengths, and some documents."""
+"""What indexed files hold: manifests, totals, the spread of document lengths, and some documents."""
 
 from collections import Counter
 from dataclasses import dataclass

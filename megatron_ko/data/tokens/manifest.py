@@ -33,11 +33,11 @@ class IndexManifest:
     Attributes:
         tokenizer_fingerprint, tokenizer_kind, vocab_size: of the tokenizer that encoded the text.
         documents, tokens, bytes: in all; bytes are UTF-8 bytes of text, tokens include the end of each document.
-        rejected, rejected_reasons: records that were no documents.
+        rejected, rejected_reasons: records that were not documents.
         dtype, max_token_id: of the tokens.
-        eod: id that ends every document, None when none was appended.
+        eod: id that ends every document; None if none was appended.
         sizes, sha256: of "bin" and "idx".
-        sources: the inputs in order; of a shard, those that it holds something of.
+        sources: the inputs in order; for a shard, only those that it holds documents or rejected records of.
         key: field that the text came from.
         shard: number of this shard, and of how many.
     """
@@ -108,7 +108,7 @@ def read_manifest(prefix: Path) -> IndexManifest:
 
 
 def check_shard(prefix: Path, manifest: IndexManifest) -> IndexedReader:
-    """The cheap checks, made before every training: both files whole, and those that the manifest describes.
+    """The cheap checks before every training: both files are complete, and are those that the manifest describes.
 
     Raises:
         DataError: the first difference.

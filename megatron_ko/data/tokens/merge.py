@@ -1,4 +1,4 @@
-"""From the parts of all ranks to named files: count, cut into shards, merge, look at samples, publish."""
+"""Turn the parts of all ranks into indexed files: count, cut into shards, merge, check samples, rename."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class IndexedOutput:
     Attributes:
         prefix: of its files.
         manifest: what it holds.
-        verified: samples that were decoded, None when nobody asked.
+        verified: samples that were decoded; None if that was not asked for.
     """
 
     prefix: Path
@@ -55,7 +55,7 @@ def job_folder(output: Path) -> Path:
 
 
 def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> list[IndexedOutput]:
-    """Indexed files from the parts of ``output``, which are removed then.
+    """Make indexed files from the parts of ``output``, then remove the parts.
 
     Args:
         output: prefix that was given to the ranks.
@@ -81,7 +81,7 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         totals.compare([[read_manifest(merged.folder / name) for name in names] for names in merged.names])
         if verify_with is not None:
             verified = check_samples(merged, parts, cuts, verify_with)
-        _publish(folder, output, merged)
+        _rename_files(folder, output, merged)
     prefixes = [prefix for name in identity.outputs for prefix in find_shards(output.with_name(name))]
     written = [IndexedOutput(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
     remove_job(folder)
@@ -95,7 +95,7 @@ def _layout(identity: PreprocessIdentity) -> Layout:
 def _cuts(
     identity: PreprocessIdentity, parts: Sequence[Part[EncodeStatistics]], totals: "_Totals", layout: Layout
 ) -> tuple[int, ...]:
-    """First document of every shard, and the number of all."""
+    """The first document of every shard, and the number of all documents."""
     number = identity.shards
     if identity.shard_tokens is not None:
         number = min(totals.documents, max(1, -(-max(totals.tokens) // identity.shard_tokens)))
@@ -136,7 +136,7 @@ def _merge(
     return output
 
 
-def _publish(folder: Path, output: Path, merged: MergePlan) -> None:
+def _rename_files(folder: Path, output: Path, merged: MergePlan) -> None:
     moves = []
     for name in (name for names in merged.names for name in names):
         files = [
@@ -162,7 +162,7 @@ class _Totals:
         self.first_rejected = next((part["first_rejected"] for part in counted if part["first_rejected"]), None)
 
     def compare(self, outputs: Sequence[Sequence[IndexManifest]]) -> None:
-        """Every document, token and rejected record that was counted is in the files of every key."""
+        """Check that every document, token and rejected record that was counted is in the files of every key."""
         for key, shards in enumerate(outputs):
             found = [
                 sum(manifest.documents for manifest in shards),

@@ -50,7 +50,7 @@ class EncodeStatistics(PartCounts):
 
 
 class PartView:
-    """A part, mapped.
+    """A part, memory-mapped.
 
     Attributes:
         documents: in it.
@@ -61,7 +61,7 @@ class PartView:
         self.statistics = part.statistics
         self.documents = part.statistics["documents"]
         self._layout = layout
-        # numpy maps no empty file.
+        # numpy cannot map an empty file.
         size = part.path.stat().st_size
         self._content = np.memmap(part.path, mode="r") if size else np.zeros(0, np.uint8)
         self._starts = self._sections()
@@ -89,9 +89,9 @@ class PartView:
         return int(sizes[first:last].sum(dtype=np.int64))
 
     def rejected(self, first: int, last: int) -> Iterator[bytes]:
-        """Lines of the records that were rejected beside the documents from ``first`` up to ``last``.
+        """Lines of the rejected records that go with the documents from ``first`` up to ``last``.
 
-        A record goes with the document that follows it, at the end of the part with the last one.
+        A record goes with the document that follows it; at the end of the part, with the last document.
         """
         start = self._starts[-1][0]
         before = self._view(start, self.statistics["rejected"], np.dtype("<i4"))

@@ -40,13 +40,13 @@ class PreprocessOptions:
         keys: text fields; each gives an output of its own, and document n of one belongs to document n of the other.
         append_eod: end every document with the tokenizer's end-of-document token.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        format: of all inputs, instead of what their suffixes say.
+        format: of all inputs; None: as their suffixes say.
         shards: number of shards to cut every output into, of about equally many tokens.
         shard_tokens: as many shards as are needed for about so many tokens in each.
-        rank, size: this process takes every ``size``-th chunk; ``merge`` is for when all ranks are finished.
+        rank, size: this process takes every ``size``-th chunk; ``merge`` follows when all ranks are finished.
         verify: decode samples of what was written, and compare them with the text.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
-        names: of the outputs of ``keys``, in the folder of ``output``, instead of what follows from it.
+        names: of the outputs of ``keys``, in the folder of ``output``; empty: they follow from it and the keys.
     """
 
     inputs: tuple[Path, ...]
@@ -170,7 +170,7 @@ def _refuse_existing(options: PreprocessOptions) -> None:
 
 
 def _forget_earlier_input(options: PreprocessOptions, folder: Path) -> None:
-    """What came through a pipe cannot be compared with what comes now: no run goes on from an earlier one."""
+    """Earlier input from a pipe cannot be compared with what comes now, so no run goes on from an earlier one."""
     if options.size > 1:
         raise DataError("several ranks cannot share the standard input", remedy="give the files by their names")
     finish_renames(folder)
