@@ -23,8 +23,7 @@ import torch
 from megatron_ko.artifacts.native import MODEL_FILE, WEIGHTS, find_pretrained
 from megatron_ko.config import ModelConfig, dump, load_model_config
 from megatron_ko.convert import hf_export
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.mapping import blocks, native_shapes
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.staging import write_manifest
@@ -65,7 +64,7 @@ def main() -> None:
 
 def write_random(folder: Path, model: ModelConfig) -> None:
     """A native model; its blocks are cut from one pool of random numbers."""
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     pool = (torch.randn(1 << 24, generator=torch.Generator().manual_seed(0)) * model.init_std).bfloat16()
 
     def make(number: int, shape: tuple[int, ...]) -> torch.Tensor:

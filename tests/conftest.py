@@ -1,5 +1,7 @@
 """Fixtures for all tests: a small Korean corpus, tokenizers trained on it, and the real corpora where they are."""
 
+import atexit
+import gc
 import logging
 import os
 import random
@@ -24,6 +26,17 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # pytest --hypothesis-profile=default.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.load_profile("same")
+
+
+# What collection makes stays: to look through it for garbage is a waste here, and in a forked rank it also copies it.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from here on, of what tests make."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,7 @@ import torch
 
 from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained, find_pretrained
 from megatron_ko.config import ModelConfig, dump
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.mapping import VOCABULARY, blocks, native_shapes
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.staging import write_manifest
@@ -32,7 +31,7 @@ def native_model(
 ) -> Pretrained:
     """Write a native model of a few fields over ``SIZES``; norms are not 1, so that none can be taken for another."""
     model = ModelConfig.model_validate({**SIZES, **fields})
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     draw = torch.Generator().manual_seed(seed)
     parts = []
     for block in blocks(rules, model):

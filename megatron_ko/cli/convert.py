@@ -145,7 +145,7 @@ def _tell(output: Path, proof: "Proof", as_json: bool) -> None:
     from megatron_ko.convert.gates import table
 
     if as_json:
-        typer.echo(json.dumps({"output": str(output), **proof.describe()}))
+        typer.echo(json.dumps({"output": str(output), **proof.to_json()}))
         return
     typer.echo(f"{output}: {proof.verdict}")
     typer.echo(table(proof.gates))

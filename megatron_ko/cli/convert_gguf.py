@@ -47,16 +47,16 @@ def _tell(output: Path, exported: "GgufExport", as_json: bool) -> None:
     from megatron_ko.convert.gates import table
 
     if as_json:
-        typer.echo(json.dumps({"output": str(output), **exported.describe()}, ensure_ascii=False))
+        typer.echo(json.dumps({"output": str(output), **exported.to_json()}, ensure_ascii=False))
         return
     typer.echo(f"{output}: {exported.proof.verdict}")
     for one in exported.files:
         fallbacks = ", ".join(f"{number} tensors {kind}" for kind, number in one.fallbacks.items())
         rest = f"; rows that the type cannot take: {fallbacks}" if fallbacks else ""
         typer.echo(f"  {one.name}  {one.size / 1e6:,.1f} MB, {one.bits:.2f} bits a weight{rest}")
-    told = exported.ollama
-    kind = f", {told['format']}" if told["format"] else ""
-    typer.echo(f"  Modelfile for Ollama{kind}" if told["modelfile"] else "  no Modelfile for Ollama")
-    for note in told["notes"]:
+    ollama = exported.ollama
+    kind = f", {ollama.format}" if ollama.format else ""
+    typer.echo(f"  Modelfile for Ollama{kind}" if ollama.modelfile else "  no Modelfile for Ollama")
+    for note in ollama.notes:
         typer.echo(f"    {note}")
     typer.echo(table(exported.proof.gates))

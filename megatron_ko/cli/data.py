@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_preprocess
+from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_merge, data_preprocess
 
 app = typer.Typer(no_args_is_help=True, help="Text to indexed tokens, and a look at what they hold.")
 
@@ -26,7 +26,7 @@ def _group() -> None:
 
 
 app.command()(data_preprocess.preprocess)
-app.command()(data_preprocess.merge)
+app.command()(data_merge.merge)
 app.command()(data_clean.clean)
 app.command()(data_dedup.dedup)
 app.command()(data_decontaminate.decontaminate)
@@ -45,34 +45,36 @@ def inspect(
 
     Example: megatron-ko data inspect data/corpus --tokenizer tokenizer --json
     """
+    from dataclasses import asdict
+
     from megatron_ko.data.tokens.inspect import inspect_data
 
     view = inspect_data(prefix, tokenizer, samples)
     if as_json:
-        typer.echo(json.dumps(view, ensure_ascii=False))
+        typer.echo(json.dumps(asdict(view), ensure_ascii=False))
         return
-    totals, shards = view["totals"], view["shards"]
-    manifest = shards[0]["manifest"]
+    totals, shards = view.totals, view.shards
+    manifest = shards[0].manifest
     typer.echo(
-        f"{prefix}: {totals['documents']:,} documents, {totals['tokens']:,} tokens ({manifest['dtype']}), "
-        f"{totals['bytes'] / 1e6:.1f} MB of text, {totals['rejected']:,} rejected"
+        f"{prefix}: {totals.documents:,} documents, {totals.tokens:,} tokens ({manifest.dtype}), "
+        f"{totals.bytes / 1e6:.1f} MB of text, {totals.rejected:,} rejected"
         f"{f', {len(shards)} shards' if len(shards) > 1 else ''}\n"
-        f"  tokenizer  {manifest['tokenizer_kind']}, {manifest['vocab_size']:,} ids, "
-        f"fingerprint {manifest['tokenizer_fingerprint'][:16]}"
+        f"  tokenizer  {manifest.tokenizer_kind}, {manifest.vocab_size:,} ids, "
+        f"fingerprint {manifest.tokenizer_fingerprint[:16]}"
     )
-    for path, documents in list(view["sources"].items())[:_SOURCES]:
+    for path, documents in list(view.sources.items())[:_SOURCES]:
         typer.echo(f"  source     {path}: {documents:,} documents")
-    if len(view["sources"]) > _SOURCES:
-        typer.echo(f"  source     and {len(view['sources']) - _SOURCES} more")
-    typer.echo(f"  lengths    {', '.join(f'{name} {value:,.0f}' for name, value in view['lengths'].items())} tokens")
-    largest = max(count for *_, count in view["histogram"])
-    for least, most, count in view["histogram"]:
+    if len(view.sources) > _SOURCES:
+        typer.echo(f"  source     and {len(view.sources) - _SOURCES} more")
+    typer.echo(f"  lengths    {', '.join(f'{name} {value:,.0f}' for name, value in view.lengths.items())} tokens")
+    largest = max(count for *_, count in view.histogram)
+    for least, most, count in view.histogram:
         typer.echo(f"  {f'{least:,}-{most:,}':>19}  {'#' * -(-_BAR * count // largest)} {count:,}")
     for shard in shards:
-        for sample in shard["samples"]:
-            shown = sample["text"] if sample["text"] is not None else sample["ids"]
-            where = f"{Path(shard['prefix']).name} " if len(shards) > 1 else ""
-            typer.echo(f"  {where}document {sample['document']} ({sample['tokens']} tokens): {str(shown)[:300]!r}")
+        for sample in shard.samples:
+            shown = sample.text if sample.text is not None else sample.ids
+            where = f"{Path(shard.prefix).name} " if len(shards) > 1 else ""
+            typer.echo(f"  {where}document {sample.document} ({sample.tokens} tokens): {str(shown)[:300]!r}")
 
 
 @app.command()

@@ -34,6 +34,8 @@ def stats(
 
     Example: megatron-ko data stats data/web data/books --plot lengths.png
     """
+    from dataclasses import asdict
+
     from megatron_ko.data.figures import check_picture
     from megatron_ko.data.tokens.blend import read_sources
     from megatron_ko.data.tokens.stats import lengths_png, source_stats, table
@@ -44,7 +46,7 @@ def stats(
     found = source_stats(sources)
     if plot is not None:
         lengths_png(sources, plot)
-    for line in [json.dumps(found, ensure_ascii=False)] if as_json else table(found):
+    for line in [json.dumps(asdict(found), ensure_ascii=False)] if as_json else table(found):
         typer.echo(line)
 
 

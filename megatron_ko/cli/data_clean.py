@@ -2,9 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,10 +18,12 @@ from megatron_ko.cli.data_options import (
     Unit,
     Workers,
 )
-from megatron_ko.cli.data_progress import bar_over_bytes, kept
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
 
 if TYPE_CHECKING:
+    from megatron_ko.data.clean.calibration import Calibration
     from megatron_ko.data.clean.clean import CleanOptions
+    from megatron_ko.data.clean.report import CleanReport
 
 
 def clean(
@@ -84,7 +85,10 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
     from megatron_ko.data.clean.clean import parts_folder
 
     start = time.monotonic()
-    with kept(parts_folder(options.output)), bar_over_bytes("cleaning", options.inputs, options.size) as progress:
+    with (
+        say_how_to_resume(parts_folder(options.output)),
+        bar_over_bytes("cleaning", options.inputs, options.size) as progress,
+    ):
         report = run(options, progress)
     seconds = time.monotonic() - start
     if report is None:
@@ -102,7 +106,7 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
         typer.echo(f"  {speed}, {seconds:.1f} s", err=True)
 
 
-def _print_report(report: Mapping[str, Any]) -> None:
+def _print_report(report: "CleanReport") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -144,22 +148,26 @@ def _print_report(report: Mapping[str, Any]) -> None:
 
 
 def _measure(options: "CleanOptions", number: int, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from megatron_ko.data.clean.calibration import calibrate
     from megatron_ko.data.clean.plots import histograms_png
-    from megatron_ko.data.clean.sample import calibrate
     from megatron_ko.storage.files import new_folder
 
     found = calibrate(options.reading, options.config, number)
     with new_folder(options.output) as folder:
-        (folder / "calibration.json").write_text(json.dumps(found, ensure_ascii=False, indent=2), encoding="utf-8")
-        histograms_png(found["measures"], folder / "histograms.png")
+        (folder / "calibration.json").write_text(
+            json.dumps(asdict(found), ensure_ascii=False, indent=2), encoding="utf-8"
+        )
+        histograms_png(found.measures, folder / "histograms.png")
     if as_json:
-        typer.echo(json.dumps({**found, "output": str(options.output)}, ensure_ascii=False))
+        typer.echo(json.dumps({**asdict(found), "output": str(options.output)}, ensure_ascii=False))
         return
     _print_measures(found)
-    typer.echo(f"{options.output}/histograms.png: {found['documents']:,} documents measured, nothing was cleaned")
+    typer.echo(f"{options.output}/histograms.png: {found.documents:,} documents measured, nothing was cleaned")
 
 
-def _print_measures(found: Mapping[str, Any]) -> None:
+def _print_measures(found: "Calibration") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -168,8 +176,8 @@ def _print_measures(found: Mapping[str, Any]) -> None:
         table.add_column(heading)
     for heading in ("low", "high", "outside", "1%", "5%", "25%", "50%", "75%", "95%", "99%"):
         table.add_column(heading, justify="right")
-    for measure in found["measures"]:
-        limits = ("" if measure[side] is None else f"{measure[side]:g}" for side in ("low", "high"))
-        values = (f"{value:.4g}" for value in measure["quantiles"].values())
-        table.add_row(measure["stage"], measure["reason"], *limits, f"{measure['outside']:.1%}", *values)
+    for measure in found.measures:
+        limits = ("" if limit is None else f"{limit:g}" for limit in (measure.low, measure.high))
+        values = (f"{value:.4g}" for value in measure.quantiles.values())
+        table.add_row(measure.stage, measure.reason, *limits, f"{measure.outside:.1%}", *values)
     Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -23,7 +23,7 @@ from megatron_ko.cli.data_options import (
     Unit,
     Workers,
 )
-from megatron_ko.cli.data_progress import bars_of_passes, kept
+from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
 
 
 class GramUnit(StrEnum):
@@ -83,12 +83,12 @@ def decontaminate(
         keys=tuple(against_key or ["text"]),
         grams=NgramRule(unit.value, size, shortest or max(1, size // 2)),
         suffix=f".{output_format.value}",
-        running=Resources(workers),
+        resources=Resources(workers),
     )
     if restart:
         remove_job(work_folder_of(output))
     start = time.monotonic()
-    with kept(work_folder_of(output)), bars_of_passes() as progress:
+    with say_how_to_resume(work_folder_of(output)), bars_of_passes() as progress:
         manifest = run(options, progress)
     seconds = time.monotonic() - start
     if as_json:

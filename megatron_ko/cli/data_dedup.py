@@ -22,7 +22,7 @@ from megatron_ko.cli.data_options import (
     Unit,
     Workers,
 )
-from megatron_ko.cli.data_progress import bars_of_passes, kept
+from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
 
 if TYPE_CHECKING:
     from megatron_ko.data.dedup.dedup import DedupResult
@@ -95,12 +95,12 @@ def dedup(
         keep=keep.value,
         least_characters=min_characters,
         suffix=f".{output_format.value}",
-        running=Resources(workers, memory_mb << 20),
+        resources=Resources(workers, memory_mb << 20),
     )
     if restart:
         remove_job(work_folder_of(output))
     start = time.monotonic()
-    with kept(work_folder_of(output)), bars_of_passes() as progress:
+    with say_how_to_resume(work_folder_of(output)), bars_of_passes() as progress:
         result = run(options, progress)
     seconds = time.monotonic() - start
     if as_json:

@@ -1,4 +1,4 @@
-"""`megatron-ko data preprocess` and `data merge`: text to indexed tokens."""
+"""`megatron-ko data preprocess`: text to indexed tokens."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_ko.cli.data_options import CORES, AsJson, Format, Inputs, MoreInputs, Restart, TextUnit, Unit, Workers
-from megatron_ko.cli.data_progress import bar_over_bytes, kept
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
 
 if TYPE_CHECKING:
     from megatron_ko.data.tokens.merge import IndexedOutput
@@ -97,10 +97,13 @@ def run_and_report(options: "PreprocessOptions", as_json: bool = False) -> None:
     from megatron_ko.data.tokens.preprocess import preprocess as run
 
     start = time.monotonic()
-    with kept(job_folder(options.output)), bar_over_bytes("encoding", options.inputs, options.size) as progress:
+    with (
+        say_how_to_resume(job_folder(options.output)),
+        bar_over_bytes("encoding", options.inputs, options.size) as progress,
+    ):
         written = run(options, progress)
     if options.size == 1:
-        _report(written, time.monotonic() - start, as_json)
+        report_outputs(written, time.monotonic() - start, as_json)
     elif as_json:
         typer.echo(json.dumps({"finished": options.rank, "of": options.size}))
     else:
@@ -110,30 +113,8 @@ def run_and_report(options: "PreprocessOptions", as_json: bool = False) -> None:
         )
 
 
-def merge(
-    output: Output,
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Decode samples of what was written with it, and compare.")
-    ] = None,
-    workers: Workers = CORES,
-    as_json: AsJson = False,
-) -> None:
-    """Write the files of a `data preprocess` that several ranks shared, when all of them are finished.
-
-    Example: megatron-ko data merge --output data/corpus
-    """
-    import time
-
-    from megatron_ko.data.tokens.merge import job_folder
-    from megatron_ko.data.tokens.merge import merge as run
-
-    start = time.monotonic()
-    with kept(job_folder(output)):
-        written = run(output, workers, tokenizer)
-    _report(written, time.monotonic() - start, as_json)
-
-
-def _report(written: "list[IndexedOutput]", seconds: float, as_json: bool) -> None:
+def report_outputs(written: "list[IndexedOutput]", seconds: float, as_json: bool) -> None:
+    """Print what was written, and how fast."""
     if as_json:
         outputs = [{"prefix": str(one.prefix), **json.loads(one.manifest.to_json())} for one in written]
         for entry, one in zip(outputs, written, strict=True):

@@ -1,4 +1,4 @@
-"""How far a data verb is, and that nothing is lost when it stops."""
+"""Progress of a data verb, and what it says when it is stopped."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ _LINE_SECONDS = 60.0
 
 
 @contextmanager
-def kept(folder: Path) -> Iterator[None]:
-    """After an error or Ctrl-C, say that the parts in ``folder`` or in its folders are not lost."""
+def say_how_to_resume(folder: Path) -> Iterator[None]:
+    """After an error or Ctrl-C, say where the parts are kept, and that the same command goes on from them."""
     try:
         yield
     except BaseException:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.artifacts.lineage import Record, draw
 from megatron_ko.artifacts.native import Pretrained
@@ -101,7 +100,8 @@ def _training(source: Pretrained, record: Record) -> Iterator[str]:
     losses = {"training": ("train", "loss"), "validation": ("valid", "valid_loss")}
     for label, (file, column) in losses.items():
         if (found := _metric(source.origin / "metrics" / f"{file}.jsonl", source.step, column)) is not None:
-            yield f"Loss of {label}: {found['value']:.4f} at step {found['step']:,}."
+            at, value = found
+            yield f"Loss of {label}: {value:.4f} at step {at:,}."
     if corpus:
         yield from ("", "| corpus | tokens | sha256 |", "|---|---|---|")
         yield from (
@@ -109,9 +109,9 @@ def _training(source: Pretrained, record: Record) -> Iterator[str]:
         )
 
 
-def _metric(path: Path, step: int, column: str) -> dict[str, Any] | None:
-    """The newest value of a column up to a step."""
+def _metric(path: Path, step: int, column: str) -> tuple[int, float] | None:
+    """Step and value of the newest number of a column up to a step."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     whole = text.rpartition("\n")[0].splitlines()  # the last line may be half written
     found = [row for row in map(json.loads, whole) if row["step"] <= step and row.get(column) is not None]
-    return {"step": found[-1]["step"], "value": found[-1][column]} if found else None
+    return (found[-1]["step"], found[-1][column]) if found else None

@@ -1,20 +1,19 @@
-"""An export without weights: keys, shapes and bytes of a network of any size, on tensors that hold nothing."""
+"""An export without weights: keys, shapes and bytes of a network of any size, on tensors without data."""
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import peer_class
-from megatron_ko.convert.families import FAMILIES, family_of
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import family_of, rules_of
 from megatron_ko.convert.gates import Gate, require_gates, running
 from megatron_ko.convert.hf_files import write_config
-from megatron_ko.convert.mapping import blocks, native_shapes, other_shapes
+from megatron_ko.convert.mapping import Rule, blocks, native_shapes, other_shapes
 from megatron_ko.convert.safetensors_folder import bytes_of, groups_of
 from megatron_ko.plan.params import count_parameters
 
@@ -47,7 +46,7 @@ def dry_run(model: ModelConfig, dtype: torch.dtype = torch.bfloat16, shard_bytes
     Raises:
         ConvertError: the table does not fit the network, or the class another one.
     """
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     shapes, native = other_shapes(rules, model), native_shapes(rules, model)
     numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
     expected = count_parameters(model).total
@@ -64,8 +63,8 @@ def dry_run(model: ModelConfig, dtype: torch.dtype = torch.bfloat16, shard_bytes
     return DryRun(family_of(model).architecture, len(native), len(shapes), numbers, sum(sizes.values()), files, gates)
 
 
-def _blocks(rules: Any, model: ModelConfig) -> Gate:
-    """Every block of ours, taken apart and put together again, keeps its shapes."""
+def _blocks(rules: Sequence[Rule], model: ModelConfig) -> Gate:
+    """Every block of ours keeps its shapes when it is split and joined again."""
     tried, wrong = 0, []
     for block in blocks(rules, model):
         whole = torch.empty(block.mapping.shape, dtype=torch.bfloat16, device="meta")

@@ -1,4 +1,4 @@
-"""The two models of a proof, one at a time, each in the memory of its stored weights and computed in fp32."""
+"""The two models of a proof, loaded one at a time: each takes the memory of its stored weights and computes in fp32."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ from megatron_ko.parallel.platform import get_platform
 
 
 def compute_in_fp32(network: torch.nn.Module) -> None:
-    """Make the modules of a network widen their weights while they are called: exact, and never all at once."""
+    """Make each module of a network convert its weights to fp32 while it runs: exact, and never all at once."""
 
-    def widen(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def widen(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         kept.setdefault(id(module), []).append([(p, p.data) for p in module.parameters(recurse=False)])
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.float()
@@ -54,7 +54,7 @@ def native_logits(network: torch.nn.Module, model: ModelConfig, tokens: Tensor) 
 
 
 def peer_class(folder: Path, ours: bool) -> tuple[Any, dict[str, bool]]:
-    """The class that loads a folder, and what it has to be told; see ``peer_engine``."""
+    """The class that loads a folder, and the arguments that it needs; see ``peer_engine``."""
     from transformers import AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 

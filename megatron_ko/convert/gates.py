@@ -1,9 +1,8 @@
-"""What a conversion has to prove, and the table of what was proven; a gate that did not run has failed."""
+"""What a conversion has to prove, and the table of what it proved. A gate that did not run has failed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from megatron_ko.errors import ConvertError, KoError
 
@@ -39,7 +38,7 @@ class LogitGate:
     top1: float
     positions: int
 
-    def describe(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float]:
         """For lineage.json."""
         return asdict(self)
 
@@ -60,14 +59,14 @@ class Proof:
 
     @property
     def verdict(self) -> str:
-        """For people."""
+        """In a few words."""
         if self.already:
             return "was made of the same weights before; nothing to do"
         return "the same model" if self.logits else "written and proven"
 
-    def describe(self) -> dict[str, Any]:
-        """For machines."""
-        logits = self.logits.describe() if self.logits else {}
+    def to_json(self) -> dict[str, object]:
+        """For --json."""
+        logits = self.logits.to_json() if self.logits else {}
         return {**logits, "gates": [asdict(gate) for gate in self.gates], "already": self.already}
 
 

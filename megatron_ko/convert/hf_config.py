@@ -1,14 +1,11 @@
 """Hugging Face's config.json and our model section: a field is honoured, known to be neutral, or refused."""
 
-from typing import Any
-
 from megatron_ko.config import ModelConfig, RopeConfig, raise_problems
 from megatron_ko.config.checks.model import check_network
 from megatron_ko.config.load import build
 from megatron_ko.convert.families import FAMILIES, family_of
+from megatron_ko.convert.families.base import HfConfig, ModelFields
 from megatron_ko.errors import ConvertError
-
-Fields = dict[str, Any]
 
 # Fields that change no logit of a model in evaluation mode: names, habits of training, where generation ends.
 _NEUTRAL = frozenset(
@@ -70,7 +67,7 @@ _COMMON = frozenset(
 )
 
 
-def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | list[int] | None) -> Fields:
+def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | list[int] | None) -> HfConfig:
     """config.json of a model.
 
     Args:
@@ -108,7 +105,7 @@ def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | 
     }
 
 
-def from_hf_config(fields: Fields, where: str) -> ModelConfig:
+def from_hf_config(fields: HfConfig, where: str) -> ModelConfig:
     """The model section of a config.json.
 
     Raises:
@@ -141,7 +138,7 @@ def from_hf_config(fields: Fields, where: str) -> ModelConfig:
     return model
 
 
-def _model_of(fields: Fields, name: str, where: str) -> Fields:
+def _model_of(fields: HfConfig, name: str, where: str) -> ModelFields:
     heads = fields["num_attention_heads"]
     rope = _rope_from_hf(fields, where)
     return {
@@ -163,14 +160,14 @@ def _model_of(fields: Fields, name: str, where: str) -> Fields:
     }
 
 
-def _longest(context: int, rope: Fields) -> int:
-    """The stretched context: some folders name the original one, and with dynamic scaling transformers wants that."""
+def _longest(context: int, rope: ModelFields) -> int:
+    """The stretched context. Some folders give the original one, as transformers wants it for dynamic scaling."""
     scaling = rope.get("scaling") or {}
     original = scaling.get("original_max_position_embeddings") or 0
     return round(original * scaling["factor"]) if 0 < context <= original else context
 
 
-def _refuse_unknown(fields: Fields, honoured: frozenset[str], where: str) -> None:
+def _refuse_unknown(fields: HfConfig, honoured: frozenset[str], where: str) -> None:
     unknown = sorted(
         key for key, value in fields.items() if key not in _COMMON | _NEUTRAL | honoured and value is not None
     )
@@ -183,21 +180,21 @@ def _refuse_unknown(fields: Fields, honoured: frozenset[str], where: str) -> Non
         )
 
 
-def _rope_to_hf(model: ModelConfig) -> Fields:
+def _rope_to_hf(model: ModelConfig) -> HfConfig:
     scaling = model.rope.scaling
     if scaling is None:
         return {"rope_scaling": None}
-    if scaling.type == "ntk":  # a larger base, fixed, is a larger base
+    if scaling.type == "ntk":  # a fixed stretch is just a larger base
         width = model.kv_channels
         return {"rope_theta": model.rope.theta * scaling.factor ** (width / (width - 2)), "rope_scaling": None}
     given = scaling.model_dump(exclude_none=True)
-    described: Fields = {"rope_type": given.pop("type"), **given}
+    described: HfConfig = {"rope_type": given.pop("type"), **given}
     if scaling.type == "dynamic":  # theirs begins where the context of the model ends
         return {"rope_scaling": described, "max_position_embeddings": described.pop("original_max_position_embeddings")}
     return {"rope_scaling": described}
 
 
-def _rope_from_hf(fields: Fields, where: str) -> Fields:
+def _rope_from_hf(fields: HfConfig, where: str) -> ModelFields:
     """Theta and scaling, from transformers 4's two fields or transformers 5's one."""
     old, new = dict(fields.get("rope_scaling") or {}), dict(fields.get("rope_parameters") or {})
     if old and new and old != new:

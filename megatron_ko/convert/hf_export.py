@@ -10,8 +10,7 @@ from torch import Tensor
 from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.card import model_card
-from megatron_ko.convert.families import FAMILIES, family_of
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import family_of, rules_of
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import VOCABULARY, MappedBlock, blocks, check_complete, native_shapes, other_shapes
@@ -49,7 +48,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
     if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before
     family_of(model).to_hf(model)  # what its class cannot compute is refused by name
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     check_complete(native_shapes(rules, model), _stored_shapes(reader, model), str(source.weights))
     shapes = other_shapes(rules, model)
     ordered = sorted(blocks(rules, model), key=_layer)

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a Hugging Face folder: configuration, generation, tokenizer, code."""
+"""What is beside the weights in a Hugging Face folder: configuration, generation, tokenizer, code."""
 
 import json
 import shutil
@@ -7,9 +7,11 @@ from typing import Any
 
 from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.convert.families import family_of
+from megatron_ko.convert.families.base import HfConfig
 from megatron_ko.convert.hf_config import to_hf_config
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.errors import ConvertError
+from megatron_ko.storage.open_json import JsonObject
 
 GENERATION = "generation_config.json"
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -53,15 +55,15 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     _write(folder / GENERATION, generation)
 
 
-def read_json(path: Path, problem: str = "cannot be read") -> dict[str, Any]:
+def read_json(path: Path, problem: str = "cannot be read") -> JsonObject:
     """A file that holds one JSON object.
 
     Args:
         path: its place.
-        problem: what is said of it where it does not.
+        problem: what an error says about it.
 
     Raises:
-        ConvertError: it does not, or is not there.
+        ConvertError: it holds something else, or is not there.
     """
     try:
         return {**json.loads(path.read_text(encoding="utf-8"))}
@@ -71,7 +73,7 @@ def read_json(path: Path, problem: str = "cannot be read") -> dict[str, Any]:
         ) from None
 
 
-def read_generation(folder: Path) -> dict[str, Any]:
+def read_generation(folder: Path) -> JsonObject:
     """What generation_config.json says; nothing where there is none.
 
     Raises:
@@ -81,8 +83,8 @@ def read_generation(folder: Path) -> dict[str, Any]:
     return read_json(path, "is damaged") if path.is_file() else {}
 
 
-def carry_generation(fields: dict[str, Any], target: Path) -> None:
-    """Keep beside a tokenizer what config.json alone says of where generation begins and ends."""
+def carry_generation(fields: HfConfig, target: Path) -> None:
+    """Add the ids that generation begins and ends with to a tokenizer's folder, where only config.json names them."""
     found = read_generation(target)
     said = {name: fields[name] for name in SPECIAL if fields.get(name) is not None and found.get(name) is None}
     if said:
@@ -123,5 +125,5 @@ def end_of_turn(oracle: Any) -> int | None:
     return next((number for number in ids if number in special), None)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: JsonObject) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

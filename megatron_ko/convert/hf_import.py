@@ -9,8 +9,8 @@ from torch import Tensor
 from megatron_ko.artifacts import lineage
 from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS
 from megatron_ko.config import ModelConfig, dump
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
+from megatron_ko.convert.families.base import HfConfig
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation, read_json
@@ -41,7 +41,7 @@ def import_hf(source: Path, output: Path) -> Proof:
     _check_source(source)
     fields = read_json(source / "config.json")
     model = from_hf_config(fields, str(source / "config.json"))
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     with SafetensorsFolder(source) as tensors:
         _check_rotary(tensors, model)
         shapes = _without_tied_copy(tensors, model)
@@ -107,7 +107,7 @@ def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFold
     ]
 
 
-def _copy_tokenizer(source: Path, target: Path, fields: dict[str, object]) -> Path | None:
+def _copy_tokenizer(source: Path, target: Path, fields: HfConfig) -> Path | None:
     if not (source / TOKENIZER_JSON).is_file():
         return None
     target.mkdir()

@@ -23,7 +23,7 @@ VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """A way to take a tensor of ours apart, and back.
+    """How a block of ours is split into the others, and joined from them.
 
     Attributes:
         shapes: shape of each of the others.
@@ -44,12 +44,12 @@ class TensorMapping:
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of ours, the others, and the kind of relation.
+    """One tensor of ours, the others that it is made of, and how.
 
     Attributes:
         native: our name; names that begin with "decoder.layers." have the layer as their first axis.
         others: names, with {layer} and {expert} where they are numbered. {expert} makes the expert our next axis.
-        mapping: from the dimensions of the model to the relation.
+        mapping: how they relate, for the dimensions of a model.
     """
 
     native: str
@@ -90,7 +90,7 @@ def vocabulary(model: ModelConfig) -> TensorMapping:
 
 
 def gate_up(width: str) -> Callable[[ModelConfig], TensorMapping]:
-    """Gate and up projection: one above the other in ours."""
+    """Gate and up projection: ours has the rows of the gate, then those of up."""
 
     def mapping(model: ModelConfig) -> TensorMapping:
         sizes = dimensions(model)
@@ -163,7 +163,7 @@ def other_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
 
 
 def check_complete(expected: Mapping[str, Shape], present: Mapping[str, Shape], where: str) -> None:
-    """Every tensor is there once, in its shape, and no other.
+    """Check that every tensor is there once, in its shape, and no other.
 
     Args:
         expected: shapes by name, by the table of the family.

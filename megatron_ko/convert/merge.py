@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ _TRAINING = (
 def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] | None = None) -> Proof:
     """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json.
 
-    A layer at a time is in memory. Sums are computed in fp64 and rounded once, to the type of the first model.
+    One layer at a time is in memory. Sums are computed in fp64 and rounded once, to the type of the first model.
 
     Args:
         sources: two models or more, of one network and one tokenizer.
@@ -83,13 +82,13 @@ def _shares(number: int, weights: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader]) -> None:
-    """All models have the network, the tensors and the tokenizer of the first."""
+    """Check that all models have the network, the tensors and the tokenizer of the first."""
     first = sources[0]
-    expected = _explicit(first), _tokenizer(first), _shapes(first, readers[0])
+    expected = _parts_to_compare(first, readers[0])
     for source, reader in zip(sources[1:], readers[1:], strict=True):
-        found = _explicit(source), _tokenizer(source), _shapes(source, reader)
-        for name, one, other in zip(("networks", "tokenizers", "tensors"), expected, found, strict=True):
-            if one != other:
+        found = _parts_to_compare(source, reader)
+        for name, one in expected.items():
+            if one != (other := found[name]):
                 raise ConvertError(
                     f"models of different {name} cannot be merged",
                     got=f"{source.origin}: {_difference(one, other)}",
@@ -97,18 +96,22 @@ def _check_alike(sources: Sequence[Pretrained], readers: Sequence[NativeReader])
                 )
 
 
-def _explicit(source: Pretrained) -> dict[str, Any]:
+def _parts_to_compare(source: Pretrained, reader: NativeReader) -> dict[str, Mapping[str, object]]:
+    return {"networks": _explicit(source), "tokenizers": _tokenizer(source), "tensors": _shapes(source, reader)}
+
+
+def _explicit(source: Pretrained) -> dict[str, object]:
     """The network by its values, without what only training uses."""
     values = source.model.explicit()
     moe = {f"moe.{name}": value for name, value in (values.pop("moe") or {}).items()}
     return {name: value for name, value in {**values, **moe}.items() if name not in _TRAINING}
 
 
-def _tokenizer(source: Pretrained) -> dict[str, Any]:
+def _tokenizer(source: Pretrained) -> dict[str, object]:
     return {"fingerprint": None if source.tokenizer is None else load_tokenizer(source.tokenizer).fingerprint}
 
 
-def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Any]:
+def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Shape]:
     """Shapes by name; rows that pad the vocabulary as one rank would."""
     padded = source.model.padded_vocab_size(1)
     return {
@@ -116,7 +119,7 @@ def _shapes(source: Pretrained, reader: NativeReader) -> dict[str, Any]:
     }
 
 
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+def _difference(one: Mapping[str, object], other: Mapping[str, object]) -> str:
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return "; ".join(f"{name} {other.get(name)} instead of {one.get(name)}" for name in names[:5])
 
@@ -142,7 +145,7 @@ def _mean(
 
 
 def _prove(model: ModelConfig, weights: Path, parts: Sequence[TensorBlock]) -> Proof:
-    """What was written is what was computed, and it computes."""
+    """Check that what was written is what was computed, and that it gives finite logits."""
     written = NativeReader(weights)
     wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]
     network = native_engine(model, weights, written.dtype(parts[0].key))

@@ -1,4 +1,4 @@
-"""Text to compare models on where the user names none: Korean and English, prose, digits and code."""
+"""Text to compare models on if the user gives none: Korean and English, prose, digits and code."""
 
 PASSAGES = (
     "한국어는 교착어라서 어간에 어미와 조사가 차례로 붙는다. '먹었습니다'라는 한 어절에 먹다, 과거, 높임이 모두 들어 "

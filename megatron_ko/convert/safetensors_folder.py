@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,7 +29,7 @@ class SafetensorsFolder:
 
     def __init__(self, folder: Path) -> None:
         self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, safe_open] = {}
         for path in _files_of(folder):
             try:
                 handle = self._stack.enter_context(safe_open(path, framework="pt"))

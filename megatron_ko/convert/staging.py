@@ -1,4 +1,4 @@
-"""A folder that gets its name only when everything in it was made and proven; and one that has it already."""
+"""Output folders: a new one gets its name only when everything in it is proven; one that exists is checked."""
 
 import errno
 import glob
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import orjson
 
@@ -25,18 +24,18 @@ from megatron_ko.plan.params import count_parameters
 from megatron_ko.storage.files import sync_folder, write_atomic
 from megatron_ko.storage.locks import try_lock
 
-_YOUNG_S = 60.0  # one that was made a moment ago may not have its lock yet
+_YOUNG_S = 60.0  # a younger folder may not be locked yet
 _log = get_logger(__name__)
 
 
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
-    """A new folder beside ``final``, which it becomes when the block ends well and vanishes when it does not.
+    """A new folder beside ``final``. It is renamed to ``final`` if the block succeeds, and removed if it fails.
 
     Raises:
         ConvertError: ``final`` exists.
     """
-    if os.path.lexists(final):  # a link to nowhere is in the way, too
+    if os.path.lexists(final):  # a broken link is in the way, too
         raise ConvertError("the output exists", got=final, remedy="choose another folder, or move it away")
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
@@ -46,14 +45,14 @@ def staged_folder(final: Path) -> Iterator[Path]:
     try:
         try_lock(handle)
         yield temporary
-        _publish(temporary, final)
+        _rename(temporary, final)
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Delete what conversions to the same folder left behind that were killed: nobody holds their lock."""
+    """Delete what killed conversions to the same folder left behind: nobody holds the lock of it."""
     for entry in final.parent.glob(f".tmp-{glob.escape(final.name)}-{'[0-9a-f]' * 8}"):
         with suppress(OSError):
             handle = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
@@ -65,7 +64,7 @@ def _remove_leftovers(final: Path) -> None:
                 os.close(handle)
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def _rename(temporary: Path, final: Path) -> None:
     try:
         temporary.rename(final)
     except OSError as error:
@@ -77,7 +76,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def require_tokenizer(source: Pretrained) -> None:
-    """Refuse a run whose tokenizer is gone or has become another one: nothing of it could be compared.
+    """Refuse a run whose tokenizer is gone or has become another one: its text could not be compared.
 
     Raises:
         ConvertError: with both fingerprints.
@@ -108,7 +107,7 @@ def write_lineage(
     parents: Sequence[lineage.Record],
     proof: Proof,
     tokenizer: Path | None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> lineage.Record:
     """Write lineage.json of a folder whose weights are written and proven."""
     weights = lineage.hash_of_folder(folder)
@@ -123,7 +122,7 @@ def write_lineage(
         family=model.family,
         parameters=count_parameters(model).total,
         tokenizer=fingerprint and {"fingerprint": fingerprint},
-        logits=proof.logits and proof.logits.describe(),
+        logits=proof.logits and proof.logits.to_json(),
         gates=[asdict(gate) for gate in proof.gates],
         beside=lineage.hashes_beside(folder),
     )
@@ -132,9 +131,9 @@ def write_lineage(
 
 
 def existing_proof(
-    output: Path, made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any] | None = None
+    output: Path, made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, object] | None = None
 ) -> Proof | None:
-    """The proof in a folder that was made of the same weights in the same way and still holds what it held then.
+    """The proof of an output that was made earlier of the same weights in the same way, and is unchanged since.
 
     Returns:
         None when there is no folder yet.
@@ -187,6 +186,6 @@ def _identity_of(record: lineage.Record) -> str:
     return _identity(record.get("made_by", "unknown"), record.get("parents", []), record.get("options", {}))
 
 
-def _identity(made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, Any]) -> str:
+def _identity(made_by: str, parents: Sequence[lineage.Record], options: Mapping[str, object]) -> str:
     said = ", ".join(f"{name} {value}" for name, value in sorted(options.items()))
     return f"{made_by} of {' and '.join(parent['weights'] for parent in parents)}" + (f" ({said})" if said else "")

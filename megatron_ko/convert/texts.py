@@ -10,6 +10,9 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.config.rope import DynamicScaling
 from megatron_ko.data.tokenizer import Tokenizer
 
+# Token ids [b, s] to compare models on, by what they are.
+TokenSamples = dict[str, list[Tensor]]
+
 LENGTHS = (1, 7, 64, 257)
 LONGEST = 4096  # of a sample that is to reach beyond a window
 TEXTS = {
@@ -32,8 +35,11 @@ CHATS: tuple[list[dict[str, str]], ...] = (
 )
 
 
-def random_samples(model: ModelConfig) -> dict[str, list[Tensor]]:
-    """Random ids [b, s] of several lengths, one of them beyond what changes with it, with the first and the last id."""
+def random_samples(model: ModelConfig) -> TokenSamples:
+    """Random ids [b, s] of several lengths, with the first and the last id of the vocabulary.
+
+    One is longer than the windows and than the context that is not stretched, because those change what is computed.
+    """
     draw = torch.Generator().manual_seed(0)
     longest = model.max_position_embeddings
     edges = [*(model.windows or ()), fixed_length(model)]  # of the windows, and of the context that is not stretched
@@ -48,14 +54,14 @@ def random_samples(model: ModelConfig) -> dict[str, list[Tensor]]:
 
 
 def fixed_length(model: ModelConfig) -> int:
-    """Tokens whose rotary positions do not depend on how many they are."""
+    """The longest text whose rotary positions do not depend on its length."""
     scaling = model.rope.scaling
     if isinstance(scaling, DynamicScaling):
         return scaling.original_max_position_embeddings
     return model.max_position_embeddings
 
 
-def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, list[Tensor]]:
+def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> TokenSamples:
     """Text as the model reads it in training: the end of a document before it."""
     found = {
         f"{name} text": [[tokenizer.eod, *tokenizer.encode(text)] for text in texts] for name, texts in TEXTS.items()
@@ -63,7 +69,7 @@ def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, list[Ten
     return {name: _cut(model, rows) for name, rows in found.items()}
 
 
-def chat_samples(model: ModelConfig, oracle: Any) -> dict[str, list[Tensor]]:
+def chat_samples(model: ModelConfig, oracle: Any) -> TokenSamples:
     """Conversations as transformers' tokenizer renders them; none without a template."""
     if not oracle.chat_template:
         return {}

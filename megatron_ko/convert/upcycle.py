@@ -1,6 +1,6 @@
-"""A dense native model to one whose experts all start as its feed-forward layer, and which computes the same.
+"""Turn a dense native model into one with experts, which all start as its feed-forward layer: it computes the same.
 
-Komatsuzaki et al., 2022, arXiv:2212.05055. The weights of the experts of a token have to add up to 1.
+Komatsuzaki et al., 2022, arXiv:2212.05055. The weights of the experts that compute a token must add up to 1.
 """
 
 import shutil

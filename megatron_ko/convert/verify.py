@@ -11,14 +11,14 @@ from torch import Tensor
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.engines import native_engine, native_logits, peer_engine, peer_greedy, peer_logits
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.gates import Gate, LogitGate, Proof, require_gates, running
 from megatron_ko.convert.mapping import blocks
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.texts import (
     CHATS,
+    TokenSamples,
     chat_samples,
     conversation_ids,
     fixed_length,
@@ -32,8 +32,6 @@ from megatron_ko.plan.params import count_parameters
 
 TOLERANCE = 1e-4
 GREEDY = 64
-
-Samples = dict[str, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def prove(pair: ModelPair) -> Proof:
         ConvertError: with a table, when anything differs or could not be compared.
     """
     gates = [*_tensors(pair), *_vocabulary(pair)]
-    require_gates(gates)  # what does not hold the right tensors cannot be computed
+    require_gates(gates)  # without the right tensors nothing can be computed
     samples = random_samples(pair.model)
     if pair.tokenizer is not None:
         with running("the tokenizer in transformers"):
@@ -76,7 +74,7 @@ def prove(pair: ModelPair) -> Proof:
 
 def _tensors(pair: ModelPair) -> Iterator[Gate]:
     """Every tensor of the folder is the one that the table makes of ours, bit for bit, and all have their shapes."""
-    rules = around(FAMILIES[pair.model.family].layers, pair.model)
+    rules = rules_of(pair.model)
     native = NativeReader(pair.weights)
     tried, numbers, differing, damaged = 0, 0, [], []
     with SafetensorsFolder(pair.folder) as tensors:
@@ -137,7 +135,7 @@ def _tokenizer(pair: ModelPair) -> Iterator[Gate]:
 
 
 def _definition(one: Path, other: Path) -> Gate:
-    """Also what no text of the suite uses, such as a rare merge."""
+    """Compare tokenizer.json itself: no text of the suite uses all of it, such as a rare merge."""
     ours, theirs = (json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")) for folder in (one, other))
     differing = sorted(part for part in {*ours, *theirs} if ours.get(part) != theirs.get(part))
     return Gate("tokenizer.json", len(ours), not differing, f"differs in {', '.join(differing)}" if differing else "")
@@ -157,7 +155,7 @@ def _template(ours: Any, theirs: Any) -> Gate:
 
 
 @dataclass(frozen=True)
-class _Theirs:
+class _PeerResult:
     """What transformers' model of a folder gave: logits of every sample, and what it wrote after the prompts."""
 
     gates: list[Gate]
@@ -166,12 +164,12 @@ class _Theirs:
     written: list[Tensor]
 
 
-def _computed(pair: ModelPair, samples: Samples) -> tuple[LogitGate, list[Gate]]:
+def _computed(pair: ModelPair, samples: TokenSamples) -> tuple[LogitGate, list[Gate]]:
     """Keys, logits and greedy generation. Only one of the two models is in memory at a time."""
     chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
     prompts = [rows[-1][:1, : _prompt_length(pair.model)] for rows in chosen]
     with running("transformers"):
-        theirs = _theirs(pair, samples, prompts)
+        theirs = _peer_result(pair, samples, prompts)
     require_gates(theirs.gates)
     with running("the native model"):
         native = native_engine(pair.model, pair.weights, theirs.dtype)
@@ -184,18 +182,18 @@ def _computed(pair: ModelPair, samples: Samples) -> tuple[LogitGate, list[Gate]]
     return _together(list(parts.values())), [*theirs.gates, *gates, greedy]
 
 
-def _theirs(pair: ModelPair, samples: Samples, prompts: list[Tensor]) -> _Theirs:
+def _peer_result(pair: ModelPair, samples: TokenSamples, prompts: list[Tensor]) -> _PeerResult:
     peer, wrong = peer_engine(pair.folder, pair.written_here)
     gates = [
         Gate("keys in transformers", len(list(peer.parameters())), not wrong, str(wrong or "")),
         _same_number("parameters in transformers", peer.num_parameters(), count_parameters(pair.model).total),
     ]
     if wrong:
-        return _Theirs(gates, peer.dtype, {}, [])
+        return _PeerResult(gates, peer.dtype, {}, [])
     logits = {name: [peer_logits(peer, tokens) for tokens in rows] for name, rows in samples.items()}
     longest = fixed_length(pair.model)  # transformers keeps keys as they were rotated, also when the base has changed
     written = [peer_greedy(peer, prompt, min(GREEDY, longest - prompt.shape[1])) for prompt in prompts]
-    return _Theirs(gates, peer.dtype, logits, written)
+    return _PeerResult(gates, peer.dtype, logits, written)
 
 
 def _prompt_length(model: ModelConfig) -> int:

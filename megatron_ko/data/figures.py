@@ -1,4 +1,4 @@
-"""Pictures: written whole or not at all, with names in Korean readable."""
+"""Figures as PNG files: written whole or not at all, with a font that has Korean letters."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from matplotlib.text import Text
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import explain_disk_errors
 
-# The first that is installed draws what matplotlib's own font has no letters for.
+# Fonts for the letters that matplotlib's own font lacks; the first that is installed is used.
 KOREAN = ("Noto Sans CJK KR", "Noto Sans CJK JP", "Noto Sans KR", "NanumGothic", "Malgun Gothic", "AppleGothic")
 
 
 def check_picture(path: Path) -> None:
-    """Refuse, before any work, a name that is not that of a new or older picture.
+    """Refuse, before any work, a path that cannot become a picture.
 
     Raises:
         DataError: another suffix than .png, or a folder.

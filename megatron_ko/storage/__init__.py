@@ -1,1 +1,1 @@
-"""Files that are never half seen: written whole, locked against a second writer, renamed together."""
+"""Files that others see only when they are complete: written whole, locked, renamed together."""

@@ -1,4 +1,4 @@
-"""Writing that is never half seen: files get their names only when all of them are complete and on the disk."""
+"""Files get their names only when all of them are complete and on the disk, so that nobody reads half of one."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ import xxhash
 from megatron_ko.errors import NO_SPACE, DataError, naming, repairable
 from megatron_ko.storage.locks import try_lock
 
-TEMPORARY = ".tmp-"  # begins the names of what is not finished
+TEMPORARY = ".tmp-"  # names of unfinished files begin with this
 _CHUNK = 8 << 20
 
 
@@ -83,13 +83,13 @@ class StagedFiles:
             for final in self._open:
                 _partial(final).unlink(missing_ok=True)
         for stream in self._open.values():
-            # What a full disk refused stays in the buffer and is refused again on closing.
+            # Bytes that did not fit on a full disk are still in the buffer: closing fails again.
             _close(stream, lost=not self._published)
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder that gets its name when the block ends well, and vanishes when it does not.
+    """A new folder. It gets its name if the block succeeds, and is removed if the block fails.
 
     Raises:
         DataError: it exists already.
@@ -139,7 +139,7 @@ def hash_file(path: Path) -> str:
 
 
 def append_suffix(prefix: Path, suffix: str) -> Path:
-    """PREFIX and a suffix; the prefix may itself hold dots.
+    """PREFIX with a suffix after it. Dots in the prefix stay, unlike with ``Path.with_suffix``.
 
     Raises:
         DataError: the prefix is empty.

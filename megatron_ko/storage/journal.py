@@ -1,4 +1,4 @@
-"""Many finished files get their names together: a list of renames on the disk, which a restart carries to its end."""
+"""Rename many files together: the list of renames is on the disk first, so that a restart can complete it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ JOURNAL = "publish.json"
 
 
 def rename_together(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
-    """Rename finished files out of ``folder``, in order, as soon as the list of them is safe."""
+    """Put the list of renames on the disk, then move the finished files out of ``folder``, in order."""
     listed = json.dumps([[str(source), str(final)] for source, final in moves], ensure_ascii=False)
     writing = folder / f"{JOURNAL}.writing"
     with writing.open("w", encoding="utf-8") as stream:
@@ -24,7 +24,7 @@ def rename_together(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
 
 
 def finish_renames(folder: Path) -> bool:
-    """Carry out what a journal lists, again where it must be; False when there is none."""
+    """Complete the renames that a journal lists, skipping those already done; False if there is no journal."""
     path = folder / JOURNAL
     if not path.is_file():
         return False

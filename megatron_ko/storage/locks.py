@@ -13,7 +13,7 @@ def try_lock(opened: IO[Any] | int, without_locks: bool = True) -> bool:
 
     Args:
         opened: the file, or the handle of a folder.
-        without_locks: the answer where the file system has none, as some network file systems.
+        without_locks: the answer where the file system has no locks, as is the case with some network file systems.
     """
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

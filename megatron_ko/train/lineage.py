@@ -14,6 +14,7 @@ from megatron_ko.artifacts import lineage
 from megatron_ko.artifacts.checkpoints import Manifest
 from megatron_ko.artifacts.native import find_pretrained, weights_of
 from megatron_ko.config import RunConfig, dump
+from megatron_ko.data.training.sources import CorpusEntry
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
 from megatron_ko.plan.params import count_parameters
@@ -70,7 +71,7 @@ def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
     }
 
 
-def write_lineage(config: RunConfig, identity: Identity, corpus: list[dict[str, Any]], session: dict[str, Any]) -> None:
+def write_lineage(config: RunConfig, identity: Identity, corpus: list[CorpusEntry], session: dict[str, Any]) -> None:
     """Write ``lineage.json``, or add a session to it when the run is continued, and say what became of the corpus.
 
     Args:
@@ -129,7 +130,7 @@ def _start(config: RunConfig) -> list[lineage.Record]:
     return [find_pretrained(config.checkpoint.start_from).ancestor()]
 
 
-def _corpus_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
+def _corpus_changes(before: list[CorpusEntry], now: list[CorpusEntry]) -> list[str]:
     """One line for every source of tokens that is new, gone or has other content; its place does not matter."""
     known, found = ({source["sha256"]: source for source in sources} for sources in (before, now))
     lines = [f"no longer read: {_source(known[digest])}" for digest in known if digest not in found]
@@ -137,7 +138,7 @@ def _corpus_changes(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> 
     return lines
 
 
-def _source(source: dict[str, Any]) -> str:
+def _source(source: CorpusEntry) -> str:
     return f"{source['prefix']}, {source['tokens']:,} tokens, sha256 {source['sha256'][:16]}"
 
 

@@ -24,8 +24,11 @@ from megatron_ko.train.engine import build_engine
 from megatron_ko.train.schedule import lr_at
 from megatron_ko.train.step import train_step
 
-SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 6
+# Of four steps two come after the warm-up, and the last shows what three updates have made of the weights.
+SEQUENCE, VOCABULARY, SAMPLES, STEPS = 32, 500, 8, 4
 DOCUMENT_START = 3
+# Configurations that one start of ranks trains: threads of groups that are over stay, and slow down what follows.
+AT_ONCE = 4
 
 
 def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, Any]) -> RunConfig:
@@ -125,6 +128,19 @@ def train_under(
 ) -> Outcome:
     """Train on fresh ranks."""
     return merge(collect_from_ranks(train_rank, world_size, config, steps, objective))
+
+
+def train_all(configs: list[RunConfig], world_size: int, steps: int = STEPS) -> list[Outcome]:
+    """Train under each configuration; a few in turn on the same ranks."""
+    found = []
+    for first in range(0, len(configs), AT_ONCE):
+        ranks = collect_from_ranks(_train_in_turn, world_size, configs[first : first + AT_ONCE], steps)
+        found += [merge(list(parts)) for parts in zip(*ranks, strict=True)]
+    return found
+
+
+def _train_in_turn(configs: list[RunConfig], steps: int) -> list[RankOutcome]:
+    return [train_rank(config, steps) for config in configs]
 
 
 def merge(ranks: list[RankOutcome]) -> Outcome:

@@ -1,4 +1,4 @@
-"""Ranks that share sequences train like one rank: first gradients by parameter, losses of six steps."""
+"""Ranks that share sequences train like one rank: first gradients by parameter, losses of four steps."""
 
 import inspect
 from collections.abc import Iterator
@@ -7,16 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import (
-    SEQUENCE,
-    Outcome,
-    RankOutcome,
-    collect_from_ranks,
-    merge,
-    relative_difference,
-    tiny_config,
-    train_rank,
-)
+from harness import SEQUENCE, Outcome, collect_from_ranks, relative_difference, tiny_config, train_all
 from megatron.core.utils import get_batch_on_this_cp_rank
 from patience import PATIENCE
 
@@ -26,7 +17,6 @@ from megatron_ko.models import attention_kernels
 from megatron_ko.models.context_parallel import gather_in_order, positions_of
 from megatron_ko.parallel.groups import destroy, initialise
 
-STEPS = 6
 DOCUMENTS = {"document_mask": True}
 TWO = {"num_layers": 2}
 MOE = {
@@ -50,7 +40,7 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 CP2, TP2, PP2 = {"context": 2}, {"tensor": 2, "sequence_parallel": True}, {"pipeline": 2}
 EP2 = {"expert": 2, "expert_tensor": 1}
-# World size -> layout -> models. One start of ranks trains all cases of a world size.
+# World size -> layout -> models.
 CASES: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     2: {
         "cp2": (CP2, ("llama", "llama documents", "tied", "qwen3 windows", "mixtral", "keural documents")),
@@ -83,25 +73,16 @@ def case_config(layout: dict[str, Any], model: str) -> RunConfig:
     return tiny_config(layout, model=network, data=data, training={"micro_batch_size": 4})
 
 
-def train_all(configs: list[RunConfig]) -> list[RankOutcome]:
-    return [train_rank(config, STEPS) for config in configs]
-
-
-def outcomes(configs: list[RunConfig], world_size: int) -> list[Outcome]:
-    ranks = collect_from_ranks(train_all, world_size, configs)
-    return [merge([rank[index] for rank in ranks]) for index in range(len(configs))]
-
-
 @cache
 def alone() -> dict[str, Outcome]:
-    return dict(zip(MODELS, outcomes([case_config({}, model) for model in MODELS], 1), strict=True))
+    return dict(zip(MODELS, train_all([case_config({}, model) for model in MODELS], 1), strict=True))
 
 
 @cache
 def spread(world_size: int) -> dict[tuple[str, str], Outcome]:
     cases = [(layout, model) for world, layout, model in NAMED if world == world_size]
     configs = [case_config(CASES[world_size][layout][0], model) for layout, model in cases]
-    return dict(zip(cases, outcomes(configs, world_size), strict=True))
+    return dict(zip(cases, train_all(configs, world_size), strict=True))
 
 
 @pytest.mark.parametrize(("world_size", "layout", "model"), NAMED)

@@ -1,6 +1,8 @@
 """What transformers holds, at every layout: loaded, saved and exported again it is the same, and computes the same."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "expert 2": {"expert": 2},
     "tensor 2, pipeline 2": {"tensor": 2, "pipeline": 2},
 }
+# By family: the folder that the ranks saved, and the logits of each rank, None where it has not the last layer.
+Through = dict[str, tuple[Path, list[torch.Tensor | None]]]
 TOKENS = torch.randint(203, (2, 64), generator=torch.Generator().manual_seed(4))
 
 
@@ -65,6 +69,24 @@ def convert_both_ways(folders: list[Path]) -> None:
 def export_all(sources: list[Pretrained]) -> None:
     for source in sources:
         export_hf(source, source.origin / "hf")
+
+
+@pytest.fixture(scope="module")
+def ranks_of(start: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Through]:
+    """What the ranks of a layout compute and save, made once: ``ranks_of("tensor 2")``."""
+
+    @cache
+    def through(layout: str) -> Through:
+        names = [name for name, fields in FAMILIES.items() if "moe" in fields or "expert" not in LAYOUTS[layout]]
+        native = [find_pretrained(start[name] / "native") for name in names]
+        configs = [layout_of(source.model, LAYOUTS[layout]) for source in native]
+        world = configs[0].parallel.model_size * LAYOUTS[layout].get("expert", 1)
+        base = tmp_path_factory.mktemp("saved")
+        saves = [base / name / "weights" for name in names]
+        ranks = collect_from_ranks(through_ranks, world, configs, [source.weights for source in native], saves)
+        return {name: (saves[number], [rank[number] for rank in ranks]) for number, name in enumerate(names)}
+
+    return through
 
 
 def layout_of(model: ModelConfig, layout: dict[str, int]) -> Blueprint:
@@ -124,37 +146,29 @@ def test_native_to_hugging_face_and_back(name: str, start: dict[str, Path]) -> N
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_holds_and_computes_what_transformers_does(
-    layout: str, start: dict[str, Path], tmp_path: Path
+    layout: str, start: dict[str, Path], ranks_of: Callable[[str], Through]
 ) -> None:
-    names = [name for name, fields in FAMILIES.items() if "moe" in fields or "expert" not in LAYOUTS[layout]]
-    native = {name: find_pretrained(start[name] / "native") for name in names}
-    configs = [layout_of(native[name].model, LAYOUTS[layout]) for name in names]
-    world = configs[0].parallel.model_size * LAYOUTS[layout].get("expert", 1)
-    saves = {name: tmp_path / name / "weights" for name in names}
-    ranks = collect_from_ranks(
-        through_ranks, world, configs, [native[name].weights for name in names], list(saves.values())
-    )
-    for number, name in enumerate(names):
-        same_weights(native[name].weights, saves[name], 203)
+    for name, (saved, logits) in ranks_of(layout).items():
+        same_weights(find_pretrained(start[name] / "native").weights, saved, 203)
         peer = AutoModelForCausalLM.from_pretrained(start[name] / "hf", trust_remote_code=True, dtype="auto").eval()
         with torch.no_grad():
             expected = peer(TOKENS).logits
-        parts = [rank[number] for rank in ranks if rank[number] is not None]
+        parts = [part for part in logits if part is not None]
         whole = torch.cat(parts[: LAYOUTS[layout].get("tensor", 1)], dim=-1)[..., :203]
         assert expected.std() > 0.1
         assert (whole - expected).abs().max() < 1e-4, name
 
 
-def test_what_a_layout_saved_exports_to_the_same_bytes(start: dict[str, Path], tmp_path: Path) -> None:
-    names = list(FAMILIES)
-    native = [find_pretrained(start[name] / "native") for name in names]
-    configs = [layout_of(source.model, LAYOUTS["tensor 2, pipeline 2"]) for source in native]
-    saves = [tmp_path / name / "weights" for name in names]
-    collect_from_ranks(through_ranks, 4, configs, [source.weights for source in native], saves)
+def test_what_a_layout_saved_exports_to_the_same_bytes(
+    start: dict[str, Path], ranks_of: Callable[[str], Through]
+) -> None:
+    saved = {name: weights for name, (weights, _) in ranks_of("tensor 2, pipeline 2").items()}
+    assert saved.keys() == FAMILIES.keys()
     spread = [
-        Pretrained(source.model, weights, None, weights.parent) for source, weights in zip(native, saves, strict=True)
+        Pretrained(find_pretrained(start[name] / "native").model, weights, None, weights.parent)
+        for name, weights in saved.items()
     ]
     isolated(export_all, spread)
-    for name in names:
-        before, after = (load_file(base / "hf/model.safetensors") for base in (start[name], tmp_path / name))
+    for name, weights in saved.items():
+        before, after = (load_file(base / "hf/model.safetensors") for base in (start[name], weights.parent))
         assert before.keys() == after.keys() and all(after[key].equal(tensor) for key, tensor in before.items())

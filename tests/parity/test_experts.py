@@ -1,14 +1,13 @@
-"""All families train alike at every layout: initial weights, first gradients, losses of six steps."""
+"""All families train alike at every layout: initial weights, first gradients, losses of four steps."""
 
 from functools import cache
 from typing import Any
 
 import pytest
-from harness import Outcome, RankOutcome, collect_from_ranks, merge, relative_difference, tiny_config, train_rank
+from harness import STEPS, Outcome, relative_difference, tiny_config, train_all
 
 from megatron_ko.config import RunConfig
 
-STEPS = 6
 NARROW: dict[str, Any] = {"hidden_size": 32, "ffn_hidden_size": 48}
 FAMILIES: dict[str, dict[str, Any]] = {
     "smollm2": {
@@ -48,7 +47,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 TP2 = {"tensor": 2, "sequence_parallel": True}
 PP2, EP2, ETP1 = {"pipeline": 2}, {"expert": 2}, {"expert_tensor": 1}
 GATHERED = {"dispatcher": "allgather"}
-# World size -> name -> (families, layout). One start of ranks runs all cases of a world size.
+# World size -> name -> (families, layout).
 CASES: dict[int, dict[str, tuple[tuple[str, ...], dict[str, Any]]]] = {
     2: {
         "dp2": (("smollm2", "qwen3", "keural"), {}),
@@ -95,21 +94,12 @@ def case_config(family: str, layers: int, layout: dict[str, Any] | None = None) 
     return tiny_config(layout, model=model, training={"global_batch_size": 4})
 
 
-def train_all(configs: list[RunConfig]) -> list[RankOutcome]:
-    return [train_rank(config, STEPS) for config in configs]
-
-
-def outcomes(configs: list[RunConfig], world_size: int) -> list[Outcome]:
-    ranks = collect_from_ranks(train_all, world_size, configs)
-    return [merge([rank[number] for rank in ranks]) for number in range(len(configs))]
-
-
 @cache
 def alone() -> dict[tuple[str, int], Outcome]:
     """By family and number of layers."""
     layouts = (layout for named in CASES.values() for layout in named.values())
     cases = sorted({(family, layers_of(layout)) for families, layout in layouts for family in families})
-    return dict(zip(cases, outcomes([case_config(*case) for case in cases], 1), strict=True))
+    return dict(zip(cases, train_all([case_config(*case) for case in cases], 1), strict=True))
 
 
 @cache
@@ -117,7 +107,8 @@ def spread(world_size: int) -> dict[tuple[str, str], Outcome]:
     cases = [(family, name, layout) for name, (families, layout) in CASES[world_size].items() for family in families]
     configs = [case_config(family, layers_of(layout), layout) for family, _, layout in cases]
     return {
-        (family, name): outcome for (family, name, _), outcome in zip(cases, outcomes(configs, world_size), strict=True)
+        (family, name): outcome
+        for (family, name, _), outcome in zip(cases, train_all(configs, world_size), strict=True)
     }
 
 

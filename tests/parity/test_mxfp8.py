@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Outcome, collect_from_ranks, merge, relative_difference, tiny_config, train_rank
+from harness import Outcome, collect_from_ranks, relative_difference, tiny_config, train_all
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from patience import PATIENCE
@@ -49,14 +49,8 @@ def config_of(model: dict[str, Any], parallel: dict[str, Any], seed: int = 1, **
     )
 
 
-def train_all(configs: list[RunConfig], steps: int) -> list[Any]:
-    """Inside a rank: several runs, one after the other."""
-    return [train_rank(config, steps) for config in configs]
-
-
 def train_together(configs: dict[str, RunConfig], world_size: int, steps: int) -> dict[str, Outcome]:
-    ranks = collect_from_ranks(train_all, world_size, list(configs.values()), steps)
-    return {name: merge([rank[index] for rank in ranks]) for index, name in enumerate(configs)}
+    return dict(zip(configs, train_all(list(configs.values()), world_size, steps), strict=True))
 
 
 @pytest.fixture(scope="module")

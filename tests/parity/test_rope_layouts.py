@@ -3,9 +3,7 @@
 from typing import Any
 
 import pytest
-from harness import Outcome, RankOutcome, collect_from_ranks, merge, relative_difference, tiny_config, train_rank
-
-from megatron_ko.config import RunConfig
+from harness import Outcome, relative_difference, tiny_config, train_all
 
 STEPS = 3
 # Trained contexts of half the sequence and less.
@@ -23,29 +21,20 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
-def train_all(configs: list[RunConfig]) -> list[RankOutcome]:
-    return [train_rank(config, STEPS) for config in configs]
-
-
-def outcomes(configs: list[RunConfig], world_size: int) -> list[Outcome]:
-    ranks = collect_from_ranks(train_all, world_size, configs)
-    return [merge([rank[index] for rank in ranks]) for index in range(len(configs))]
-
-
 @pytest.fixture(scope="module")
 def alone() -> dict[str, Outcome]:
-    return dict(zip(MODELS, outcomes([tiny_config(model=model) for model in MODELS.values()], 1), strict=True))
+    return dict(zip(MODELS, train_all([tiny_config(model=model) for model in MODELS.values()], 1, STEPS), strict=True))
 
 
 @pytest.fixture(scope="module")
 def spread() -> dict[tuple[str, str], Outcome]:
     cases = {(name, layout): tiny_config(LAYOUTS[layout], model=MODELS[name]) for name in MODELS for layout in LAYOUTS}
-    return dict(zip(cases, outcomes(list(cases.values()), 2), strict=True))
+    return dict(zip(cases, train_all(list(cases.values()), 2, STEPS), strict=True))
 
 
 def test_scaling_changes_what_is_learnt(alone: dict[str, Outcome]) -> None:
     for name, model in MODELS.items():
-        (plain,) = outcomes([tiny_config(model=model | {"rope": {"theta": 500.0}})], 1)
+        (plain,) = train_all([tiny_config(model=model | {"rope": {"theta": 500.0}})], 1, STEPS)
         assert plain.losses != alone[name].losses
 
 

@@ -27,7 +27,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def new_run(tiny: Path, tmp_path: Path) -> NewRun:
     """Makes runs of six steps below this test's folder: ``new_run(name, *overrides)``."""
-    short = (f"training.steps={STEPS}", "training.global_batch_size=4", "checkpoint.interval=3", "eval.interval=0")
+    batch = ("training.global_batch_size=4", "training.micro_batch_size=2")
+    short = (f"training.steps={STEPS}", *batch, "checkpoint.interval=3", "eval.interval=0")
 
     def make(name: str, *overrides: str) -> Run:
         return Run(tiny / "tiny.yaml", tmp_path / name, (*short, *overrides))

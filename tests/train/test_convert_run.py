@@ -112,8 +112,8 @@ def test_smollm2_imports_trains_in_two_stages_exports_and_reloads(new_run: NewRu
     config.write_text(f"extends: {tiny.config}\nmodel: {{from: {model}}}\n", encoding="utf-8")
     run = replace(
         tiny, config=config, overrides=(f"checkpoint.start_from={tmp_path / 'native'}", "parallel.pipeline=2",
-        "launch.ranks_per_node=2", "training.steps=20", "training.global_batch_size=4", "checkpoint.interval=20",
-        "eval.samples=0", "optim.lr=1e-4"),
+        "launch.ranks_per_node=2", "training.steps=20", "training.global_batch_size=4", "training.micro_batch_size=2",
+        "checkpoint.interval=20", "eval.samples=0", "optim.lr=1e-4"),
     )  # fmt: skip
     ended = run.train()
     assert ended.returncode == 0 and run.last_step() == 20, ended

@@ -12,7 +12,7 @@ import pytest
 from train_runs import ROOT, NewRun, Run, machine, make_corpus
 
 GOLDEN = ROOT / "tests/golden/loss_curve.json"
-SETTINGS = ("eval.interval=0", "model.hidden_dropout=0.1")
+SETTINGS = ("eval.interval=0", "model.hidden_dropout=0.1", "training.micro_batch_size=2")
 
 
 def curve(run: Run) -> dict[str, object]:

@@ -14,8 +14,9 @@ def test_an_emulated_run_continues_bit_for_bit(new_run: NewRun) -> None:
         "precision.first_layers_high=1",
         "model.hidden_dropout=0.1",
         "launch.ranks_per_node=2",
-        "training.steps=10",
-        "eval.interval=5",
+        "model.num_layers=2",
+        "training.steps=8",
+        "eval.interval=4",
     )
     control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)
     assert_a_stop_changes_nothing(control, stopped)

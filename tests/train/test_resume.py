@@ -64,7 +64,7 @@ def test_sigterm_saves_within_a_step_and_the_next_start_continues(new_run: NewRu
 )
 def test_every_layout_continues_bit_for_bit(new_run: NewRun, layout: tuple[str, ...]) -> None:
     layers = 4 if "parallel.virtual_pipeline=2" in layout else 2
-    short = ("training.steps=10", "eval.interval=5", f"model.num_layers={layers}")
+    short = ("training.steps=8", "eval.interval=4", f"model.num_layers={layers}")
     overrides = (*layout, "model.hidden_dropout=0.1", *short)
     control, stopped = new_run("control", *overrides), new_run("stopped", *overrides)
     assert_a_stop_changes_nothing(control, stopped)
@@ -86,19 +86,20 @@ def test_a_finished_run_is_left_alone(new_run: NewRun) -> None:
 
 
 def test_damage_is_passed_over_and_all_damage_is_refused(new_run: NewRun) -> None:
-    run, control = new_run("run", "model.num_layers=2"), new_run("control", "model.num_layers=2")
+    short = ("model.num_layers=2", "training.steps=15", "checkpoint.interval=5")
+    run, control = new_run("run", *short), new_run("control", *short)
     assert control.train().returncode == 0
-    assert run.train_until(25, signal.SIGINT).returncode == 75
+    assert run.train_until(12, signal.SIGINT).returncode == 75
     newest, older = (run.folder / "checkpoints" / name for name in sorted(run.checkpoints[1:], reverse=True))
     flip_a_bit(next((newest / "model").glob("*.distcp")))
-    resumed = run.train("training.steps=30")
+    resumed = run.train()
     assert resumed.returncode == 0, resumed.stderr
     assert f"damaged checkpoint passed over: {newest.name}" in resumed.stderr
     assert f"resuming from {older}" in resumed.stderr
     assert run.losses() == control.losses()
     for name in run.checkpoints[1:]:
         (run.folder / "checkpoints" / name / "rng.pt").unlink()
-    refused = run.train("training.steps=40")
+    refused = run.train("training.steps=20")
     assert refused.returncode == 2 and "none is valid" in refused.stderr and "Traceback" not in refused.stderr
     assert run.losses() == control.losses()
 
@@ -135,7 +136,7 @@ def test_another_layout_continues_with_the_same_samples(
     new_run: NewRun, before: tuple[str, ...], after: tuple[str, ...]
 ) -> None:
     layers = 4 if "parallel.virtual_pipeline=2" in before else 2
-    short = ("training.steps=12", "eval.interval=0", f"model.num_layers={layers}")
+    short = ("training.steps=8", "eval.interval=0", f"model.num_layers={layers}")
     control, moved = new_run("control", *short, *before), new_run("moved", *short)
     assert control.train().returncode == 0
     assert moved.train_until(4, signal.SIGTERM, *before).returncode == 75

@@ -10,7 +10,7 @@ from slurm_cluster import Cluster, running_cluster, wait_for, why_not
 from train_runs import ROOT, NewRun, Run
 
 pytestmark = pytest.mark.slow
-_SETTINGS = ("checkpoint.interval=50", "eval.interval=0")
+_SETTINGS = ("checkpoint.interval=50", "eval.interval=0", "training.micro_batch_size=2")  # for four ranks, too
 _LONG = ("training.steps=100000", *_SETTINGS)
 
 
@@ -115,7 +115,7 @@ def test_a_cancelled_job_saves_and_stays_away(cluster: Cluster, new_run: NewRun)
 
 
 def test_srun_needs_no_address(cluster: Cluster, new_run: NewRun) -> None:
-    run = new_run("run", "training.steps=4", "training.global_batch_size=6")
+    run = new_run("run", "training.steps=4", "training.global_batch_size=6", "training.micro_batch_size=2")
     train = ("megatron-ko", "train", str(run.config), *run.words())
     done = cluster.run("salloc", "--nodes=2", "--ntasks=3", "srun", *train)
     assert done.returncode == 0 and "data 3 = 3 ranks" in done.stderr, done.stdout + done.stderr

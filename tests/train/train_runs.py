@@ -40,7 +40,7 @@ model: {{num_layers: 4, hidden_size: 32, ffn_hidden_size: 64, num_attention_head
 precision: {{dtype: fp32}}
 data: {{tokenizer: {folder}/tokenizer, sources: [{{prefix: {folder}/corpus}}], split: [90, 10, 0], sequence_length: 32}}
 optim: {{lr: 3.0e-3, schedule: wsd, warmup_steps: 1}}
-training: {{steps: 30, global_batch_size: 8, micro_batch_size: 2}}
+training: {{steps: 30, global_batch_size: 8, micro_batch_size: 4}}
 eval: {{interval: 10, samples: 10}}
 checkpoint: {{interval: 10, keep: 2}}
 logging: {{tensorboard: false}}

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 
 from megatron_ko.data.clean import finish
+from megatron_ko.data.clean.calibration import calibrate
 from megatron_ko.data.clean.clean import CleanOptions, clean, parts_folder
 from megatron_ko.data.clean.config import CleanConfig, load_clean_config
 from megatron_ko.data.clean.pipeline import Pipeline
-from megatron_ko.data.clean.sample import calibrate
 from megatron_ko.data.clean.tally import SAMPLES, Tally
 from megatron_ko.data.text.documents import Document
 from megatron_ko.errors import DataError
@@ -306,12 +306,11 @@ def test_the_verb_prints_what_it_did(options: CleanOptions, tmp_path: Path) -> N
 
 def test_calibration_says_what_each_limit_would_drop(options: CleanOptions) -> None:
     found = calibrate(options.reading, options.config, 10_000)
-    assert found["documents"] == DOCUMENTS
-    measures = {measure["reason"]: measure for measure in found["measures"]}
-    hangul = measures["little_hangul"]
-    assert hangul["low"] == 0.3 and 0.009 < hangul["outside"] < 0.02
-    assert sum(hangul["histogram"]["counts"]) == DOCUMENTS
-    assert hangul["quantiles"]["0.01"] <= hangul["quantiles"]["0.5"] <= hangul["quantiles"]["0.99"]
+    assert found.documents == DOCUMENTS
+    hangul = next(measure for measure in found.measures if measure.reason == "little_hangul")
+    assert hangul.low == 0.3 and 0.009 < hangul.outside < 0.02
+    assert sum(hangul.histogram.counts) == DOCUMENTS
+    assert hangul.quantiles["0.01"] <= hangul.quantiles["0.5"] <= hangul.quantiles["0.99"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert import hf_export, hf_files, verify
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.mapping import Rule, TensorMapping, query_key_value
@@ -137,7 +137,7 @@ def forget_the_order_of_heads(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         sizes = [shape[0] for shape in right.shapes]
         return replace(right, split=lambda ours: ours.split(sizes))
 
-    return tuple(replace(rule, kind=plain) if "linear_qkv.weight" in rule.native else rule for rule in rules)
+    return tuple(replace(rule, mapping=plain) if "linear_qkv.weight" in rule.native else rule for rule in rules)
 
 
 @pytest.mark.parametrize("sabotage", [swap_gate_and_up, forget_the_order_of_heads])
@@ -146,7 +146,7 @@ def test_a_wrong_rule_is_caught_by_the_logits(
 ) -> None:
     isolated(import_hf, folder("llama"), tmp_path / "native")
     for module in (hf_export, verify):  # the table itself is wrong, so the tensors follow it
-        monkeypatch.setattr(module, "around", lambda *args: sabotage(around(*args)))
+        monkeypatch.setattr(module, "rules_of", lambda model: sabotage(rules_of(model)))
     with pytest.raises(ConvertError, match="logits"):
         isolated(export_hf, find_pretrained(tmp_path / "native"), tmp_path / "export")
     assert not (tmp_path / "export").exists()

@@ -84,8 +84,8 @@ def test_shards_hold_what_one_file_holds(options: PreprocessOptions, way: dict[s
         assert manifest.bytes == sum(len(text.encode()) for text in texts)
         assert sum(source.documents for source in manifest.sources) == manifest.documents
     view = inspect_data(options.output, None, 1)
-    assert [shard["prefix"] for shard in view["shards"]] == list(map(str, prefixes))
-    assert view["totals"]["tokens"] == single.manifest.tokens and view["totals"]["rejected"] == 40_005
+    assert [shard.prefix for shard in view.shards] == list(map(str, prefixes))
+    assert view.totals.tokens == single.manifest.tokens and view.totals.rejected == 40_005
 
 
 def test_missing_and_repeated_shards(options: PreprocessOptions) -> None:

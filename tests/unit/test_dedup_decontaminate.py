@@ -109,7 +109,7 @@ def test_no_byte_depends_on_workers(tmp_path: Path, korean: Callable[..., list[s
     against = write(tmp_path / "eval.jsonl", [texts[7][:60], texts[100], texts[333]])
     options = DecontaminateOptions(InputFiles((path,)), tmp_path / "one", (against,), grams=NgramRule("eojeol", 8, 4))
     assert decontaminate(options)["documents"]["removed"]["contaminated"] >= 3
-    decontaminate(replace(options, output=tmp_path / "three", running=Resources(3)))
+    decontaminate(replace(options, output=tmp_path / "three", resources=Resources(3)))
     assert everything(tmp_path / "one") == everything(tmp_path / "three")
 
 

@@ -41,7 +41,7 @@ class Stop:
 
 
 def test_every_pass_can_be_interrupted(tmp_path: Path, korean: Korean) -> None:
-    options = replace(full_options(tmp_path, korean), running=Resources(1, memory=20_000))
+    options = replace(full_options(tmp_path, korean), resources=Resources(1, memory=20_000))
     dedup(options)
     stop = Stop()
     for _ in range(len(PASSES)):

@@ -187,7 +187,7 @@ def test_no_byte_depends_on_workers_or_memory(tmp_path: Path, korean: Korean, mo
     assert manifest["documents"]["removed"]["exact"] > 20 and manifest["documents"]["removed"]["near"] > 5
     assert manifest["pieces_removed"]["paragraph"] > 10
     for name, running in (("spilled", Resources(1, memory=2000)), ("spread", Resources(3, memory=40_000))):
-        dedup(replace(options, output=tmp_path / name, running=running))
+        dedup(replace(options, output=tmp_path / name, resources=running))
         assert everything(tmp_path / name) == everything(tmp_path / "plain")
 
 

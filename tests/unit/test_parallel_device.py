@@ -37,7 +37,11 @@ def test_ranks_can_be_forked_after_all_imports(wanted: str, monkeypatch: pytest.
 
 
 HIDDEN = """
+import gc, sys
 import megatron_ko.parallel
+import torch
+assert "torch._inductor.compile_fx" not in sys.modules  # half of the time that an import takes
+assert torch.compile.__module__ == "torch" and gc.isenabled()
 from megatron.core.optimizer import clip_grads
 from megatron.core.utils import local_multi_tensor_applier
 assert clip_grads.multi_tensor_applier is local_multi_tensor_applier

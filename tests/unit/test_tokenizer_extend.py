@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,10 @@ def pair(
     return base, output
 
 
+loaded = cache(load_tokenizer)  # not for each of many examples anew
+
+
+@cache
 def _parts(folder: Path) -> dict[int, list[int]]:
     lines = [json.loads(line) for line in (folder / NEW_IDS).read_text(encoding="utf-8").splitlines()]
     return {line["id"]: line["old_ids"] for line in lines}
@@ -144,7 +149,7 @@ def _parts(folder: Path) -> dict[int, list[int]]:
 @RELAXED
 @given(text=TEXT)
 def test_any_text_is_the_old_ids_with_some_of_them_joined(pair: tuple[Path, Path], text: str) -> None:
-    old, new = map(load_tokenizer, pair)
+    old, new = map(loaded, pair)
     ids = new.encode(text)
     assert in_old_ids(ids, _parts(pair[1])) == old.encode(text)
     assert new.decode(ids) == old.decode(old.encode(text))

@@ -2,10 +2,12 @@
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families.base import Family
+from megatron_ko.convert.families.common import with_shared_rules
 from megatron_ko.convert.families.keural import KEURAL, is_mixtral
 from megatron_ko.convert.families.llama import LLAMA
 from megatron_ko.convert.families.mixtral import MIXTRAL
 from megatron_ko.convert.families.qwen3 import QWEN3, QWEN3_MOE
+from megatron_ko.convert.mapping import Rule
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -21,4 +23,9 @@ def family_of(model: ModelConfig) -> Family:
     return MIXTRAL if model.family == "keural" and is_mixtral(model) else FAMILIES[model.family]
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
+    """Every rule of a model: embedding, attention, feed-forward layers and output."""
+    return with_shared_rules(FAMILIES[model.family].layers, model)
+
+
+__all__ = ["FAMILIES", "Family", "family_of", "rules_of"]

@@ -1,4 +1,4 @@
-"""What a family says of itself: its class in transformers, its tensors, and the fields of its config.json."""
+"""What is declared for a family: its class in transformers, its tensors, and the fields of its config.json."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,10 @@ from typing import Any
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.mapping import Rule
 
-Fields = dict[str, Any]
+# config.json of a Hugging Face folder: other programs decide what is in it.
+HfConfig = dict[str, Any]
+# Fields of our model section, before they are validated.
+ModelFields = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,8 @@ class Family:
     model_type: str
     architecture: str
     layers: tuple[Rule, ...]
-    to_hf: Callable[[ModelConfig], Fields] = lambda model: {}
-    from_hf: Callable[[Fields], Fields] = lambda fields: {}
+    to_hf: Callable[[ModelConfig], HfConfig] = lambda model: {}
+    from_hf: Callable[[HfConfig], ModelFields] = lambda fields: {}
     honoured: frozenset[str] = frozenset()
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     code: tuple[Path, ...] = ()

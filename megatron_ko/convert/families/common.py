@@ -88,7 +88,7 @@ def plain_experts(model: ModelConfig) -> MoeConfig:
     return moe
 
 
-def around(layers: tuple[Rule, ...], model: ModelConfig) -> tuple[Rule, ...]:
-    """The rules of a layer with embedding, attention and output around them."""
+def with_shared_rules(layers: tuple[Rule, ...], model: ModelConfig) -> tuple[Rule, ...]:
+    """The rules of a feed-forward part, with those of embedding, attention and output around them."""
     norms = QK_NORM if model.qk_norm else ()
     return (*ENDS, *ATTENTION, *norms, *layers, *(() if model.tie_embeddings else OUTPUT))

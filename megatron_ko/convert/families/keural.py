@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.families.base import Family, Fields
+from megatron_ko.convert.families.base import Family, HfConfig, ModelFields
 from megatron_ko.convert.families.mixtral import MIXTRAL, experts_from_hf, experts_to_hf
 from megatron_ko.errors import ConvertError
 
@@ -18,7 +18,7 @@ def is_mixtral(model: ModelConfig) -> bool:
     return len({None if window is None or window >= longest else window for window in model.windows}) == 1
 
 
-def _to_hf(model: ModelConfig) -> Fields:
+def _to_hf(model: ModelConfig) -> HfConfig:
     assert model.windows is not None
     widths = sorted({window for window in model.windows if window is not None})
     if len(widths) > 1:
@@ -39,7 +39,7 @@ def _to_hf(model: ModelConfig) -> Fields:
     }
 
 
-def _from_hf(fields: Fields) -> Fields:
+def _from_hf(fields: HfConfig) -> ModelFields:
     layers, width = fields["num_hidden_layers"], fields["sliding_window"]
     kinds = fields.get("layer_types") or [(_SLIDING, _FULL)[number % 2] for number in range(layers)]
     if unknown := {*kinds} - {_FULL, _SLIDING}:

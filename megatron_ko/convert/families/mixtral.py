@@ -1,12 +1,12 @@
 """MixtralForCausalLM: experts, and one window for all layers or none."""
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.families.base import Family, Fields
+from megatron_ko.convert.families.base import Family, HfConfig, ModelFields
 from megatron_ko.convert.families.common import experts, plain_experts
 from megatron_ko.errors import ConvertError
 
 
-def experts_to_hf(model: ModelConfig) -> Fields:
+def experts_to_hf(model: ModelConfig) -> HfConfig:
     """Mixtral's fields of the experts.
 
     Raises:
@@ -27,7 +27,7 @@ def experts_to_hf(model: ModelConfig) -> Fields:
     }
 
 
-def experts_from_hf(fields: Fields) -> Fields:
+def experts_from_hf(fields: HfConfig) -> ModelFields:
     """The moe section of Mixtral's fields."""
     return {
         "moe": {
@@ -38,7 +38,7 @@ def experts_from_hf(fields: Fields) -> Fields:
     }
 
 
-def _to_hf(model: ModelConfig) -> Fields:
+def _to_hf(model: ModelConfig) -> HfConfig:
     longest = model.max_position_embeddings - 1
     windows = {None if window is None or window >= longest else window for window in model.windows or (None,)}
     (window,) = windows  # the configuration has been checked
@@ -50,7 +50,7 @@ def _to_hf(model: ModelConfig) -> Fields:
     }
 
 
-def _from_hf(fields: Fields) -> Fields:
+def _from_hf(fields: HfConfig) -> ModelFields:
     window = fields.get("sliding_window")
     return {
         **experts_from_hf(fields),

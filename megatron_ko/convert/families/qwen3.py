@@ -1,7 +1,7 @@
 """Qwen3ForCausalLM and Qwen3MoeForCausalLM: MOAI, and this project's own mixture of experts."""
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.families.base import Family, Fields
+from megatron_ko.convert.families.base import Family, HfConfig, ModelFields
 from megatron_ko.convert.families.common import DENSE, experts, plain_experts
 from megatron_ko.errors import ConvertError
 
@@ -9,7 +9,7 @@ from megatron_ko.errors import ConvertError
 _FULL_ATTENTION = {"attention_bias": (False,), "use_sliding_window": (False, None)}
 
 
-def _attention_to_hf(model: ModelConfig) -> Fields:
+def _attention_to_hf(model: ModelConfig) -> HfConfig:
     if any(window is not None for window in model.windows or ()):
         raise ConvertError(
             f"family {model.family} is converted with full attention only", got=f"windows {list(model.windows or ())}"
@@ -17,7 +17,7 @@ def _attention_to_hf(model: ModelConfig) -> Fields:
     return {"attention_bias": False, "use_sliding_window": False}
 
 
-def _experts_to_hf(model: ModelConfig) -> Fields:
+def _experts_to_hf(model: ModelConfig) -> HfConfig:
     moe = plain_experts(model)
     return {
         **_attention_to_hf(model),
@@ -31,7 +31,7 @@ def _experts_to_hf(model: ModelConfig) -> Fields:
     }
 
 
-def _experts_from_hf(fields: Fields) -> Fields:
+def _experts_from_hf(fields: HfConfig) -> ModelFields:
     return {
         "ffn_hidden_size": fields["moe_intermediate_size"],
         "moe": {

@@ -10,12 +10,11 @@ from typing import Any
 from megatron_ko.artifacts import lineage
 from megatron_ko.artifacts.native import find_pretrained
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.families import FAMILIES
-from megatron_ko.convert.families.common import around
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.gates import Gate, Proof, require_gates
 from megatron_ko.convert.gguf.gates import compare_generation, compare_logits, compare_tensors, compare_values
 from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel, quantise, require_packages
-from megatron_ko.convert.gguf.ollama import check_modelfile_text, modelfile
+from megatron_ko.convert.gguf.ollama import ModelfileSummary, check_modelfile_text, modelfile
 from megatron_ko.convert.gguf.reference import Reference, compute_reference
 from megatron_ko.convert.gguf.tokens import compare_tokenizers
 from megatron_ko.convert.gguf.values import differing_constants, differing_tokens, differing_weights
@@ -37,7 +36,7 @@ from megatron_ko.convert.staging import existing_proof, staged_folder, write_lin
 from megatron_ko.convert.texts import LENGTHS, load_oracle
 from megatron_ko.errors import ConvertError
 
-# What a quantiser makes of a tensor of this kind; anything else in such a file is a fall-back.
+# The types of tensors that the quantiser wants in a file of this kind; any other is a fallback.
 _WANTED = {"q8_0": {"Q8_0"}, "q5_k_m": {"Q5_K", "Q6_K"}, "q4_k_m": {"Q4_K", "Q5_K", "Q6_K"}}
 MADE_BY = "convert gguf"
 KINDS = (*FLOAT_TYPES, *QUANTISED)
@@ -65,15 +64,15 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class GgufExport:
-    """What was written, how it was proven, and what Ollama is told of it."""
+    """What was written, how it was proven, and what its Modelfile says."""
 
     files: list[GgufFile]
     proof: Proof
-    ollama: dict[str, Any]
+    ollama: ModelfileSummary
 
-    def describe(self) -> dict[str, Any]:
-        """For machines."""
-        return {"files": [asdict(one) for one in self.files], "ollama": self.ollama, **self.proof.describe()}
+    def to_json(self) -> dict[str, object]:
+        """For --json."""
+        return {"files": [asdict(one) for one in self.files], "ollama": asdict(self.ollama), **self.proof.to_json()}
 
 
 def export_gguf(
@@ -100,7 +99,9 @@ def export_gguf(
     kinds = [kind for kind in KINDS if kind in kinds]
     native = None if (source / "config.json").is_file() else find_pretrained(source)
     parent = (
-        native.ancestor() if native else lineage.ancestor(source, _fresh(source), beside=lineage.hash_beside(source))
+        native.ancestor()
+        if native
+        else lineage.ancestor(source, _hash_of_weights(source), beside=lineage.hash_beside(source))
     )
     options = {
         "types": ", ".join(kinds),
@@ -108,8 +109,8 @@ def export_gguf(
         "accept ties": accept_ties,
     }
     if (before := existing_proof(output, MADE_BY, [parent], options)) is not None:
-        told = {"modelfile": True, "format": None, "notes": [], **(lineage.read(output) or {}).get("ollama", {})}
-        if told["modelfile"] and not (output / "Modelfile").is_file():
+        told = ModelfileSummary(**(lineage.read(output) or {}).get("ollama", {}))
+        if told.modelfile and not (output / "Modelfile").is_file():
             raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
         return GgufExport([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
     with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
@@ -117,7 +118,7 @@ def export_gguf(
         if native is not None:
             hugging_face = Path(beside) / "hf"
             export_hf(native, hugging_face)
-        model, vocabulary = _understood(hugging_face)
+        model, vocabulary = _read_model(hugging_face)
         chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
         written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
@@ -127,11 +128,11 @@ def export_gguf(
             (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
         record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
-        lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": chat.describe()})
-    return GgufExport(written, proof, chat.describe())
+        lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": asdict(chat.summary())})
+    return GgufExport(written, proof, chat.summary())
 
 
-def _fresh(source: Path) -> str:
+def _hash_of_weights(source: Path) -> str:
     """Hash of the weights of a folder, which must be those that its lineage names.
 
     Raises:
@@ -150,12 +151,12 @@ def _fresh(source: Path) -> str:
     return found
 
 
-def _understood(folder: Path) -> tuple[ModelConfig, Vocabulary]:
+def _read_model(folder: Path) -> tuple[ModelConfig, Vocabulary]:
     """The network and the tokenizer of a folder, which must be whole and fit each other."""
     path = folder / "config.json"
     model = from_hf_config(read_json(path), str(path))
     check_expressible(model)
-    rules = around(FAMILIES[model.family].layers, model)
+    rules = rules_of(model)
     with SafetensorsFolder(folder) as tensors:
         check_complete(other_shapes(rules, model), tensors.shapes, str(folder))
     vocabulary = read_vocabulary(folder)
@@ -219,7 +220,7 @@ def _prove(
     text: str | None,
     accept_ties: bool,
 ) -> list[Gate]:
-    """Every gate of every file. transformers' model is gone before llama.cpp loads one."""
+    """Every gate of every file. transformers' model is freed before llama.cpp loads one."""
     rows = len(vocabulary.tokens)
     gates = []
     with LlamaModel(folder / written[0].name) as only_words:

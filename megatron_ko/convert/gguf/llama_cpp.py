@@ -25,7 +25,7 @@ _said: deque[str] = deque(maxlen=50)
 
 
 def require_packages() -> None:
-    """Say what is missing before any work is done.
+    """Refuse to begin without the packages that are needed.
 
     Raises:
         ConvertError: a package of the extra ``[gguf]`` is not installed.
@@ -40,7 +40,7 @@ def require_packages() -> None:
 
 
 def _library() -> Any:
-    """The binding, with what llama.cpp says kept instead of printed; an assertion of its own starts no debugger."""
+    """The binding. What llama.cpp says is kept, not printed, and a failed assertion of its own starts no debugger."""
     import llama_cpp
 
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
@@ -161,7 +161,7 @@ class LlamaModel:
         return room.raw[:length]
 
     def controls(self, token: int) -> bool:
-        """Whether llama.cpp takes the token for a sign of control, whatever the file says."""
+        """Whether llama.cpp treats the token as a control token, whatever the file says."""
         return bool(self._api.llama_vocab_is_control(self._vocabulary, token))
 
     def ends(self, token: int) -> bool:

@@ -1,8 +1,7 @@
 """A Modelfile for Ollama: the template of the chat, every stop, and the recommended sampling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.convert.gguf.ollama_chats import ollama_template, recognise
 from megatron_ko.convert.gguf.vocabulary import Vocabulary
@@ -33,7 +32,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What Ollama is told of a folder.
+    """The Modelfile of a folder.
 
     Attributes:
         text: of the file, without the line that names the GGUF file; None: there is no Modelfile.
@@ -45,9 +44,18 @@ class Modelfile:
     format: str | None
     notes: tuple[str, ...] = ()
 
-    def describe(self) -> dict[str, Any]:
-        """For machines."""
-        return {"modelfile": self.text is not None, "format": self.format, "notes": [*self.notes]}
+    def summary(self) -> "ModelfileSummary":
+        """What is said of it."""
+        return ModelfileSummary(self.text is not None, self.format, [*self.notes])
+
+
+@dataclass(frozen=True)
+class ModelfileSummary:
+    """What lineage.json and --json say of a Modelfile: whether there is one, its format of conversations, and notes."""
+
+    modelfile: bool = True
+    format: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 def check_modelfile_text(text: str, what: str) -> None:
@@ -76,7 +84,7 @@ def quoted(text: str) -> str:
 
 
 def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> Modelfile:
-    """The text of a Modelfile, or why Ollama cannot be told of this folder's conversations.
+    """A Modelfile, or why Ollama cannot write this folder's conversations.
 
     Args:
         folder: Hugging Face's.

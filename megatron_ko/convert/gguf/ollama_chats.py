@@ -1,4 +1,4 @@
-"""Formats of conversations that Ollama can be told of, and which of them a folder's chat template writes.
+"""Formats of conversations that Ollama can write, and which of them a folder's chat template writes.
 
 A format is data. ``ollama_template`` writes it in the language of Ollama's templates, ``format_chat`` applies it in
 Python. Which format a template writes is found by what it renders. Ollama's templates cannot strip or search a text.
@@ -174,7 +174,7 @@ PROBES: dict[str, Messages] = {
 
 
 def recognise(oracle: Any, begins: bool) -> Chat | str:
-    """The format that a chat template writes, or in what it is none.
+    """The format that a chat template writes, or how it differs from all known ones.
 
     Args:
         oracle: transformers' tokenizer, with a chat template.

@@ -19,7 +19,7 @@ _LONGEST = max(LENGTHS)  # of a conversation: its last tokens
 _NEW_TOKENS = 64
 # Conversations that are compared; a template may refuse the system message.
 CONVERSATIONS = (*CHATS, [{"role": "system", "content": "짧게 대답한다."}, {"role": "user", "content": "2 + 3은?"}])
-# What a template raises: of its own will, or because it does not expect such a conversation.
+# What a template raises to refuse a conversation, or because it does not expect such a one.
 _REFUSALS = (TemplateError, TypeError, LookupError)
 
 
@@ -56,7 +56,7 @@ class Reference:
 
 @torch.no_grad()
 def compute_reference(folder: Path, context: int, rows: int, text: str | None) -> Reference:
-    """Load a folder, compute in fp32, and let it go.
+    """Load a folder, compute in fp32, and free it.
 
     Args:
         folder: Hugging Face's.

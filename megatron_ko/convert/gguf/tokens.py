@@ -53,7 +53,7 @@ def compare_tokenizers(
         native = load_tokenizer(folder)
     except TokenizerError as error:
         return [Gate("our tokenizer", 1, False, str(error).splitlines()[0])]
-    # llama.cpp knows some signs of control by name (<|fim_pad|>), and does not read them as text.
+    # llama.cpp knows some control tokens by name (<|fim_pad|>), and does not read them as text.
     added = {
         number: text
         for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
@@ -105,7 +105,7 @@ def _ids(name: str, found: Sequence[_Found], vocabulary: Vocabulary, accept_ties
 
 
 def _unspeakable(text: str, vocabulary: Vocabulary) -> bool:
-    """Text whose characters llama.cpp reads as its own signs: a space for SentencePiece, a byte order mark in front."""
+    """Text with a character that llama.cpp uses itself: the space of SentencePiece, or a leading byte order mark."""
     return (vocabulary.algorithm == "llama" and _SPACE in text) or (
         vocabulary.algorithm == "plamo2" and text.startswith(_MARK)
     )
@@ -139,7 +139,7 @@ def _spelt(native: Tokenizer, folder: Path, vocabulary: Vocabulary) -> dict[int,
 
 
 def _readable(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Texts that ask for every piece of the vocabulary that is whole characters."""
+    """The pieces of the vocabulary that are whole characters, as texts."""
     for piece in pieces:
         with suppress(UnicodeDecodeError):
             yield piece.decode("utf-8")
@@ -166,7 +166,7 @@ def _texts(found: Sequence[_Found], model: LlamaModel, special: Iterable[int]) -
 
 
 def _begin(oracle: Any, model: LlamaModel) -> Gate:
-    """What transformers puts before a text by default, llama.cpp does."""
+    """llama.cpp puts before a text by default what transformers does."""
     theirs, found = oracle("가")["input_ids"], model.tokenise("가", complete=True)
     return Gate("added by default", 1, found == theirs, f"{found}, in transformers {theirs}")
 

@@ -1,7 +1,7 @@
 """Reading a GGUF file back: every constant and every weight against the folder, through tables that are not ours.
 
 The names come from gguf's own map of Hugging Face's names, the constants straight from config.json, and the order of
-rows is written down anew, so that a mistake in ``gguf.py`` is not made twice.
+rows is written down anew, so that a mistake in ``write.py`` is not made twice.
 """
 
 import math
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_ko.convert.families.base import HfConfig
 from megatron_ko.convert.hf_files import end_of_turn, read_generation, read_json
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
+from megatron_ko.storage.open_json import JsonObject
 
 # Keys of the architecture, and the field of config.json that they repeat.
 _FIELDS = {
@@ -42,7 +44,7 @@ _ROUND = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def differing_constants(path: Path, folder: Path) -> Iterator[str]:
-    """Hyperparameters of a file that are not those of config.json, and such as config.json does not have."""
+    """Hyperparameters of a file that differ from config.json, or that config.json does not have."""
     import gguf
 
     reader = gguf.GGUFReader(path)
@@ -64,7 +66,7 @@ def differing_constants(path: Path, folder: Path) -> Iterator[str]:
         yield "rope_freqs.weight does not stretch as config.json says"
 
 
-def _hyperparameters(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+def _hyperparameters(config: HfConfig, rope: JsonObject) -> JsonObject:
     """Every key of the architecture, with what config.json says; where it is silent, what transformers takes."""
     heads = config["num_attention_heads"]
     known = {
@@ -89,7 +91,7 @@ def _hyperparameters(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, 
     return expected
 
 
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
+def _rope(config: HfConfig) -> JsonObject:
     """Rotary positions, from transformers 4's two fields or transformers 5's one."""
     described = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = described.get("rope_type") or described.get("type") or "default"
@@ -113,7 +115,7 @@ def _equal(found: Any, value: Any) -> bool:
 
 
 def differing_tokens(path: Path, folder: Path, oracle: Any) -> Iterator[str]:
-    """What a file says of its vocabulary that tokenizer.json and transformers do not.
+    """Where a file contradicts tokenizer.json or transformers about its vocabulary.
 
     Args:
         path: the file.
@@ -151,7 +153,7 @@ def differing_tokens(path: Path, folder: Path, oracle: Any) -> Iterator[str]:
     yield from _differing_order(known, content["model"], spelt)
 
 
-def _kind(number: int, text: str | None, model: dict[str, Any], added: dict[int, Any]) -> int:
+def _kind(number: int, text: str | None, model: JsonObject, added: dict[int, Any]) -> int:
     if number in added:
         unknown = text == model.get("unk_token") or number == model.get("unk_id")
         return _UNKNOWN if unknown else _CONTROL if added[number].special else _ADDED
@@ -159,7 +161,7 @@ def _kind(number: int, text: str | None, model: dict[str, Any], added: dict[int,
     return _BYTE if spells_byte else _NORMAL
 
 
-def _differing_order(known: dict[str, Any], model: dict[str, Any], spelt: dict[int, str]) -> Iterator[str]:
+def _differing_order(known: JsonObject, model: JsonObject, spelt: dict[int, str]) -> Iterator[str]:
     """Merges and scores."""
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges", [])]
     if "merges" in known:
@@ -227,7 +229,7 @@ def _without_expert(name: str) -> tuple[str, int | None]:
     return f"{before}.experts.{projection}", int(number)
 
 
-def _rows(count: int, config: dict[str, Any]) -> list[int]:
+def _rows(count: int, config: HfConfig) -> list[int]:
     """Which row of Hugging Face's Q or K stands where: halves of a head become neighbours."""
     width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     order = []

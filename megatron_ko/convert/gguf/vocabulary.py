@@ -3,7 +3,7 @@
 llama.cpp knows algorithms, not rules: byte-level BPE with one of its own pre-tokenizers, SentencePiece's BPE by scores
 ("llama"), and a Unigram model with byte fallback ("plamo2"). Its "llama" merges greedily and its "t5" has no bytes:
 neither is a Unigram model of ours. What is not one of the three is refused here; that the ids are the same is proved
-token by token in ``gguf_gates``.
+token by token in ``tokens.py``.
 """
 
 import json
@@ -20,8 +20,7 @@ from megatron_ko.convert.hf_files import GENERATION, end_of_turn, read_json
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.data.tokenizer.trainers import QWEN2_PATTERN
 from megatron_ko.errors import ConvertError
-
-Json = dict[str, Any]
+from megatron_ko.storage.open_json import JsonObject
 
 # llama.cpp's numbers of the kinds of tokens, which are SentencePiece's.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -36,7 +35,7 @@ _LLAMA3_PATTERN = (
 # of 1/64, which are whole numbers there once they are multiplied by 4 or more.
 _PLAMO_UNKNOWN = 1000.0
 _NEVER = -1e4
-# At these llama.cpp stops in every vocabulary that has them; only such as older releases know, too.
+# llama.cpp stops at these in every vocabulary that has them. Only those that older releases know as well.
 _KNOWN_ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>",
 }  # fmt: skip
@@ -104,21 +103,21 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     stops = _stops(folder, tokens, template, named.get("eos"))
     named |= _turn_ends(stops, tokens, named.get("eos"))
     begin = _begins(content.get("post_processor")) or bool(settings.get("add_bos_token"))
-    common: Json = {"kinds": kinds, "named": named, "begin": begin, "template": template, "stops": stops}
+    common: JsonObject = {"kinds": kinds, "named": named, "begin": begin, "template": template, "stops": stops}
     vocabulary = Vocabulary(**_form(content, tokens, kinds), **common)
     if twice := [text for text, number in Counter(vocabulary.tokens).items() if number > 1]:  # llama.cpp aborts
         raise ConvertError("two ids of the tokenizer have the same text", got=repr(twice[:5]), expected="one each")
     return vocabulary
 
 
-def _begins(post_processor: Json | None) -> bool:
+def _begins(post_processor: JsonObject | None) -> bool:
     """Whether the tokenizer puts a token before a text, as Llama's do; that it is the begin token is proved later."""
     steps = (post_processor or {}).get("processors", [post_processor])
     return any(step and step["type"] == "TemplateProcessing" and "SpecialToken" in step["single"][0] for step in steps)
 
 
-def _form(content: Json, tokens: tuple[str, ...], kinds: tuple[int, ...]) -> Json:
-    """The algorithm, and what it alone is told."""
+def _form(content: JsonObject, tokens: tuple[str, ...], kinds: tuple[int, ...]) -> JsonObject:
+    """The algorithm, and the fields that only it needs."""
     model, steps = content["model"], content.get("pre_tokenizer") or {}
     if content.get("normalizer") is not None:
         raise _refused("a normalizer", content["normalizer"], "none: llama.cpp does not normalise")
@@ -146,7 +145,7 @@ def _refused(what: str, got: object, expected: str) -> ConvertError:
     )
 
 
-def _pre_tokenizer(described: Json) -> str:
+def _pre_tokenizer(described: JsonObject) -> str:
     """llama.cpp's name of a byte-level pre-tokenizer, by what it does and not by whose it is."""
     steps = described["pretokenizers"] if described["type"] == "Sequence" else [described]
     shape = tuple(_step(step) for step in steps)
@@ -161,7 +160,7 @@ def _pre_tokenizer(described: Json) -> str:
     return known[shape]
 
 
-def _step(step: Json) -> tuple[str, Any]:
+def _step(step: JsonObject) -> tuple[str, Any]:
     if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
         return "split", step["pattern"].get("Regex")
     if step["type"] == "Digits":
@@ -179,7 +178,7 @@ def _unigram_scores(pieces: dict[str, float], tokens: tuple[str, ...], kinds: tu
     return tuple(scale * ordinary[text] if kind == NORMAL else _NEVER for text, kind in zip(tokens, kinds, strict=True))
 
 
-def _bpe_scores(model: Json, tokens: tuple[str, ...]) -> tuple[float, ...]:
+def _bpe_scores(model: JsonObject, tokens: tuple[str, ...]) -> tuple[float, ...]:
     """SentencePiece's order of merges: the pair whose piece has the highest score goes first."""
     ranks: dict[str, int] = {}
     for left, right in _merges(model):
@@ -187,11 +186,11 @@ def _bpe_scores(model: Json, tokens: tuple[str, ...]) -> tuple[float, ...]:
     return tuple(float(-ranks.get(text, 0)) for text in tokens)
 
 
-def _merges(model: Json) -> list[list[str]]:
+def _merges(model: JsonObject) -> list[list[str]]:
     return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
 
 
-def _tokens(content: Json) -> tuple[str, ...]:
+def _tokens(content: JsonObject) -> tuple[str, ...]:
     vocabulary = content["model"]["vocab"]
     by_id = {number: text for text, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
     if isinstance(vocabulary, list):
@@ -202,7 +201,7 @@ def _tokens(content: Json) -> tuple[str, ...]:
     return tuple(by_id[number] for number in range(len(by_id)))
 
 
-def _kinds(tokens: tuple[str, ...], content: Json) -> tuple[int, ...]:
+def _kinds(tokens: tuple[str, ...], content: JsonObject) -> tuple[int, ...]:
     model = content["model"]
     special = {token["id"]: bool(token["special"]) for token in content["added_tokens"]}
 
@@ -215,7 +214,7 @@ def _kinds(tokens: tuple[str, ...], content: Json) -> tuple[int, ...]:
     return tuple(kind(number, text) for number, text in enumerate(tokens))
 
 
-def chat_template(folder: Path, settings: Json) -> str | None:
+def chat_template(folder: Path, settings: JsonObject) -> str | None:
     """The one template of a folder, from its file or from tokenizer_config.json.
 
     Raises:
@@ -252,7 +251,7 @@ def _stops(folder: Path, tokens: tuple[str, ...], template: str | None, eos: int
 
 
 def _turn_ends(stops: Sequence[int], tokens: tuple[str, ...], eos: int | None) -> dict[str, int]:
-    """The two ids that llama.cpp is told of beside the end token: first such as it does not know by name."""
+    """The two ids that a file names besides the end token: first those that llama.cpp does not know by name."""
     ends = [number for number in stops if number != eos]
     if len(ends) > 2:
         ends.sort(key=lambda number: tokens[number] in _KNOWN_ENDS)
@@ -264,7 +263,7 @@ def _content(token: Any) -> str | None:
     return text
 
 
-def _json(path: Path) -> Json:
+def _json(path: Path) -> JsonObject:
     if not path.is_file():
         raise ConvertError(
             "a GGUF file holds its tokenizer, and this folder has none",

@@ -110,7 +110,7 @@ def plan_tensors(shapes: dict[str, tuple[int, ...]], model: ModelConfig, rows: i
     Args:
         shapes: Hugging Face's tensors, known to be those of the model.
         model: the network.
-        rows: token ids of the tokenizer; rows of the vocabulary beyond them are padding and stay behind.
+        rows: token ids of the tokenizer; rows of the vocabulary beyond them are padding and are left out.
     """
     found: dict[str, list[str]] = {}
     for name in sorted(shapes, key=_order):

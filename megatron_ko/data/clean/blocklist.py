@@ -1,4 +1,4 @@
-"""Documents, or only their lines, that hold a listed phrase."""
+"""Drop documents, or only lines, that contain a listed phrase."""
 
 import re
 import unicodedata

@@ -1,7 +1,7 @@
 """Lines that a web page puts around its text: menus, sharing buttons, copyright notices, bylines, link collections.
 
-Only whole lines go, only short ones, so that a sentence about copyright stays, and none inside fenced code. A line
-belongs to a menu when nothing is left of it once the words of menus and the marks between them are taken away.
+Only whole, short lines are removed, so that a sentence about copyright stays, and none inside fenced code. A line is
+part of a menu if nothing is left of it without the words of menus and the marks between them.
 """
 
 import re
@@ -26,14 +26,14 @@ _MENU = (
     "Print"
 )
 
-# Letters of a word that is a button even when it stands alone: 공유하기.
+# A word of at least so many letters is a button even when it stands alone: 공유하기.
 _TELLING = 4
 _COPYRIGHT = re.compile(
     r"무단\s*(?:전재|복제|배포|도용)|재배포\s*(?:를\s*)?금지|저작권자\s*[ⓒ©(<:]|"
     r"all rights reserved|copyright\s*[ⓒ©(\d]|^[ⓒ©]\s*\S",
     re.I,
 )
-# What a text with such a line holds.
+# Every text with such a line contains one of these.
 _COPYRIGHT_WORDS = ("무단", "재배포", "저작권자", "ⓒ", "©", "opyright", "OPYRIGHT", "ights reserved", "IGHTS RESERVED")
 _FENCES = ("```", "~~~")
 # Patterns of whole lines, without groups of their own.
@@ -44,7 +44,7 @@ _AT_ONCE = {
     r"등록자|글쓴이)"
     r"\s*[:|]?[\d,.:/\-\s오전후시분년월일()]*\d[\d,.:/\-\s오전후시분년월일()]*$",
     "links": r"[▶▷►☞※◆◇■□▲△●○★☆·•>\-\s]*(?:관련\s*(?:기사|뉴스|글)|주요\s*뉴스|인기\s*(?:기사|글)|많이\s*본)",
-    # No letter, digit or picture, and something that is no ASCII: rules of Markdown and brackets of code stay.
+    # No letter, digit or picture, and at least one non-ASCII sign: rules of Markdown and brackets of code stay.
     "symbols": "(?=[^\\w]*[^\\w\\x00-\\x7f])[^\\w\u2600-\u27bf\U0001f000-\U0001faff]+$",
 }
 _REST = re.compile(r"[\s|/>›»·•:,()\[\]▲▼△▽◀▶+\-–~\d]+")

@@ -1,9 +1,9 @@
 """A dry run over a sample: how every measured quantity is distributed, and what its limits would drop."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,20 +20,53 @@ _QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BINS = 40
 
 
-def calibrate(reading: Reading, config: CleanConfig, number: int) -> dict[str, Any]:
-    """Measure the beginnings of all inputs, in proportion to their sizes.
+@dataclass(frozen=True)
+class Histogram:
+    """Counts between edges; the outermost bins hold what lies beyond them, too."""
 
-    Every quantity is measured on every document, also where an earlier stage would have dropped it, after the changes
-    that earlier stages made: so a limit can be judged by itself.
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class MeasureSummary:
+    """How one measured quantity is distributed.
+
+    Attributes:
+        stage, reason: the rule that measures it.
+        low, high: the limits of the rule.
+        outside: share of the documents that it would drop.
+        quantiles: by share of the documents.
+        histogram: of the values.
+    """
+
+    stage: str
+    reason: str
+    low: float | None
+    high: float | None
+    outside: float
+    quantiles: dict[str, float]
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on how many documents."""
+
+    documents: int
+    measures: list[MeasureSummary]
+
+
+def calibrate(reading: Reading, config: CleanConfig, number: int) -> Calibration:
+    """Measure documents from the beginning of every input, in proportion to the sizes of the inputs.
+
+    Every quantity is measured on every document, even if an earlier stage would have dropped it, and after the changes
+    of earlier stages. So each limit can be judged by itself.
 
     Args:
         reading: the inputs.
         config: the pipeline.
         number: documents to take.
-
-    Returns:
-        as JSON values: ``documents``, and ``measures``: each with stage, reason, low, high, outside (share of
-        documents), quantiles and histogram.
 
     Raises:
         DataError: bad input, no document.
@@ -50,7 +83,7 @@ def calibrate(reading: Reading, config: CleanConfig, number: int) -> dict[str, A
             limits[stage, measure.reason] = measure
     if not taken:
         raise DataError("there is nothing to measure: no document was found", remedy="check the files and --json-key")
-    return {"documents": taken, "measures": [_summary(*key, limits[key], values[key]) for key in values]}
+    return Calibration(taken, [_summary(*key, limits[key], values[key]) for key in values])
 
 
 def _sample(reading: Reading, number: int) -> Iterator[Document]:
@@ -67,22 +100,22 @@ def _documents(reading: Reading, path: Path) -> Iterator[Document]:
             yield from parse_block(block, reading.key).documents(block.source)
 
 
-def _summary(stage: str, reason: str, limits: Measure, given: Sequence[float]) -> dict[str, Any]:
+def _summary(stage: str, reason: str, limits: Measure, given: Sequence[float]) -> MeasureSummary:
     values = np.asarray([value for value in given if not np.isnan(value)] or [0.0])
     outside = sum(
         (limits.low is not None and value < limits.low) or (limits.high is not None and value > limits.high)
         for value in given
     )
-    # A few extreme values would leave one bar: the outer hundredths are put into the first and last bin.
+    # A few extreme values would squeeze all others into one bar, so the outermost go into the first and last bin.
     low, high = (float(value) for value in np.quantile(values, (0.005, 0.995)))
     edges = np.histogram_bin_edges(values, _BINS, (low, high if high > low else low + 1))
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    return {
-        "stage": stage,
-        "reason": reason,
-        "low": limits.low,
-        "high": limits.high,
-        "outside": round(outside / len(given), 4),
-        "quantiles": {str(share): round(float(np.quantile(values, share)), 4) for share in _QUANTILES},
-        "histogram": {"edges": [round(float(edge), 6) for edge in edges], "counts": counts.tolist()},
-    }
+    return MeasureSummary(
+        stage=stage,
+        reason=reason,
+        low=limits.low,
+        high=limits.high,
+        outside=round(outside / len(given), 4),
+        quantiles={str(share): round(float(np.quantile(values, share)), 4) for share in _QUANTILES},
+        histogram=Histogram([round(float(edge), 6) for edge in edges], counts.tolist()),
+    )

@@ -4,16 +4,40 @@ import os
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import orjson
 
 from megatron_ko.data.clean.config import CleanConfig
 from megatron_ko.data.clean.pipeline import Pipeline
+from megatron_ko.data.clean.tally import TallyJson
 from megatron_ko.data.jobs.chunks import Chunk
 from megatron_ko.data.text.documents import Rejected, parse_block
 from megatron_ko.data.text.inputs import content_hash
 from megatron_ko.data.text.writers import DocumentWriter
+
+
+class RejectedFile(TypedDict):
+    """Size and hash of the file of rejected records beside a part."""
+
+    bytes: int
+    xxh3_128: str
+
+
+class CleanStatistics(TypedDict):
+    """What is recorded of a cleaned chunk.
+
+    Attributes:
+        tally: what the pipeline did.
+        sources: (taken, kept, rejected) documents of each source.
+        rejected: the file beside the part.
+        read: bytes of input that were read for it.
+    """
+
+    tally: TallyJson
+    sources: dict[str, tuple[int, int, int]]
+    rejected: RejectedFile
+    read: int
 
 
 class CleanChunk:
@@ -31,12 +55,8 @@ class CleanChunk:
     def _pipeline(self) -> Pipeline:
         return Pipeline(self._config)
 
-    def __call__(self, chunk: Chunk, part: Path) -> dict[str, Any]:
-        """Write the kept documents to ``part`` and the rejected records beside it.
-
-        Returns:
-            the tally, documents by source as [taken, kept, rejected], and what is beside the part.
-        """
+    def __call__(self, chunk: Chunk, part: Path) -> CleanStatistics:
+        """Write the kept documents to ``part`` and the rejected records beside it."""
         tally = self._pipeline.tally()
         taken, kept, refused = Counter[str](), Counter[str](), Counter[str]()
         beside = rejected_path(part)
@@ -56,14 +76,14 @@ class CleanChunk:
         tally.check()
         return {
             "tally": tally.to_json(),
-            "sources": {source: [taken[source], kept[source], refused[source]] for source in sorted(taken | refused)},
+            "sources": {source: (taken[source], kept[source], refused[source]) for source in sorted(taken | refused)},
             "rejected": {"bytes": beside.stat().st_size, "xxh3_128": content_hash(beside)},
             "read": chunk.read,
         }
 
 
 def rejected_path(part: Path) -> Path:
-    """Where the rejected records of a part are, under its name while it is written and afterwards."""
+    """Where the rejected records of a part are: the same place while the part is written and afterwards."""
     number = part.name.partition("-")[2].partition(".")[0]
     return part.with_name(f"rejected-{number}.jsonl")
 

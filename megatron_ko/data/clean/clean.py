@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_ko.data.clean.chunk import CleanChunk
+from megatron_ko.data.clean.chunk import CleanChunk, CleanStatistics
 from megatron_ko.data.clean.config import CleanConfig
-from megatron_ko.data.clean.finish import finish, finished_report
+from megatron_ko.data.clean.finish import CleanIdentity, finish, finished_report
 from megatron_ko.data.clean.pipeline import Pipeline
+from megatron_ko.data.clean.report import CleanReport
 from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
-from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.jobs.job import Job, Part, check_job, identity_to_json, remove_job, run_job
 from megatron_ko.data.text.formats import OutputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs
 from megatron_ko.data.text.records import Reading
@@ -68,7 +68,7 @@ def parts_folder(output: Path) -> Path:
     return append_suffix(output, ".parts")
 
 
-def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any] | None:
+def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: None) -> CleanReport | None:
     """Clean this rank's share; started again after a kill, it goes on from what is done.
 
     Args:
@@ -88,14 +88,16 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
         )
     folder = parts_folder(options.output)
     identity = _identity(options)
-    job = Job(folder, identity, options.workers, options.rank, options.size, suffix=f".{options.format}")
+    job = Job(
+        folder, identity_to_json(identity), options.workers, options.rank, options.size, suffix=f".{options.format}"
+    )
     check_job(job)
     if options.output.exists():
         return _already_there(options.output, folder)
-    Pipeline(options.config)  # what is missing is told before any work
+    Pipeline(options.config)  # reports missing packages and files before any work
     done = 0
 
-    def counted(part: Part) -> None:
+    def counted(part: Part[CleanStatistics]) -> None:
         nonlocal done
         done += part.statistics["read"]
         progress(done)
@@ -109,21 +111,20 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
             return finish(folder, options.output, identity) if mine else None
 
 
-def _identity(options: CleanOptions) -> dict[str, object]:
-    """Everything that decides a byte of the output; ``finish`` knows no other options."""
-    return {
-        "inputs": input_identity(options.inputs),
-        "chunk bytes": options.chunk_bytes or chunk_bytes(options.inputs),
-        "pipeline": options.config.described(),
-        "key": options.key,
-        "text unit": options.text_unit,
-        "format": options.format,
-        "shard bytes": options.shard_bytes,
-    }
+def _identity(options: CleanOptions) -> CleanIdentity:
+    return CleanIdentity(
+        inputs=input_identity(options.inputs),
+        chunk_bytes=options.chunk_bytes or chunk_bytes(options.inputs),
+        pipeline=options.config.described(),
+        key=options.key,
+        text_unit=options.text_unit,
+        format=options.format,
+        shard_bytes=options.shard_bytes,
+    )
 
 
-def _already_there(output: Path, folder: Path) -> dict[str, Any]:
-    """A kill between the last rename and the removal of the parts leaves both: then this very job is finished."""
+def _already_there(output: Path, folder: Path) -> CleanReport:
+    """The report of a run that was killed after its output got its name, before its parts were removed."""
     if folder.exists() and not (folder / "output").exists() and (report := finished_report(output)) is not None:
         remove_job(folder)
         return report

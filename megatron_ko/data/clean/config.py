@@ -5,13 +5,13 @@
       - unicode
       - hangul: {min_ratio: 0.5}
 
-A stage may occur more than once. Every problem of a file is told at once, with the nearest valid name.
+A stage may occur more than once. All problems of a file are reported at once, with the nearest valid name.
 """
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -22,6 +22,7 @@ from megatron_ko.config.section import Section
 from megatron_ko.data.clean.registry import STAGES
 from megatron_ko.data.clean.words import WordSplitting
 from megatron_ko.data.text.inputs import content_hash
+from megatron_ko.storage.open_json import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class CleanConfig:
     words: WordSplitting
     stages: tuple[StageConfig, ...]
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> JsonObject:
         """Everything that decides what the pipeline does, as JSON values, with hashes of the files that it reads."""
         stages = [{stage.name: _described(stage.options)} for stage in self.stages]
         return {"words": self.words, "stages": stages}
@@ -132,7 +133,7 @@ def _paths(schema: type[Section]) -> list[str]:
     return [name for name, field in schema.model_fields.items() if field.annotation in (Path, Path | None)]
 
 
-def _anchored(options: dict[str, Any], schema: type[Section], folder: Path) -> dict[str, Any]:
+def _anchored(options: JsonObject, schema: type[Section], folder: Path) -> JsonObject:
     """Paths in a file are relative to it."""
     anchored = dict(options)
     for name in _paths(schema):
@@ -141,8 +142,8 @@ def _anchored(options: dict[str, Any], schema: type[Section], folder: Path) -> d
     return anchored
 
 
-def _described(options: Section) -> dict[str, Any]:
-    described: dict[str, Any] = options.model_dump(mode="json")
+def _described(options: Section) -> JsonObject:
+    described: JsonObject = options.model_dump(mode="json")
     for name in _paths(type(options)):
         path = getattr(options, name)
         if path is not None and path.is_file():

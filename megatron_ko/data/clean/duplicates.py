@@ -1,8 +1,8 @@
-"""How much of a text is said again: lines, most frequent n-grams, repeated n-grams; exact, with cheap upper bounds.
+"""How much of a text is repetition: lines, the most frequent n-gram, repeated n-grams; exact, with cheap bounds.
 
 The counts are those of Gopher (https://arxiv.org/abs/2112.11446, table A1) as datatrove implements them: characters
-of the repeated elements over characters of the text. An upper bound from hashes, all of them at once in numpy, spares
-the exact count for the great majority of texts; it can only be too large, so decisions do not depend on it.
+of the repeated elements over characters of the text. An upper bound from hashes, all of
+them at once in numpy, makes the exact count unnecessary for most texts. It is never too small: decisions are exact.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ Integers = npt.NDArray[np.int64]
 
 # Below this number of words the exact count costs less than the bound.
 _FEW_WORDS = 48
-# Letters at the beginning of n-grams of at least as many words that are compared first.
+# Letters at the beginning of an n-gram that are compared first, if n is at least as large.
 _PREFIX = 5
 # Polynomial hash modulo 2**64: an odd base has an inverse, so the hash of any slice is one subtraction and product.
 _BASE = 0x9E3779B97F4A7C15
@@ -60,7 +60,7 @@ class WordNgrams:
         return (sum(map(len, gram)) + n - 1) * count
 
     def again(self, n: int) -> int:
-        """Characters of n-grams that occurred before, none counted twice: after one the next word is n words on."""
+        """Characters of n-grams that occurred before; none is counted twice: after one, n words are skipped."""
         if n >= _PREFIX and not self._prefix_repeats:
             return 0
         words, seen, characters, index = self.words, set(), 0, 0
@@ -104,7 +104,7 @@ class WordNgrams:
 
     @cached_property
     def _prefix_repeats(self) -> bool:
-        """Whether the joined words say the same letters at two word beginnings; without that no long n-gram repeats."""
+        """Whether two words begin the same letters in the joined text; if not, no long n-gram repeats."""
         joined = "".join(self.words)
         starts = accumulate(map(len, self.words[:-1]), initial=0)
         prefixes = [joined[start : start + _PREFIX] for start in starts]

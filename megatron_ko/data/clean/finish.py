@@ -3,29 +3,87 @@
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 import orjson
 
 from megatron_ko import __version__
-from megatron_ko.data.clean.chunk import rejected_path
+from megatron_ko.data.clean.chunk import CleanStatistics, rejected_path
 from megatron_ko.data.clean.plots import retention_png
-from megatron_ko.data.clean.report import report_of
+from megatron_ko.data.clean.report import CleanReport, report_of
 from megatron_ko.data.clean.tally import Tally
-from megatron_ko.data.jobs.chunks import ORDER, check_unchanged
+from megatron_ko.data.jobs.chunks import InputIdentity, check_unchanged, identified_paths
 from megatron_ko.data.jobs.job import Part, job_parts, remove_job
 from megatron_ko.data.text.inputs import content_hash, input_bytes
 from megatron_ko.data.text.writers import merge_documents
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import sync_folder
+from megatron_ko.storage.open_json import JsonObject
 
 _MANIFEST, _REPORT = "manifest.json", "report.json"
 
 
-def finish(folder: Path, output: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CleanIdentity:
+    """What decides every byte of a cleaned output; ``finish`` knows no other options.
+
+    Attributes:
+        inputs: the files, with their sizes and hashes.
+        chunk_bytes: how much text goes into one part.
+        pipeline: words, stages and their options.
+        key, text_unit: how the inputs are read.
+        format: of the shards.
+        shard_bytes: a shard is closed when it has at least so many bytes.
+    """
+
+    inputs: InputIdentity
+    chunk_bytes: int
+    pipeline: JsonObject
+    key: str
+    text_unit: str
+    format: str
+    shard_bytes: int
+
+
+class ShardEntry(TypedDict):
+    """A file of documents in manifest.json."""
+
+    name: str
+    documents: int
+    bytes: int
+    sha256: str
+
+
+class SourceEntry(TypedDict):
+    """An input in manifest.json, and what became of its documents."""
+
+    path: str
+    bytes: int
+    xxh3_128: str
+    taken: int
+    kept: int
+    rejected: int
+
+
+class CleanManifest(TypedDict):
+    """The content of manifest.json."""
+
+    format: int
+    created_by: str
+    documents: int
+    characters: int
+    bytes: int
+    key: str
+    pipeline: JsonObject
+    shards: list[ShardEntry]
+    sources: list[SourceEntry]
+
+
+def finish(folder: Path, output: Path, identity: CleanIdentity) -> CleanReport:
     """Write the output of a job, all ranks of which have ended, and remove the job.
 
     Args:
@@ -39,16 +97,16 @@ def finish(folder: Path, output: Path, identity: Mapping[str, Any]) -> dict[str,
     Raises:
         DataError: nothing to clean, a part or an input was changed, a full disk.
     """
-    parts = job_parts(folder)
-    check_unchanged(identity["inputs"], folder)
+    parts: list[Part[CleanStatistics]] = job_parts(folder)
+    check_unchanged(identity.inputs, folder)
     tally = Tally.merged(part.statistics["tally"] for part in parts) if parts else Tally([])
     tally.check()
     if not tally.taken.documents:
         remove_job(folder)
-        raise _nothing(tally, str(identity["key"]))
+        raise _nothing(tally, identity.key)
     new = folder / "output"
     new.mkdir(exist_ok=True)
-    shards = _shards(parts, new, str(identity["format"]), int(identity["shard bytes"]))
+    shards = _shards(parts, new, identity.format, identity.shard_bytes)
     _rejected(parts, new / "rejected.jsonl")
     _samples(tally, new / "samples")
     report = report_of(tally)
@@ -64,23 +122,23 @@ def finish(folder: Path, output: Path, identity: Mapping[str, Any]) -> dict[str,
     return report
 
 
-def finished_report(output: Path) -> dict[str, Any] | None:
+def finished_report(output: Path) -> CleanReport | None:
     """The report in a finished output, or None."""
     path = output / _REPORT
     if not path.is_file() or not (output / _MANIFEST).is_file():
         return None
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    report: CleanReport = json.loads(path.read_text(encoding="utf-8"))
     return report
 
 
-def _shards(parts: Sequence[Part], folder: Path, suffix: str, least: int) -> list[dict[str, Any]]:
-    """Join parts into files of at least ``least`` bytes, the last one apart; what a killed run wrote is kept."""
-    groups: list[list[Part]] = [[]]
+def _shards(parts: Sequence[Part[CleanStatistics]], folder: Path, suffix: str, least: int) -> list[ShardEntry]:
+    """Join parts into files of at least ``least`` bytes, except the last one; what a killed run wrote is kept."""
+    groups: list[list[Part[CleanStatistics]]] = [[]]
     for part in parts:
         if sum(other.path.stat().st_size for other in groups[-1]) >= least:
             groups.append([])
         groups[-1].append(part)
-    shards = []
+    shards: list[ShardEntry] = []
     for number, group in enumerate(groups):
         path = folder / f"clean-{number:05d}.{suffix}"
         if not path.exists():
@@ -92,8 +150,8 @@ def _shards(parts: Sequence[Part], folder: Path, suffix: str, least: int) -> lis
     return shards
 
 
-def _rejected(parts: Sequence[Part], path: Path) -> None:
-    """Join what lies beside the parts; no file where nothing was rejected."""
+def _rejected(parts: Sequence[Part[CleanStatistics]], path: Path) -> None:
+    """Join the rejected records of all parts; no file if there are none."""
     with path.open("wb") as stream:
         for part in parts:
             beside, recorded = rejected_path(part.path), part.statistics["rejected"]
@@ -120,30 +178,31 @@ def _samples(tally: Tally, folder: Path) -> None:
 
 
 def _manifest(
-    identity: Mapping[str, Any], parts: Sequence[Part], shards: Sequence[Mapping[str, Any]], tally: Tally
-) -> dict[str, Any]:
-    counts: dict[str, Counter[str]] = {}
+    identity: CleanIdentity, parts: Sequence[Part[CleanStatistics]], shards: list[ShardEntry], tally: Tally
+) -> CleanManifest:
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part in parts:
         for source, (taken, kept, rejected) in part.statistics["sources"].items():
-            counts.setdefault(source, Counter()).update(taken=taken, kept=kept, rejected=rejected)
-    inputs = [Path(name) for name in identity["inputs"] if name != ORDER]
+            counts[source].update(taken=taken, kept=kept, rejected=rejected)
     return {
         "format": 1,
         "created_by": f"megatron_ko {__version__}",
         "documents": tally.kept.documents,
         "characters": tally.kept.characters,
         "bytes": tally.kept.bytes,
-        "key": identity["key"],
-        "pipeline": identity["pipeline"],
-        "shards": list(shards),
+        "key": identity.key,
+        "pipeline": identity.pipeline,
+        "shards": shards,
         "sources": [
             {
                 "path": str(path),
                 "bytes": input_bytes(path),
                 "xxh3_128": content_hash(path),
-                **{name: counts.get(str(path), Counter())[name] for name in ("taken", "kept", "rejected")},
+                "taken": counts[str(path)]["taken"],
+                "kept": counts[str(path)]["kept"],
+                "rejected": counts[str(path)]["rejected"],
             }
-            for path in inputs
+            for path in identified_paths(identity.inputs)
         ],
     }
 

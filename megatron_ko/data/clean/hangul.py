@@ -36,7 +36,7 @@ class HangulOptions(Section):
 
 
 class Letters:
-    """What the rules measure; NaN where nothing can be compared, which breaks no rule."""
+    """What the rules measure; if there is nothing to compare it is NaN, which breaks no rule."""
 
     def __init__(self, page: Page) -> None:
         units = np.frombuffer(page.text.encode("utf-16-le", "surrogatepass"), np.uint16)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
 
 _WHOLE = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
-# Tags that lay out a page. Text about programming is full of the others, and Markdown of <span>.
+# Only tags that lay out a page: text about programming is full of other tags, and Markdown of <span>.
 _TAG = re.compile(
     r"</?(?:article|blockquote|br|center|dd|div|dl|dt|h[1-6]|hr|li|ol|p|section|table|tbody|td|tfoot|th|thead|tr|ul)"
     r"(?:\s[^<>]{0,2000})?/?>",
@@ -24,7 +24,7 @@ _TAG = re.compile(
 _MARKDOWN = re.compile(r"^(?:```|~~~|#{1,6} )", re.M)
 _ENTITY = re.compile(r"&(?:[a-zA-Z][a-zA-Z0-9]{1,30}|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
 _BLANKS = re.compile(r"[ \t\r\n\f]+")
-# Edges of paragraphs and of other blocks, while a text is collected: several that meet are one line break.
+# These mark the edges of paragraphs and other blocks while text is collected; adjacent ones become one line break.
 _PARAGRAPH, _BLOCK = "\x02", "\x01"
 _EDGES = re.compile(r"[ \t\n]*[\x01\x02][ \t\n\x01\x02]*")
 _GAPS = re.compile(r"[ \t]*\n[ \t]*")
@@ -86,7 +86,7 @@ class _Extract:
     def __init__(self, root: "LexborNode") -> None:
         self._parts: list[str] = []  # finished: running text, and <pre> as it stands
         self._run: list[str] = []
-        # Iterative, because pages can be nested deeper than Python's stack. A text closes the node before it.
+        # Iterative, because pages can be nested deeper than Python's stack. A string on it is what ends a node.
         stack: list[LexborNode | str] = [root]
         while stack:
             node = stack.pop()
@@ -101,7 +101,7 @@ class _Extract:
         return "\n\n".join(self._parts)
 
     def _open(self, node: "LexborNode") -> "list[LexborNode | str]":
-        """Take in a node; what is to be done for its inside and its end, last thing first."""
+        """Handle a node; return what is left to do for its children and its end, in reverse order."""
         tag = node.tag
         if tag == "-text":
             self._run.append(_BLANKS.sub(" ", node.text_content or ""))

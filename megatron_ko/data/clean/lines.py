@@ -1,4 +1,4 @@
-"""Lines that are no sentences go: too short, without a final mark, saying one word over and over."""
+"""Remove lines that are not sentences: too short, without a final mark, or one word over and over."""
 
 from collections import Counter
 
@@ -25,7 +25,7 @@ class LineRules:
         self._options = options
 
     def __call__(self, page: Page) -> Changed | None:
-        """Remove lines; a text of which none is left is blank, and blank texts are dropped by the pipeline."""
+        """Remove lines. If none is left, the text is blank, and the pipeline drops it."""
         removed: Counter[str] = Counter()
         kept = []
         for line in page.lines:

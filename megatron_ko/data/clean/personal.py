@@ -1,7 +1,7 @@
-"""Personal data of Korea: resident numbers, cards, business numbers, phones, accounts, e-mail and IP addresses.
+"""Korean personal data: resident numbers, cards, business numbers, phones, accounts, e-mail and IP addresses.
 
-A number is taken only when its form, the words before it or its check digit say what it is, so that prices, dates and
-serial numbers stay. What is taken for a resident registration number: 6 and 7 digits with a possible birth date, and
+A number counts only if its form, the words before it or its check digit say what it is, so that prices, dates and
+serial numbers stay. A resident registration number has 6 and 7 digits with a possible birth date, and
 - a right check digit; or
 - a birth date since 5 October 2020 and a hyphen between the parts: numbers given since then end in random digits; or
 - a word like 주민등록번호 before it, whatever the check digit: numbers that were changed since then are random as well.
@@ -34,7 +34,7 @@ MASKS: dict[PiiKind, str] = {
     "email": "[이메일]",
 }
 
-# Where numbers can be at all: everything else is looked at only in such a stretch, which few texts have.
+# A stretch of text that may hold a number. Most detectors look only at these, and few texts have any.
 _STRETCH = re.compile(r"[+(]?\d[\d(). –−-]{5,}\d")
 # Of any number but an IP address: 02-123-4567.
 _FEWEST_DIGITS = 9
@@ -97,7 +97,7 @@ def _is_any(match: "re.Match[str]", before: str) -> bool:
 
 def _is_public(match: "re.Match[str]", before: str) -> bool:
     if len(match.group()) == len("1.2.3.4"):
-        return False  # far more often parts of a series, or a version
+        return False  # far more often a section number or a version
     try:
         return ipaddress.ip_address(match.group()).is_global and _VERSION_WORD.search(before) is None
     except ValueError:
@@ -108,7 +108,7 @@ def _number(pattern: str) -> "re.Pattern[str]":
     return re.compile(rf"(?<![\d.-])(?:{pattern})(?![\d-])", re.ASCII)
 
 
-# In the order in which they are asked: what one kind took, the later ones do not see.
+# In this order: what one detector has found, the later ones do not see.
 _NUMBERS = (
     _Detector("resident", _number(r"\d{6}(?:\s?[-–−]\s?)?[0-9]\d{6}"), _is_resident),
     _Detector("card", _number(r"(\d{4})([ -])\d{4}\2\d{4}\2\d{4}|\d{4}([ -])\d{6}\3\d{5}|\d{15,16}"), _is_card),

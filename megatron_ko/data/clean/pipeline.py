@@ -78,7 +78,7 @@ class Pipeline:
         return found
 
     def _normal(self, text: str) -> str:
-        """What a stage cut can have brought a letter and a mark together; a pipeline that composes keeps to it."""
+        """Compose again after a change, in a pipeline that composes: a cut can join a letter and a combining mark."""
         if self._composed and not unicodedata.is_normalized("NFC", text):
             return unicodedata.normalize("NFC", text)
         return text

@@ -1,26 +1,31 @@
 """Pictures: what is left after every stage, and how measured quantities are distributed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
+from megatron_ko.data.clean.calibration import MeasureSummary
+from megatron_ko.data.clean.report import CleanReport
 from megatron_ko.data.figures import save_png
 
 _LEFT, _LOST, _LIMIT = "#2f6f9f", "#d8dde3", "#c0392b"
 _COLUMNS = 3
 
 
-def retention_png(report: Mapping[str, Any], path: Path) -> None:
+def retention_png(report: CleanReport, path: Path) -> None:
     """Shares of documents and of characters that are left after every stage."""
     names = ["input", *(stage["stage"] for stage in report["stages"])]
     amounts = [report["in"], *(stage["out"] for stage in report["stages"])]
+    left = {
+        "documents": [amount["documents"] for amount in amounts],
+        "characters": [amount["characters"] for amount in amounts],
+    }
     figure = Figure(figsize=(11, 1.2 + 0.38 * len(names)), layout="constrained")
-    for axes, unit in zip(figure.subplots(1, 2, sharey=True), ("documents", "characters"), strict=True):
-        whole = max(1, amounts[0][unit])
-        shares = [amount[unit] / whole for amount in amounts]
+    for axes, (unit, numbers) in zip(figure.subplots(1, 2, sharey=True), left.items(), strict=True):
+        whole = max(1, numbers[0])
+        shares = [number / whole for number in numbers]
         rows = range(len(names))
         axes.barh(rows, [max(1.0, *shares)] * len(names), color=_LOST)
         axes.barh(rows, shares, color=_LEFT)
@@ -37,7 +42,7 @@ def retention_png(report: Mapping[str, Any], path: Path) -> None:
                 color="white" if inside else "black",
                 fontsize=9,
             )
-        axes.set_title(f"{unit}: {amounts[-1][unit]:,} of {amounts[0][unit]:,} left", fontsize=10)
+        axes.set_title(f"{unit}: {numbers[-1]:,} of {numbers[0]:,} left", fontsize=10)
         axes.set_xlim(0, max(1.0, *shares))
         axes.set_xticks([])
         axes.set_yticks(rows, names)
@@ -47,17 +52,17 @@ def retention_png(report: Mapping[str, Any], path: Path) -> None:
     save_png(figure, path)
 
 
-def histograms_png(measures: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One histogram a measured quantity, with its limits; ``measures`` as in ``sample.calibrate``."""
+def histograms_png(measures: Sequence[MeasureSummary], path: Path) -> None:
+    """One histogram for each measured quantity, with its limits."""
     columns = min(_COLUMNS, len(measures))
     rows = math.ceil(len(measures) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.3 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, measure in zip(grid, measures, strict=False):
-        edges, counts = measure["histogram"]["edges"], measure["histogram"]["counts"]
+        edges, counts = measure.histogram.edges, measure.histogram.counts
         axes.bar(edges[:-1], counts, width=edges[1] - edges[0], align="edge", color=_LEFT)
         reach = edges[-1] - edges[0]
-        for limit in (measure["low"], measure["high"]):
+        for limit in (measure.low, measure.high):
             if limit is None:
                 continue
             if edges[0] - reach <= limit <= edges[-1] + reach:
@@ -65,7 +70,7 @@ def histograms_png(measures: Sequence[Mapping[str, Any]], path: Path) -> None:
             else:
                 where = {"x": 0.98, "ha": "right"} if limit > edges[-1] else {"x": 0.02, "ha": "left"}
                 axes.text(y=0.85, s=f"limit {limit:g}", color=_LIMIT, fontsize=8, transform=axes.transAxes, **where)
-        axes.set_title(f"{measure['stage']}: {measure['reason']}  ({measure['outside']:.1%} outside)", fontsize=8)
+        axes.set_title(f"{measure.stage}: {measure.reason}  ({measure.outside:.1%} outside)", fontsize=8)
         axes.set_yticks([])
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right", "left"]].set_visible(False)

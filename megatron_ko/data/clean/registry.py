@@ -1,4 +1,4 @@
-"""Every kind of stage by the name that a pipeline file calls it."""
+"""Every kind of stage, by its name in pipeline files."""
 
 from megatron_ko.data.clean import (
     blocklist,

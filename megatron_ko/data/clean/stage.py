@@ -1,4 +1,4 @@
-"""What a stage is: it looks at a page and says kept, changed, noted or dropped; and the declared kind, a filter."""
+"""What a stage is: it keeps, changes, annotates or drops a page; and filters, which are stages made of rules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class Stage(Protocol):
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured quantity of one page beside the range in which the page is kept."""
+    """A measured quantity of one page, with the range in which the page is kept."""
 
     reason: str
     value: float
@@ -58,7 +58,7 @@ class Rule(Generic[V]):
     """A measured quantity and the closed range in which a document is kept.
 
     Attributes:
-        reason: told when the value lies outside.
+        reason: reported when the value lies outside.
         measure: the value; NaN lies inside every range.
         low, high: limits, None for no limit.
         bound: a cheap value that is never below ``measure`` (never above it, for a rule with ``low``). When it lies in

@@ -3,8 +3,8 @@
 import heapq
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypedDict
 
 import xxhash
 
@@ -15,6 +15,55 @@ from megatron_ko.errors import conserve
 SAMPLES = 5
 _EXCERPT = 600
 _AROUND = 100
+
+
+class AmountJson(TypedDict):
+    """An ``Amount`` as JSON."""
+
+    documents: int
+    characters: int
+    bytes: int
+
+
+class StageTallyJson(TypedDict):
+    """A ``StageTally`` as JSON."""
+
+    dropped: dict[str, AmountJson]
+    changed: dict[str, int]
+    occurrences: dict[str, int]
+    before: AmountJson
+    after: AmountJson
+
+
+class DroppedSample(TypedDict):
+    """A document that a stage dropped, and the beginning of its text."""
+
+    source: str
+    position: int
+    text: str
+
+
+class ChangedSample(TypedDict):
+    """A document that a stage changed, and both texts around the first difference."""
+
+    source: str
+    position: int
+    before: str
+    after: str
+
+
+Sample = DroppedSample | ChangedSample
+
+
+class TallyJson(TypedDict):
+    """A ``Tally`` as JSON; samples are (stage, verb, reason, hash of the origin, sample)."""
+
+    taken: AmountJson
+    kept: AmountJson
+    rejected: dict[str, int]
+    notes: dict[str, dict[str, int]]
+    stages: dict[str, StageTallyJson]
+    samples: list[tuple[str, str, str, int, Sample]]
 
 
 @dataclass
@@ -30,6 +79,10 @@ class Amount:
         self.documents += documents
         self.characters += len(text)
         self.bytes += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+    def to_json(self) -> AmountJson:
+        """As JSON values."""
+        return {"documents": self.documents, "characters": self.characters, "bytes": self.bytes}
 
     def plus(self, other: "Amount", sign: int = 1) -> "Amount":
         """The sum, or the difference."""
@@ -57,20 +110,44 @@ class StageTally:
     before: Amount = field(default_factory=Amount)
     after: Amount = field(default_factory=Amount)
 
+    def to_json(self) -> StageTallyJson:
+        """As JSON values; ``from_json`` reads them."""
+        return {
+            "dropped": {reason: amount.to_json() for reason, amount in sorted(self.dropped.items())},
+            "changed": _sorted(self.changed),
+            "occurrences": _sorted(self.occurrences),
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: StageTallyJson) -> "StageTally":
+        """The tally that gave ``value``."""
+        return cls(
+            {reason: Amount(**amount) for reason, amount in value["dropped"].items()},
+            Counter(value["changed"]),
+            Counter(value["occurrences"]),
+            Amount(**value["before"]),
+            Amount(**value["after"]),
+        )
+
 
 class SampleDocuments:
-    """The documents with the smallest hashes of their origin: spread over the corpus, and the same for any workers."""
+    """A few documents for each reason: those with the smallest hashes of their origin.
+
+    So they are spread over the corpus, and the same for any number of workers.
+    """
 
     def __init__(self) -> None:
         # By (stage, verb, reason): a heap of (-hash, sample).
-        self.heaps: dict[tuple[str, str, str], list[tuple[int, dict[str, Any]]]] = {}
+        self.heaps: dict[tuple[str, str, str], list[tuple[int, Sample]]] = {}
 
     def wants(self, key: tuple[str, str, str], digest: int) -> bool:
         """Whether a document with this hash would be kept."""
         heap = self.heaps.get(key, [])
         return len(heap) < SAMPLES or -digest > heap[0][0]
 
-    def add(self, key: tuple[str, str, str], digest: int, sample: dict[str, Any]) -> None:
+    def add(self, key: tuple[str, str, str], digest: int, sample: Sample) -> None:
         """Keep a sample, and forget the largest hash where there are too many."""
         if not self.wants(key, digest):
             return
@@ -79,7 +156,7 @@ class SampleDocuments:
             return
         (heapq.heappushpop if len(heap) == SAMPLES else heapq.heappush)(heap, (-digest, sample))
 
-    def items(self) -> Iterable[tuple[tuple[str, str, str], list[dict[str, Any]]]]:
+    def items(self) -> Iterable[tuple[tuple[str, str, str], list[Sample]]]:
         """All samples by key, smallest hash first."""
         for key in sorted(self.heaps):
             yield key, [sample for _, sample in sorted(self.heaps[key], key=lambda entry: -entry[0])]
@@ -109,7 +186,7 @@ class Tally:
             self.samples.add(key, digest, {"source": origin[0], "position": origin[1], "text": shown})
 
     def change(self, stage: str, counts: Mapping[str, int], texts: tuple[str, str], origin: tuple[str, int]) -> None:
-        """A stage made the second text of the first."""
+        """A stage turned the first text into the second."""
         tally = self.stages[stage]
         tally.before.add(texts[0])
         tally.after.add(texts[1])
@@ -120,7 +197,7 @@ class Tally:
             key = (stage, "changed", reason)
             if self.samples.wants(key, digest):
                 before, after = _difference(*texts)
-                sample = {"source": origin[0], "position": origin[1], "before": before, "after": after}
+                sample = ChangedSample(source=origin[0], position=origin[1], before=before, after=after)
                 self.samples.add(key, digest, sample)
 
     def note(self, fields: Mapping[str, object]) -> None:
@@ -147,7 +224,7 @@ class Tally:
                 self.samples.add(key, -negative, sample)
 
     def check(self) -> None:
-        """Nothing is lost: what came in is what went out, what was dropped and what changing took away.
+        """Check that nothing is lost: what came in went out, was dropped, or was taken away by changes.
 
         Raises:
             LostError: the counts contradict each other.
@@ -164,23 +241,25 @@ class Tally:
             left.append(now)
         return left
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> TallyJson:
         """As JSON values; ``from_json`` reads them."""
         return {
-            "taken": asdict(self.taken),
-            "kept": asdict(self.kept),
+            "taken": self.taken.to_json(),
+            "kept": self.kept.to_json(),
             "rejected": _sorted(self.rejected),
             "notes": {name: _sorted(counts) for name, counts in sorted(self.notes.items())},
-            "stages": {name: _stage_json(stage) for name, stage in self.stages.items()},
+            "stages": {name: stage.to_json() for name, stage in self.stages.items()},
             "samples": [
-                [*key, digest, sample]
+                (*key, digest, sample)
                 for key, heap in sorted(self.samples.heaps.items())
-                for digest, sample in sorted((-negative, sample) for negative, sample in heap)
+                for digest, sample in sorted(
+                    ((-negative, sample) for negative, sample in heap), key=lambda entry: entry[0]
+                )
             ],
         }
 
     @classmethod
-    def merged(cls, values: Iterable[Mapping[str, Any]]) -> "Tally":
+    def merged(cls, values: Iterable[TallyJson]) -> "Tally":
         """The sum of tallies of one pipeline, as JSON values; at least one."""
         tallies = map(cls.from_json, values)
         total = next(tallies)
@@ -189,29 +268,16 @@ class Tally:
         return total
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Tally":
+    def from_json(cls, value: TallyJson) -> "Tally":
         """The tally that gave ``value``."""
         tally = cls(value["stages"])
         tally.taken, tally.kept = Amount(**value["taken"]), Amount(**value["kept"])
         tally.rejected = Counter(value["rejected"])
         tally.notes = {name: Counter(counts) for name, counts in value["notes"].items()}
-        for name, stage in value["stages"].items():
-            tally.stages[name] = StageTally(
-                {reason: Amount(**amount) for reason, amount in stage["dropped"].items()},
-                Counter(stage["changed"]),
-                Counter(stage["occurrences"]),
-                Amount(**stage["before"]),
-                Amount(**stage["after"]),
-            )
+        tally.stages = {name: StageTally.from_json(stage) for name, stage in value["stages"].items()}
         for stage, verb, reason, digest, sample in value["samples"]:
             tally.samples.add((stage, verb, reason), digest, sample)
         return tally
-
-
-def _stage_json(stage: StageTally) -> dict[str, Any]:
-    value = asdict(stage)
-    value["dropped"] = dict(sorted(value["dropped"].items()))
-    return {**value, "changed": _sorted(stage.changed), "occurrences": _sorted(stage.occurrences)}
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:

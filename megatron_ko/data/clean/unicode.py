@@ -1,4 +1,4 @@
-"""Damaged encodings repaired, characters without a picture removed, NFC. Nothing here folds what a reader can see.
+"""Repair damaged encodings, remove invisible characters, compose to NFC. What looks different stays different.
 
 Compatibility forms (NFKC) are never applied: they would turn ㅋㅋ into conjoining jamo, ① into 1, ㈜ into (주). NFC
 composes Hangul that came as separate jamo, and unifies the few hundred characters that Unicode encodes twice, among

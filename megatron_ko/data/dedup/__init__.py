@@ -1,1 +1,1 @@
-"""Duplicates, exact and near, across all sources; and documents that give an evaluation away."""
+"""Remove duplicates, exact and near, across all sources; and documents that contain evaluation items."""

@@ -1,4 +1,4 @@
-"""Pairs to clusters to the document that stays of each. The arrays, one number a document, are files."""
+"""From pairs to clusters, and to the document of each that stays. Arrays of a number per document are files."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def disk_array(path: Path, size: int, dtype: str) -> np.ndarray:
 
 
 def stored_array(path: Path, dtype: str) -> np.ndarray:
-    """The array that ``disk_array`` left, read-only."""
+    """An array that ``disk_array`` made, read-only."""
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
 
@@ -77,13 +77,13 @@ def choose_best(path: Path, same_text: Path, parts: ChunkArrays, keep: str) -> N
 
 
 def choose_kept(path: Path, same_text: Path, best: Path, settled: Sequence[Path]) -> None:
-    """Write for every document the one that stays for it: the best of the same text as what it was settled for."""
+    """Write for every document the one kept for it: the best document with the text that it was settled for."""
     first, of_text = stored_array(same_text, "<i8"), stored_array(best, "<i8")
     kept = _numbered(path, first.size)
     for part in settled:
         arrays = open_arrays(part)
         kept[arrays["removed"]] = arrays["kept"]
-    # Those that name a text are at their final place; the others follow them, and each names a document of its own.
+    # Backwards, because all documents of a text read the entry of the first one, which is thus replaced last.
     for here in reversed(list(_batches(first.size))):
         kept[here] = of_text[kept[first[here]]]
 

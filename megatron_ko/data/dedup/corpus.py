@@ -1,8 +1,9 @@
-"""The documents of all sources, numbered: chunks that belong to one source, read in every pass alike."""
+"""The documents of all sources, numbered. A chunk belongs to one source, and every pass reads it the same way."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -16,6 +17,21 @@ from megatron_ko.data.text.documents import ParsedBlock, parse_block
 MOST_DOCUMENTS = 1 << 32
 
 
+class ChunkStatistics(TypedDict):
+    """What every pass over the corpus records of a chunk: the number of its source, and the bytes of input read."""
+
+    source: int
+    read: int
+
+
+class ReadStatistics(ChunkStatistics):
+    """What a first pass records as well: documents, bytes of their texts, and rejected records by reason."""
+
+    documents: int
+    bytes: int
+    rejected: dict[str, int]
+
+
 @dataclass(frozen=True)
 class SourceChunk:
     """Consecutive blocks of one source: the number of the chunk, of the source, and where they lie."""
@@ -25,7 +41,7 @@ class SourceChunk:
     chunk: Chunk
 
     def parsed(self, key: str) -> Iterator[ParsedBlock]:
-        """Its blocks, with all fields: a record of which one field is damaged is rejected in every pass."""
+        """Its blocks, with all fields, so that a record with a damaged field is rejected in every pass."""
         for block in self.chunk.blocks:
             yield parse_block(block, key, keep_fields=True)
 
@@ -46,7 +62,7 @@ def read_corpus(files: InputFiles) -> Iterator[tuple[int, SourceChunk]]:
 
 
 class ChunkArrays:
-    """Array files of a job by chunk, opened when they are needed, and what lies where.
+    """The array file of every chunk of a pass, opened when it is needed, and which items are in it.
 
     Attributes:
         paths: one a chunk.
@@ -91,8 +107,8 @@ class ChunkArrays:
         return found
 
 
-def chunk_arrays(parts: Sequence[Part], count: str) -> ChunkArrays:
-    """Array files of a job whose statistics give ``count`` and "source"."""
+def chunk_arrays(parts: Sequence[Part[ChunkStatistics]], counts: Sequence[int]) -> ChunkArrays:
+    """The array files of a pass over the corpus, with the number of items in each."""
     firsts = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([part.statistics[count] for part in parts], out=firsts[1:])
+    np.cumsum(counts, out=firsts[1:])
     return ChunkArrays([part.path for part in parts], firsts, [part.statistics["source"] for part in parts])

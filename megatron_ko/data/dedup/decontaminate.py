@@ -1,11 +1,11 @@
-"""Documents that share an n-gram with an evaluation item go; each is listed with the item and the shared text."""
+"""Remove documents that share an n-gram with an evaluation item; list each with the item and the shared text."""
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import orjson
@@ -14,11 +14,19 @@ import zstandard
 from megatron_ko import __version__
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import disk_array
-from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk, chunk_arrays
+from megatron_ko.data.dedup.corpus import ChunkArrays, ReadStatistics, SourceChunk, chunk_arrays
 from megatron_ko.data.dedup.evaluation import EvaluationIndex, Item, Match, NgramRule, build_index, read_items
+from megatron_ko.data.dedup.manifest import (
+    DecontaminateManifest,
+    DecontaminateSettings,
+    EvaluationFile,
+    EvaluationReport,
+    Flow,
+    FoundItem,
+)
 from megatron_ko.data.dedup.options import InputFiles, Resources, check_output
-from megatron_ko.data.dedup.output import Decisions, WriteWork
-from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
+from megatron_ko.data.dedup.output import Decisions, WriteStatistics, WriteWork
+from megatron_ko.data.dedup.summary import check_number, describe_inputs, describe_rejected, write_rejected
 from megatron_ko.data.dedup.work_folder import (
     MANIFEST,
     REJECTED,
@@ -48,16 +56,16 @@ _SHOWN_ITEMS = 20
 
 @dataclass(frozen=True)
 class DecontaminateOptions:
-    """What to clear of what.
+    """What to decontaminate, and against what.
 
     Attributes:
         input: the files.
         output: new folder.
         against: evaluation files.
         keys: their fields with text; the first one is in every record.
-        grams: what a document must not share with an item.
+        grams: which n-grams a document must not share with an item.
         suffix: of the output files.
-        running: processes.
+        resources: processes.
     """
 
     input: InputFiles
@@ -66,17 +74,19 @@ class DecontaminateOptions:
     keys: tuple[str, ...] = ("text",)
     grams: NgramRule = field(default_factory=NgramRule)
     suffix: str = ".jsonl.zst"
-    running: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=Resources)
 
-    def identity(self) -> Mapping[str, object]:
-        """What decides the result, beside the content of the inputs."""
+    def settings(self) -> DecontaminateSettings:
+        """The options that decide the result."""
         return {
             "key": self.input.key,
             "text_unit": self.input.text_unit,
             "format": self.input.format,
             "against": {str(path): content_hash(path) if path.is_file() else None for path in self.against},
             "against_keys": list(self.keys),
-            **asdict(self.grams),
+            "unit": self.grams.unit,
+            "size": self.grams.size,
+            "shortest": self.grams.shortest,
             "suffix": self.suffix,
         }
 
@@ -97,7 +107,7 @@ class DecontaminateOptions:
         check_inputs(self.against)
 
 
-def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_: None) -> DecontaminateManifest:
     """Write a new folder: one file a source, manifest.json, removed.jsonl.zst, and rejected.jsonl if any.
 
     Returns:
@@ -107,23 +117,48 @@ def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_:
         DataError: bad options or input, no document, no usable item, an existing output, a full disk, a dead worker.
     """
     folder = work_folder_of(options.output)
-    if finished_before(folder, options.output, options.identity()):
+    if finished_before(folder, options.output, options.settings()):
         remove_job(folder)
-        before: dict[str, Any] = json.loads((options.output / MANIFEST).read_text("utf-8"))
+        before: DecontaminateManifest = json.loads((options.output / MANIFEST).read_text("utf-8"))
         return before
     options.check()
     index, items = build_index(read_items(options.against, options.keys), options.grams)
     with locked(folder, options.output):
-        place = WorkFolder(folder, options.input, options.identity(), options.running, progress)
+        place = WorkFolder(folder, options.input, options.settings(), options.resources, progress)
         matched = place.over_corpus("match", MatchWork(options.input.key, index, items))
-        parts = chunk_arrays(matched, "documents")
+        parts = chunk_arrays(matched, [part.statistics["documents"] for part in matched])
         check_number(parts, matched, options.input, folder)
         decisions = Decisions(parts, same_text=place.array("none"), kept=place.array("kept"))
         _mark_kept(decisions.kept, parts)
         written = place.over_corpus("write", WriteWork(options.input, decisions, frozenset()), options.suffix)
-        manifest = _assemble(options, place, (matched, written), items)
+        manifest = _assemble(options, place, _Passes(matched, written), items)
     remove_job(folder)
     return manifest
+
+
+class MatchStatistics(ReadStatistics):
+    """What is recorded of a chunk: also the documents that share n-grams, and the bytes of their texts."""
+
+    removed: int
+    removed_bytes: int
+
+
+class MatchEntry(TypedDict):
+    """An evaluation item that a document shares n-grams with: how many, of how many, and the text of one of them."""
+
+    file: str
+    position: int
+    field: str
+    shared_ngrams: int
+    of: int
+    text: str
+
+
+class Contamination(TypedDict):
+    """The items that a document shares n-grams with: how many, and those it shares most with."""
+
+    items: int
+    matches: list[MatchEntry]
 
 
 class MatchWork:
@@ -134,7 +169,7 @@ class MatchWork:
     def __init__(self, key: str, index: EvaluationIndex, items: Sequence[Item]) -> None:
         self._key, self._index, self._items = key, index, list(items)
 
-    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
+    def __call__(self, chunk: SourceChunk, part: Path) -> MatchStatistics:
         gone: list[int] = []
         lines: list[bytes] = []
         hits: Counter[int] = Counter()
@@ -183,12 +218,12 @@ class MatchWork:
             first = last
         return found
 
-    def _described(self, matches: Sequence[tuple[Match, str]]) -> dict[str, Any]:
+    def _described(self, matches: Sequence[tuple[Match, str]]) -> Contamination:
         grams: dict[int, dict[int, str]] = defaultdict(dict)
         for match, text in matches:
             grams[match.item].setdefault(match.gram, text)
         most = sorted(grams, key=lambda item: (-len(grams[item]), item))
-        described = []
+        described: list[MatchEntry] = []
         for number in most[:_SHOWN_MATCHES]:
             item, shared = self._items[number], grams[number]
             described.append(
@@ -211,38 +246,43 @@ def _mark_kept(path: Path, parts: ChunkArrays) -> None:
         kept[parts[chunk]["gone"] + first] = -1
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """The parts of both passes over the corpus."""
+
+    matched: list[Part[MatchStatistics]]
+    written: list[Part[WriteStatistics]]
+
+
 def _assemble(
-    options: DecontaminateOptions, place: WorkFolder, passes: tuple[list[Part], list[Part]], items: Sequence[Item]
-) -> dict[str, Any]:
-    matched, written = passes
+    options: DecontaminateOptions, place: WorkFolder, passes: _Passes, items: Sequence[Item]
+) -> DecontaminateManifest:
+    matched, written = passes.matched, passes.written
     folder = empty_folder(place.folder / "output")
     outputs = write_outputs(folder, options.input, written, options.suffix)
     _write_removed(folder / REMOVED, options, matched)
     write_rejected(folder / REJECTED, matched)
-
-    def total(parts: Sequence[Part], name: str) -> int:
-        return sum(part.statistics[name] for part in parts)
-
-    for unit, removed in (("documents", "removed"), ("bytes", "removed_bytes")):
-        conserve(unit, total(matched, unit), total(written, unit) + total(matched, removed))
-    rejected = rejected_reasons(matched)
-    manifest = {
+    documents: Flow = {
+        "in": sum(part.statistics["documents"] for part in matched),
+        "out": sum(part.statistics["documents"] for part in written),
+        "removed": {"contaminated": sum(part.statistics["removed"] for part in matched)},
+    }
+    sizes: Flow = {
+        "in": sum(part.statistics["bytes"] for part in matched),
+        "out": sum(part.statistics["bytes"] for part in written),
+        "removed": {"contaminated": sum(part.statistics["removed_bytes"] for part in matched)},
+    }
+    for unit, flow in (("documents", documents), ("bytes", sizes)):
+        conserve(unit, flow["in"], flow["out"] + flow["removed"]["contaminated"])
+    manifest: DecontaminateManifest = {
         "format": FORMAT,
         "created_by": f"megatron_ko {__version__}",
-        "options": dict(options.identity()),
+        "options": options.settings(),
         "inputs": describe_inputs(options.input, matched),
         "outputs": outputs,
-        "documents": {
-            "in": total(matched, "documents"),
-            "out": total(written, "documents"),
-            "removed": {"contaminated": total(matched, "removed")},
-        },
-        "bytes_of_text": {
-            "in": total(matched, "bytes"),
-            "out": total(written, "bytes"),
-            "removed": {"contaminated": total(matched, "removed_bytes")},
-        },
-        "rejected": {"records": rejected.total(), "reasons": dict(sorted(rejected.items()))},
+        "documents": documents,
+        "bytes_of_text": sizes,
+        "rejected": describe_rejected(matched),
         "evaluation": _evaluation(options, matched, items),
     }
     write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
@@ -250,7 +290,7 @@ def _assemble(
     return manifest
 
 
-def _write_removed(path: Path, options: DecontaminateOptions, matched: Sequence[Part]) -> None:
+def _write_removed(path: Path, options: DecontaminateOptions, matched: Sequence[Part[MatchStatistics]]) -> None:
     with path.open("wb") as stream, zstandard.ZstdCompressor(level=3).stream_writer(stream) as lines:
         for part in matched:
             source = str(options.input.paths[part.statistics["source"]])
@@ -258,11 +298,13 @@ def _write_removed(path: Path, options: DecontaminateOptions, matched: Sequence[
                 lines.write(orjson.dumps({"source": source, **orjson.loads(line)}) + b"\n")
 
 
-def _evaluation(options: DecontaminateOptions, matched: Sequence[Part], items: Sequence[Item]) -> dict[str, Any]:
+def _evaluation(
+    options: DecontaminateOptions, matched: Sequence[Part[MatchStatistics]], items: Sequence[Item]
+) -> EvaluationReport:
     hits: Counter[int] = Counter()
     for part in matched:
         hits.update({int(item): int(number) for item, number in open_arrays(part.path)["hits"]})
-    files = []
+    files: list[EvaluationFile] = []
     for path in map(str, options.against):
         mine = [number for number, item in enumerate(items) if item.file == path]
         searched = [number for number in mine if items[number].grams]
@@ -277,5 +319,15 @@ def _evaluation(options: DecontaminateOptions, matched: Sequence[Part], items: S
     most = sorted(hits.items(), key=lambda entry: (-entry[1], entry[0]))[:_SHOWN_ITEMS]
     return {
         "files": files,
-        "most_found": [{**asdict(items[number]), "documents": documents} for number, documents in most],
+        "most_found": [_found(items[number], documents) for number, documents in most],
+    }
+
+
+def _found(item: Item, documents: int) -> FoundItem:
+    return {
+        "file": item.file,
+        "position": item.position,
+        "field": item.field,
+        "grams": item.grams,
+        "documents": documents,
     }

@@ -5,19 +5,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ko import __version__
 from megatron_ko.data.dedup.clusters import choose_best, choose_kept, near_clusters, same_text_clusters
 from megatron_ko.data.dedup.corpus import chunk_arrays
 from megatron_ko.data.dedup.join import CandidateJoin, ExactJoin, key_ranges
+from megatron_ko.data.dedup.manifest import DedupManifest, DedupReport, Flow, NearCounts, NearReport
 from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
-from megatron_ko.data.dedup.output import Decisions, RemovedWork, WriteWork
+from megatron_ko.data.dedup.output import Decisions, RemovedStatistics, RemovedWork, WriteStatistics, WriteWork
 from megatron_ko.data.dedup.pieces import DecidedLevel, PieceSplitter, PiecesWork, mark_pieces
-from megatron_ko.data.dedup.report import describe_clusters, look_at, source_pairs
-from megatron_ko.data.dedup.settle import SettleWork
-from megatron_ko.data.dedup.sign import SignWork
-from megatron_ko.data.dedup.summary import check_number, describe_inputs, rejected_reasons, write_rejected
+from megatron_ko.data.dedup.report import describe_clusters, show_clusters, source_pairs
+from megatron_ko.data.dedup.settle import SettleStatistics, SettleWork
+from megatron_ko.data.dedup.sign import SignStatistics, SignWork
+from megatron_ko.data.dedup.summary import check_number, describe_inputs, describe_rejected, write_rejected
 from megatron_ko.data.dedup.verify import VerifyWork, document_ranges
 from megatron_ko.data.dedup.work_folder import (
     MANIFEST,
@@ -45,8 +45,8 @@ FORMAT = 1
 class DedupResult:
     """The two files that tell what was done: manifest.json and report.json."""
 
-    manifest: dict[str, Any]
-    report: dict[str, Any]
+    manifest: DedupManifest
+    report: DedupReport
 
 
 def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupResult:
@@ -58,12 +58,12 @@ def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupR
         DataError: bad options or input, no document, an existing output, a full disk, a dead worker.
     """
     folder = work_folder_of(options.output)
-    if finished_before(folder, options.output, options.identity()):
+    if finished_before(folder, options.output, options.settings()):
         remove_job(folder)
         return DedupResult(*(json.loads((options.output / name).read_text("utf-8")) for name in (MANIFEST, REPORT)))
     options.check()
     with locked(folder, options.output):
-        place = WorkFolder(folder, options.input, options.identity(), options.running, progress)
+        place = WorkFolder(folder, options.input, options.settings(), options.resources, progress)
         result = _Dedup(options, place).run()
     remove_job(folder)
     return result
@@ -74,13 +74,13 @@ class _Dedup:
 
     def __init__(self, options: DedupOptions, place: WorkFolder) -> None:
         self._options, self._place = options, place
-        self._near_counts: dict[str, int] = {}
+        self._near_counts: NearCounts | None = None
 
     def run(self) -> DedupResult:
         options, place = self._options, self._place
         work = SignWork(options.input.key, options.normalisation, options.near)
         signed = place.over_corpus("sign", work)
-        parts = chunk_arrays(signed, "documents")
+        parts = chunk_arrays(signed, [part.statistics["documents"] for part in signed])
         check_number(parts, signed, options.input, place.folder)
         decisions = Decisions(parts, place.array("same_text"), place.array("kept"))
         self._decide_documents(decisions, signed)
@@ -96,23 +96,23 @@ class _Dedup:
             ".jsonl.zst",
         )
         paths = options.input.paths
-        report = {
+        report: DedupReport = {
             "source_pairs": source_pairs(removed, paths),
             "clusters": {
                 "number": clusters.number,
                 "documents": clusters.documents,
                 "sizes": clusters.histogram,
-                "largest": look_at(clusters.largest, parts, written, paths),
-                "most_varied": look_at(clusters.most_varied, parts, written, paths),
+                "largest": show_clusters(clusters.largest, parts, written, paths),
+                "most_varied": show_clusters(clusters.most_varied, parts, written, paths),
             },
             "near": self._near_report(removed),
         }
         return self._assemble(signed, written, removed, report)
 
-    def _decide_documents(self, decisions: Decisions, signed: Sequence[Part]) -> None:
+    def _decide_documents(self, decisions: Decisions, signed: Sequence[Part[SignStatistics]]) -> None:
         options, place, parts = self._options, self._place, decisions.documents
         distinct = sum(part.statistics["distinct"] for part in signed)
-        memory = place.running.memory
+        memory = place.resources.memory
         joined = place.over_units("exact", key_ranges(distinct, memory), ExactJoin(parts))
         same_text_clusters(decisions.same_text, parts, [part.path for part in joined])
         best = place.array("best")
@@ -120,8 +120,8 @@ class _Dedup:
         settled = [] if options.near is None else self._near(options.near, decisions, best, distinct)
         choose_kept(decisions.kept, decisions.same_text, best, [part.path for part in settled])
 
-    def _near(self, near: Near, decisions: Decisions, best: Path, distinct: int) -> list[Part]:
-        place, parts, memory = self._place, decisions.documents, self._place.running.memory
+    def _near(self, near: Near, decisions: Decisions, best: Path, distinct: int) -> list[Part[SettleStatistics]]:
+        place, parts, memory = self._place, decisions.documents, self._place.resources.memory
         units = key_ranges(distinct, memory, near.bands.bands)
         found = place.over_units("candidates", units, CandidateJoin(parts, decisions.same_text))
         pairs = sum(part.statistics["pairs"] for part in found)
@@ -144,19 +144,19 @@ class _Dedup:
 
     def _decide_pieces(self, decisions: Decisions, level: str) -> Decisions:
         options, place = self._options, self._place
-        cutting = PieceSplitter(level, options.normalisation, options.least_characters)
-        work = PiecesWork(options.input.key, cutting, decisions.kept, decisions.documents, decisions.levels)
+        splitter = PieceSplitter(level, options.normalisation, options.least_characters)
+        work = PiecesWork(options.input.key, splitter, decisions.kept, decisions.documents, decisions.levels)
         hashed = place.over_corpus(f"{level}s", work)
-        parts = chunk_arrays(hashed, "pieces")
-        joined = place.over_units(f"{level}s-join", key_ranges(parts.total, place.running.memory), ExactJoin(parts))
+        parts = chunk_arrays(hashed, [part.statistics["pieces"] for part in hashed])
+        joined = place.over_units(f"{level}s-join", key_ranges(parts.total, place.resources.memory), ExactJoin(parts))
         marks = place.array(level)
         mark_pieces(marks, parts, [part.path for part in joined])
-        levels = (*decisions.levels, DecidedLevel(cutting, parts.firsts, marks))
+        levels = (*decisions.levels, DecidedLevel(splitter, parts.firsts, marks))
         return Decisions(decisions.documents, decisions.same_text, decisions.kept, levels)
 
-    def _near_report(self, removed: Sequence[Part]) -> dict[str, Any] | None:
+    def _near_report(self, removed: Sequence[Part[RemovedStatistics]]) -> NearReport | None:
         near = self._options.near
-        if near is None:
+        if near is None or self._near_counts is None:
             return None
         tenths = [0] * 10
         for part in removed:
@@ -173,20 +173,28 @@ class _Dedup:
         }
 
     def _assemble(
-        self, signed: Sequence[Part], written: Sequence[Part], removed: Sequence[Part], report: dict[str, Any]
+        self,
+        signed: Sequence[Part[SignStatistics]],
+        written: Sequence[Part[WriteStatistics]],
+        removed: Sequence[Part[RemovedStatistics]],
+        report: DedupReport,
     ) -> DedupResult:
         options = self._options
         folder = empty_folder(self._place.folder / "output")
         outputs = write_outputs(folder, options.input, written, options.suffix)
         merge_documents([part.path for part in removed], folder / REMOVED)
         write_rejected(folder / REJECTED, signed)
-        manifest = {
+        kept = _conserve(signed, written, removed)
+        manifest: DedupManifest = {
             "format": FORMAT,
             "created_by": f"megatron_ko {__version__}",
-            "options": dict(options.identity()),
+            "options": options.settings(),
             "inputs": describe_inputs(options.input, signed),
             "outputs": outputs,
-            **_conserved(signed, written, removed),
+            "documents": kept.documents,
+            "bytes_of_text": kept.bytes,
+            "pieces_removed": kept.pieces,
+            "rejected": describe_rejected(signed),
         }
         write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
         write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
@@ -194,12 +202,25 @@ class _Dedup:
         return DedupResult(manifest, report)
 
 
-def _conserved(signed: Sequence[Part], written: Sequence[Part], removed: Sequence[Part]) -> dict[str, Any]:
-    """Documents and bytes in = out + removed by reason, checked."""
+@dataclass(frozen=True)
+class _Conserved:
+    """Documents and bytes that came in, went out and were removed; and the pieces removed, by level."""
+
+    documents: Flow
+    bytes: Flow
+    pieces: dict[str, int]
+
+
+def _conserve(
+    signed: Sequence[Part[SignStatistics]],
+    written: Sequence[Part[WriteStatistics]],
+    removed: Sequence[Part[RemovedStatistics]],
+) -> _Conserved:
+    """Add up what the passes counted, and check that all that came in went out or was removed."""
     documents: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for part in removed:
-        for _, _, reason, number, size in part.statistics["pairs"]:
+    for listed in removed:
+        for _, _, reason, number, size in listed.statistics["pairs"]:
             documents[reason] += number
             sizes[reason] += size
     pieces: Counter[str] = Counter()
@@ -212,12 +233,10 @@ def _conserved(signed: Sequence[Part], written: Sequence[Part], removed: Sequenc
     total_bytes = sum(part.statistics["bytes"] for part in signed)
     out = sum(part.statistics["documents"] for part in written)
     out_bytes = sum(part.statistics["bytes"] for part in written)
-    rejected = rejected_reasons(signed)
     conserve("documents", total, out + documents.total())
     conserve("bytes", total_bytes, out_bytes + sizes.total())
-    return {
-        "documents": {"in": total, "out": out, "removed": dict(sorted(documents.items()))},
-        "bytes_of_text": {"in": total_bytes, "out": out_bytes, "removed": dict(sorted(sizes.items()))},
-        "pieces_removed": dict(sorted(pieces.items())),
-        "rejected": {"records": rejected.total(), "reasons": dict(sorted(rejected.items()))},
-    }
+    return _Conserved(
+        documents={"in": total, "out": out, "removed": dict(sorted(documents.items()))},
+        bytes={"in": total_bytes, "out": out_bytes, "removed": dict(sorted(sizes.items()))},
+        pieces=dict(sorted(pieces.items())),
+    )

@@ -1,4 +1,4 @@
-"""Evaluation items as an index of n-grams: what a document must not share with them."""
+"""An index of the n-grams of evaluation items, which no document may share."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _TABLE_BITS = 22
 
 @dataclass(frozen=True)
 class NgramRule:
-    """What is compared.
+    """Which n-grams are compared.
 
     Attributes:
         unit: "eojeol", what stands between blanks, or "char", letters and digits without blanks, for which differences

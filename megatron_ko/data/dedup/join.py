@@ -1,17 +1,17 @@
-"""Equal keys across the sorted runs of all chunks, a range of keys at a time: as much as fits into memory."""
+"""Find equal keys in the sorted runs of all chunks, one range of keys at a time, as large as memory allows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import write_arrays
 from megatron_ko.data.dedup.corpus import ChunkArrays
 
-# Bytes in memory a record while a range is sorted, generously.
+# Bytes of memory for each record while a range is sorted: a generous estimate.
 _RECORD_BYTES = 96
 # Members of a bucket that follow each other so closely are compared.
 _WINDOW = 16
@@ -47,13 +47,25 @@ def key_ranges(records: int, memory: int, bands: int = 1) -> Iterator[tuple[int,
             index += 1
 
 
+class JoinStatistics(TypedDict):
+    """How many pairs were found."""
+
+    pairs: int
+
+
+class CandidateStatistics(JoinStatistics):
+    """Also how many documents stand in buckets of more than 17."""
+
+    crowded: int
+
+
 class ExactJoin:
     """Writes "again" and "of": items whose hash an earlier chunk has, and the first item that has it."""
 
     def __init__(self, parts: ChunkArrays) -> None:
         self._parts = parts
 
-    def __call__(self, ranges: list[KeyRange], part: Path) -> dict[str, Any]:
+    def __call__(self, ranges: list[KeyRange], part: Path) -> JoinStatistics:
         highs, lows, numbers = [], [], []
         for chunk, first in enumerate(self._parts.firsts[:-1]):
             arrays = self._parts[chunk]
@@ -85,7 +97,7 @@ class CandidateJoin:
     def __init__(self, parts: ChunkArrays, same_text: Path) -> None:
         self._parts, self._same_text = parts, same_text
 
-    def __call__(self, ranges: list[KeyRange], part: Path) -> dict[str, Any]:
+    def __call__(self, ranges: list[KeyRange], part: Path) -> CandidateStatistics:
         same_text = np.memmap(self._same_text, np.int64, "r") if self._parts.total else np.empty(0, np.int64)
         found: list[np.ndarray] = []
         crowded = 0

@@ -13,11 +13,11 @@ import numpy as np
 from megatron_ko.data.dedup.shingles import Ragged, mix
 
 _ROUNDS, _ROUND_BITS = 24, 5
-# Rounds between two looks for rows that are complete.
+# Every so many rounds, rows that are complete are left out.
 _LOOKED = 4
 _STEP = 0xD1B54A32D192ED03
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
-# Values that one step of the last resort expands to at once.
+# Values that ``_fill`` computes at once.
 _EXPANDED = 1 << 18
 
 
@@ -66,7 +66,7 @@ def _rows_of(shingles: Ragged, rows: np.ndarray) -> Ragged:
 
 
 def _fill(found: np.ndarray, shingles: Ragged, rows: np.ndarray) -> None:
-    """Bins that no shingle fell into: the smallest of one more hash, of all shingles, made for that bin."""
+    """Fill bins that no shingle fell into: with the smallest of one more hash, made for that bin, of all shingles."""
     owners, bins = np.nonzero(found[rows] == _EMPTY)
     owners = rows[owners]
     lengths = shingles.lengths[owners]

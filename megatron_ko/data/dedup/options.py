@@ -1,10 +1,10 @@
 """What is to be compared, and how."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ko.data.dedup.lsh import Bands, bands_for
+from megatron_ko.data.dedup.manifest import DedupSettings
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Shingles
 from megatron_ko.data.text.formats import InputFormat, TextUnit
@@ -24,7 +24,7 @@ class Near:
 
     Attributes:
         shingles: what their texts are cut into.
-        threshold: Jaccard similarity of the sets of shingles, from which on they are.
+        threshold: Jaccard similarity of their sets of shingles, at least.
         bands: which pairs are compared at all.
     """
 
@@ -41,7 +41,7 @@ class InputFiles:
         paths: in order; a document's number is its place in them.
         key: text field of jsonl and parquet.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        format: of all files, instead of what their suffixes say.
+        format: of all files; None: as their suffixes say.
     """
 
     paths: tuple[Path, ...]
@@ -89,7 +89,7 @@ class DedupOptions:
             given first, the longest.
         least_characters: paragraphs and lines that are shorter, after normalisation, stay.
         suffix: of the output files.
-        running: processes and memory.
+        resources: processes and memory.
     """
 
     input: InputFiles
@@ -100,10 +100,10 @@ class DedupOptions:
     keep: str = "first"
     least_characters: int = 30
     suffix: str = ".jsonl.zst"
-    running: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=Resources)
 
-    def identity(self) -> Mapping[str, object]:
-        """What decides the result, beside the content of the inputs."""
+    def settings(self) -> DedupSettings:
+        """The options that decide the result."""
         return {
             "key": self.input.key,
             "text_unit": self.input.text_unit,

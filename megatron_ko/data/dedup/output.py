@@ -1,17 +1,17 @@
-"""The last pass: what stays is written in the format of the output, what goes is listed with what stays for it."""
+"""The last pass: write the documents that stay, and list the others with the document that is kept for each."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import orjson
 import zstandard
 
 from megatron_ko.data.dedup.clusters import stored_array
-from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk
+from megatron_ko.data.dedup.corpus import ChunkArrays, ChunkStatistics, SourceChunk
 from megatron_ko.data.dedup.options import InputFiles
 from megatron_ko.data.dedup.pieces import DecidedLevel, PieceRemover
 from megatron_ko.data.dedup.verify import similarity
@@ -25,7 +25,7 @@ _BATCH = 4096
 
 @dataclass(frozen=True)
 class Decisions:
-    """What goes.
+    """Which documents and pieces go.
 
     Attributes:
         documents: of all chunks.
@@ -40,27 +40,69 @@ class Decisions:
     levels: tuple[DecidedLevel, ...] = ()
 
 
+class WriteStatistics(ChunkStatistics):
+    """What is recorded of a written chunk.
+
+    Attributes:
+        documents, bytes: that were written.
+        emptied, emptied_bytes: documents of which nothing was left, and the white space that remained in them.
+        pieces, pieces_bytes: that were removed, by level.
+        excerpts: how the shown documents begin, by number.
+    """
+
+    documents: int
+    bytes: int
+    emptied: int
+    emptied_bytes: int
+    pieces: dict[str, int]
+    pieces_bytes: dict[str, int]
+    excerpts: dict[str, str]
+
+
+class RemovedStatistics(TypedDict):
+    """What is recorded of the removed documents of a chunk.
+
+    Attributes:
+        pairs: source, source of the kept document, reason, number of documents, bytes.
+        similarity_tenths: number of near duplicates by tenth of their similarity to the kept document.
+    """
+
+    pairs: list[tuple[int, int, str, int, int]]
+    similarity_tenths: list[int]
+
+
+class RemovedLine(TypedDict):
+    """A line of removed.jsonl.zst."""
+
+    source: str
+    position: int
+    reason: str
+    kept_source: str
+    kept_position: int
+    similarity: NotRequired[float]
+
+
 class WriteWork:
-    """Writes the documents of one chunk that stay. Their texts are as they were, but for pieces that go.
+    """Writes the documents of one chunk that stay. Their texts are unchanged, except for pieces that go.
 
     Args:
         files: the inputs.
-        decisions: what goes.
+        decisions: which documents and pieces go.
         shown: numbers of documents whose beginning is wanted for the report.
     """
 
     def __init__(self, files: InputFiles, decisions: Decisions, shown: frozenset[int]) -> None:
         self._key, self._sources, self._decisions, self._shown = files.key, files.paths, decisions, shown
 
-    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
-        surgeon = PieceRemover(self._decisions.levels, chunk.index)
+    def __call__(self, chunk: SourceChunk, part: Path) -> WriteStatistics:
+        remover = PieceRemover(self._decisions.levels, chunk.index)
         excerpts: dict[str, str] = {}
         written = written_bytes = emptied = emptied_bytes = 0
         with DocumentWriter(part, self._key) as writer:
             for document, stays in self._documents(chunk, excerpts):
                 if not stays:
                     continue
-                text = surgeon(document.text)
+                text = remover(document.text)
                 if not text.strip():
                     emptied += 1
                     emptied_bytes += len(text.encode("utf-8"))
@@ -74,8 +116,8 @@ class WriteWork:
             "bytes": written_bytes,
             "emptied": emptied,
             "emptied_bytes": emptied_bytes,
-            "pieces": surgeon.removed,
-            "pieces_bytes": surgeon.removed_bytes,
+            "pieces": remover.removed,
+            "pieces_bytes": remover.removed_bytes,
             "excerpts": excerpts,
             "read": chunk.chunk.read,
         }
@@ -104,7 +146,7 @@ class RemovedWork:
     def __init__(self, decisions: Decisions, sources: Sequence[Path], near: bool) -> None:
         self._decisions, self._sources, self._near = decisions, [str(path) for path in sources], near
 
-    def __call__(self, chunk: int, part: Path) -> dict[str, Any]:
+    def __call__(self, chunk: int, part: Path) -> RemovedStatistics:
         documents = self._decisions.documents
         first, last = (int(border) for border in documents.firsts[chunk : chunk + 2])
         kept = stored_array(self._decisions.kept, "<i8")[first:last]
@@ -122,11 +164,11 @@ class RemovedWork:
                         similarities.append(line["similarity"])
         tenths = np.histogram(similarities, bins=10, range=(0.0, 1.0))[0].tolist()
         return {
-            "pairs": [[*pair, number, tally_bytes[pair]] for pair, number in sorted(tally.items())],
+            "pairs": [(*pair, number, tally_bytes[pair]) for pair, number in sorted(tally.items())],
             "similarity_tenths": tenths,
         }
 
-    def _lines(self, chunk: int, numbers: np.ndarray) -> Iterator[tuple[dict[str, Any], tuple[int, int, str], int]]:
+    def _lines(self, chunk: int, numbers: np.ndarray) -> Iterator[tuple[RemovedLine, tuple[int, int, str], int]]:
         parts = self._decisions.documents
         same_text = stored_array(self._decisions.same_text, "<i8")
         kept = stored_array(self._decisions.kept, "<i8")[numbers]
@@ -144,7 +186,7 @@ class RemovedWork:
             others, *(column.tolist() for column in columns), strict=True
         ):
             reason = "near" if is_near else "exact"
-            line = {
+            line: RemovedLine = {
                 "source": self._sources[source],
                 "position": position,
                 "reason": reason,

@@ -1,16 +1,15 @@
-"""Paragraphs and lines: the first of each stays, wherever it stands; the text around what goes is not touched."""
+"""Repeated paragraphs and lines: the first of each stays, wherever it is; the text around the others is unchanged."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
-from megatron_ko.data.dedup.corpus import ChunkArrays, SourceChunk
+from megatron_ko.data.dedup.corpus import ChunkArrays, ChunkStatistics, SourceChunk
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.sign import HashRun
 
@@ -25,7 +24,7 @@ class PieceSplitter:
     normalisation: Normalisation
     least: int
 
-    def cut(self, text: str) -> list[str]:
+    def split(self, text: str) -> list[str]:
         """Pieces and, between them, separators: of odd length, and joined again the text."""
         return _SEPARATORS[self.level].split(text)
 
@@ -39,50 +38,56 @@ class PieceSplitter:
 
 @dataclass(frozen=True)
 class DecidedLevel:
-    """A level that is decided: its cutting, the first counted piece of each chunk, and a mark for each that goes."""
+    """A level that is decided: how texts are cut, the first counted piece of each chunk, and a mark for each piece."""
 
-    cutting: PieceSplitter
+    splitter: PieceSplitter
     firsts: np.ndarray
     marks: Path
 
 
 class PieceRemover:
-    """Takes out of the documents of one chunk, in order, what earlier levels have marked."""
+    """Removes marked pieces from the documents of one chunk, which must come in order."""
 
     def __init__(self, levels: Sequence[DecidedLevel], chunk: int) -> None:
-        self.removed = {level.cutting.level: 0 for level in levels}
+        self.removed = {level.splitter.level: 0 for level in levels}
         self.removed_bytes = dict.fromkeys(self.removed, 0)
         self._levels = []
         for level in levels:
             here = slice(int(level.firsts[chunk]), int(level.firsts[chunk + 1]))
-            self._levels.append((level.cutting, iter(stored_array(level.marks, "u1")[here].tolist())))
+            self._levels.append((level.splitter, iter(stored_array(level.marks, "u1")[here].tolist())))
 
     def __call__(self, text: str) -> str:
-        """What is left of the text of the next document; the same object if that is all."""
-        for cutting, marks in self._levels:
-            parts = cutting.cut(text)
-            gone = [place for place, _ in cutting.counted(parts) if next(marks)]
+        """The text of the next document without its marked pieces; the same object if it has none."""
+        for splitter, marks in self._levels:
+            parts = splitter.split(text)
+            gone = [place for place, _ in splitter.counted(parts) if next(marks)]
             if not gone:
                 continue
             before = len(text.encode("utf-8"))
             text = _without(parts, gone)
-            self.removed[cutting.level] += len(gone)
-            self.removed_bytes[cutting.level] += before - len(text.encode("utf-8"))
+            self.removed[splitter.level] += len(gone)
+            self.removed_bytes[splitter.level] += before - len(text.encode("utf-8"))
         return text
 
 
+class PiecesStatistics(ChunkStatistics):
+    """What is recorded of a chunk: also how many pieces count."""
+
+    pieces: int
+
+
 class PiecesWork:
-    """Writes the hashes of one chunk's pieces, of the documents that stay and as earlier levels have left them."""
+    """Writes the hashes of the pieces of one chunk: of documents that stay, after earlier levels removed theirs."""
 
     def __init__(
-        self, key: str, cutting: PieceSplitter, kept: Path, parts: ChunkArrays, levels: Sequence[DecidedLevel]
+        self, key: str, splitter: PieceSplitter, kept: Path, parts: ChunkArrays, levels: Sequence[DecidedLevel]
     ) -> None:
-        self._key, self._cutting, self._kept, self._parts, self._levels = key, cutting, kept, parts, list(levels)
+        self._key, self._splitter, self._kept, self._parts, self._levels = key, splitter, kept, parts, list(levels)
 
-    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
-        run, surgeon, pieces = HashRun(), PieceRemover(self._levels, chunk.index), 0
+    def __call__(self, chunk: SourceChunk, part: Path) -> PiecesStatistics:
+        run, remover, pieces = HashRun(), PieceRemover(self._levels, chunk.index), 0
         for text in kept_texts(chunk, self._key, self._kept, self._parts):
-            for _, comparable in self._cutting.counted(self._cutting.cut(surgeon(text))):
+            for _, comparable in self._splitter.counted(self._splitter.split(remover(text))):
                 run.add(comparable, pieces)
                 pieces += 1
         write_arrays(part, run.arrays())
@@ -92,10 +97,10 @@ class PiecesWork:
 def kept_texts(chunk: SourceChunk, key: str, kept: Path, parts: ChunkArrays) -> Iterator[str]:
     """Texts of the documents of a chunk that stay, in order."""
     number = int(parts.firsts[chunk.index])
-    fates = stored_array(kept, "<i8")
+    kept_for = stored_array(kept, "<i8")
     for parsed in chunk.parsed(key):
         for text in parsed.texts:
-            if fates[number] == number:
+            if kept_for[number] == number:
                 yield text
             number += 1
 

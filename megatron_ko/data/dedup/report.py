@@ -1,14 +1,15 @@
-"""What was found: clusters by size, duplicates between sources, a look at some clusters."""
+"""What was found: clusters by size, duplicates between sources, and some clusters to look at."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
 from megatron_ko.data.dedup.corpus import ChunkArrays
+from megatron_ko.data.dedup.manifest import ClusterEntry, ShownDocument, SourcePair
+from megatron_ko.data.dedup.output import RemovedStatistics, WriteStatistics
 from megatron_ko.data.jobs.job import Part
 
 _SHOWN_CLUSTERS = 5
@@ -77,32 +78,34 @@ def describe_clusters(kept_path: Path, same_text_path: Path, scratch: Path) -> C
     return Clusters(int(counts.sum()), documents, histogram, largest, most_varied)
 
 
-def source_pairs(removed: Sequence[Part], sources: Sequence[Path]) -> list[dict[str, Any]]:
-    """Duplicates and their bytes, by the source of what went and of what stayed for it; the most first."""
-    table: dict[tuple[int, int], dict[str, Any]] = {}
+def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[Path]) -> list[SourcePair]:
+    """Duplicates and their bytes, by source of the removed and of the kept document; most bytes first."""
+    table: dict[tuple[int, int], SourcePair] = {}
     for part in removed:
         for one, two, reason, number, size in part.statistics["pairs"]:
-            row = table.setdefault(
-                (one, two), {"removed_from": str(sources[one]), "kept_in": str(sources[two]), "exact": 0, "near": 0}
-            )
-            row[reason] += number
-            row["bytes"] = row.get("bytes", 0) + size
+            new = SourcePair(removed_from=str(sources[one]), kept_in=str(sources[two]), exact=0, near=0, bytes=0)
+            row = table.setdefault((one, two), new)
+            row["near" if reason == "near" else "exact"] += number
+            row["bytes"] += size
     return sorted(table.values(), key=lambda row: -row["bytes"])
 
 
-def look_at(
-    clusters: Sequence[ShownCluster], parts: ChunkArrays, written: Sequence[Part], sources: Sequence[Path]
-) -> list[dict[str, Any]]:
-    """Clusters with where their documents stand and how they begin."""
+def show_clusters(
+    clusters: Sequence[ShownCluster],
+    parts: ChunkArrays,
+    written: Sequence[Part[WriteStatistics]],
+    sources: Sequence[Path],
+) -> list[ClusterEntry]:
+    """Clusters, with the places and the beginnings of their documents."""
     excerpts: dict[str, str] = {}
     for part in written:
         excerpts |= part.statistics["excerpts"]
-    shown = []
+    shown: list[ClusterEntry] = []
     for cluster in clusters:
         members = np.array(cluster.members)
         from_source = parts.sources[parts.chunk_of(members)].tolist()
         positions = parts.gather("positions", members).tolist()
-        documents = [
+        documents: list[ShownDocument] = [
             {"source": str(sources[source]), "position": position, "text": excerpts[str(number)]}
             for number, source, position in zip(cluster.members, from_source, positions, strict=True)
         ]
@@ -111,7 +114,7 @@ def look_at(
 
 
 def _sizes(kept: np.ndarray, path: Path, counted: Counted) -> np.ndarray:
-    """[n] for every document that stays, how many of the counted ones it stays for, itself included."""
+    """[n] for every document that stays, the number of counted documents that it is kept for, itself included."""
     sizes = disk_array(path, kept.size, "<i8")
     for here in _batches(kept.size):
         np.add.at(sizes, kept[here][counted(here)], 1)

@@ -1,17 +1,17 @@
-"""Clusters of near duplicates to the documents that stay.
+"""Decide which documents of a cluster of near duplicates stay.
 
 A cluster is what is connected through pairs. In a chain A ~ B ~ C the ends may have nothing in common, and with many
 short documents such chains grow to thousands. So a document goes only if it is similar to one that stays: the best
 document (by the policy) stays, those similar to it go, the best of the rest stays, and so on. Every document that goes
 is similar, at or above the threshold, to the better one that is named as kept for it.
 
-Pairs are not complete: in a crowded bucket a document knows its neighbours only. If a neighbour goes in favour of a
-document L, it is compared with L as well.
+Not all similar pairs are known: in a crowded bucket a document was compared with its neighbours only. If a neighbour
+goes in favour of a document L, the document is compared with L as well.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -23,6 +23,14 @@ from megatron_ko.data.dedup.verify import similarity
 _BATCH = 1 << 18
 # Whether documents left[i] and right[i] are similar.
 Similar = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class SettleStatistics(TypedDict):
+    """How many clusters there are, and how many of their documents go and stay."""
+
+    clusters: int
+    removed: int
+    kept: int
 
 
 class SettleWork:
@@ -38,7 +46,7 @@ class SettleWork:
         self._clusters, self._best = arrays
         self._keep, self._threshold = rule
 
-    def __call__(self, documents: tuple[int, int], part: Path) -> dict[str, Any]:
+    def __call__(self, documents: tuple[int, int], part: Path) -> SettleStatistics:
         left, right = self._pairs(*documents)
         numbers, places = np.unique(np.concatenate((left, right)), return_inverse=True)
         best = stored_array(self._best, "<i8")[numbers]

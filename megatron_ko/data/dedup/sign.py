@@ -1,16 +1,15 @@
-"""The first pass: every document becomes a hash of its text, keys of its bands, and a sketch; the text is let go."""
+"""The first pass: of every document a hash of its text, the keys of its bands and a sketch; the text is not kept."""
 
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import xxhash
 
 from megatron_ko.data.dedup.arrays import write_arrays
-from megatron_ko.data.dedup.corpus import SourceChunk
+from megatron_ko.data.dedup.corpus import ReadStatistics, SourceChunk
 from megatron_ko.data.dedup.minhash import band_keys, signatures
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.options import Near
@@ -23,7 +22,7 @@ _BATCH = 1 << 16
 
 
 class HashRun:
-    """128-bit hashes of numbered items, sorted; an item that repeats another one of the run stands beside it."""
+    """Sorted 128-bit hashes of numbered items; an item that repeats an earlier one is listed with that one."""
 
     def __init__(self) -> None:
         self._first: dict[bytes, int] = {}
@@ -53,18 +52,24 @@ class HashRun:
         }
 
 
+class SignStatistics(ReadStatistics):
+    """What is recorded of a chunk: also how many different texts it has."""
+
+    distinct: int
+
+
 class SignWork:
     """Writes the array file of one chunk.
 
     Of every document "bytes" and "positions" [n]; of the hashes what ``HashRun`` gives; for near duplicates, of the m
     documents whose text is new in the chunk: "keys" [bands, m] sorted, "owners" [bands, m] their documents,
-    "sketch" and "sketch_offsets" [n + 1]; "rejected", records that were no documents, as lines of JSON.
+    "sketch" and "sketch_offsets" [n + 1]; "rejected", records that were not documents, as lines of JSON.
     """
 
     def __init__(self, key: str, normalisation: Normalisation, near: Near | None) -> None:
         self._key, self._normalisation, self._near = key, normalisation, near
 
-    def __call__(self, chunk: SourceChunk, part: Path) -> dict[str, Any]:
+    def __call__(self, chunk: SourceChunk, part: Path) -> SignStatistics:
         run, sketcher = HashRun(), _Sketcher(self._near)
         sizes: list[int] = []
         positions: list[int] = []
@@ -75,7 +80,7 @@ class SignWork:
             for text in parsed.texts:
                 number = len(sizes)
                 sizes.append(len(text.encode("utf-8", errors="surrogatepass")))
-                # A text of which normalisation leaves nothing is compared as it is.
+                # A text of which normalisation leaves nothing is compared unchanged.
                 comparable = self._normalisation(text)
                 comparable = comparable if comparable.strip() else text
                 if run.add(comparable, number):
@@ -136,7 +141,7 @@ class _Sketcher:
         lengths[numbers] = np.concatenate(self._lengths)
         offsets = np.zeros(documents + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        # A document without words has no shingle of words: nothing says what it is near to.
+        # A document without words has no shingles of words, and is near to nothing.
         some = lengths[numbers] > 0
         keys = np.concatenate(self._keys)[some].T
         numbers = numbers[some]

@@ -1,19 +1,19 @@
-"""What every manifest says of the inputs, from the statistics of the first pass."""
+"""What every manifest says about the inputs, from the statistics of the first pass."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.dedup.arrays import open_arrays
-from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, ChunkArrays
+from megatron_ko.data.dedup.corpus import MOST_DOCUMENTS, ChunkArrays, ReadStatistics
+from megatron_ko.data.dedup.manifest import InputEntry, RejectedRecords
 from megatron_ko.data.dedup.options import InputFiles
 from megatron_ko.data.jobs.job import Part, remove_job
 from megatron_ko.data.text.inputs import content_hash
 from megatron_ko.errors import DataError
 
 
-def check_number(parts: ChunkArrays, signed: Sequence[Part], files: InputFiles, folder: Path) -> None:
+def check_number(parts: ChunkArrays, signed: Sequence[Part[ReadStatistics]], files: InputFiles, folder: Path) -> None:
     """Refuse a corpus without documents, and one with more than can be numbered; nothing is left in ``folder``.
 
     Raises:
@@ -38,7 +38,7 @@ def check_number(parts: ChunkArrays, signed: Sequence[Part], files: InputFiles, 
         )
 
 
-def rejected_reasons(signed: Sequence[Part]) -> Counter[str]:
+def rejected_reasons(signed: Sequence[Part[ReadStatistics]]) -> Counter[str]:
     """Rejected records of these parts by reason."""
     reasons: Counter[str] = Counter()
     for part in signed:
@@ -46,7 +46,13 @@ def rejected_reasons(signed: Sequence[Part]) -> Counter[str]:
     return reasons
 
 
-def write_rejected(path: Path, signed: Sequence[Part]) -> None:
+def describe_rejected(signed: Sequence[Part[ReadStatistics]]) -> RejectedRecords:
+    """Number and reasons of the rejected records."""
+    reasons = rejected_reasons(signed)
+    return {"records": reasons.total(), "reasons": dict(sorted(reasons.items()))}
+
+
+def write_rejected(path: Path, signed: Sequence[Part[ReadStatistics]]) -> None:
     """The rejected records as lines of JSON, if there are any."""
     if not rejected_reasons(signed):
         return
@@ -55,9 +61,9 @@ def write_rejected(path: Path, signed: Sequence[Part]) -> None:
             stream.write(open_arrays(part.path)["rejected"].tobytes())
 
 
-def describe_inputs(files: InputFiles, signed: Sequence[Part]) -> list[dict[str, Any]]:
+def describe_inputs(files: InputFiles, signed: Sequence[Part[ReadStatistics]]) -> list[InputEntry]:
     """Every input with its size, hash, documents and rejected records."""
-    described = []
+    described: list[InputEntry] = []
     for source, path in enumerate(files.paths):
         parts = [part for part in signed if part.statistics["source"] == source]
         described.append(

@@ -1,8 +1,8 @@
-"""Candidate pairs to near duplicates: every pair that shares a band is compared, once."""
+"""Compare every pair of documents that share a band, once, and keep those that are near duplicates."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.shingles import Ragged
 from megatron_ko.data.dedup.similarity import jaccard
 
-# Bytes in memory a candidate pair.
+# Bytes of memory for each candidate pair.
 _PAIR_BYTES = 64
 # Pairs whose sketches are compared at once.
 _BATCH = 1024
@@ -25,13 +25,20 @@ def document_ranges(documents: int, pairs: int, memory: int) -> Iterator[tuple[i
         yield index, (documents * index // ranges, documents * (index + 1) // ranges)
 
 
+class VerifyStatistics(TypedDict):
+    """How many pairs were compared, and how many are similar."""
+
+    compared: int
+    pairs: int
+
+
 class VerifyWork:
     """Writes "left", "right": the candidate pairs at or above the threshold, the smaller number left, sorted."""
 
     def __init__(self, parts: ChunkArrays, candidates: Sequence[Path], threshold: float) -> None:
         self._parts, self._candidates, self._threshold = parts, list(candidates), threshold
 
-    def __call__(self, documents: tuple[int, int], part: Path) -> dict[str, Any]:
+    def __call__(self, documents: tuple[int, int], part: Path) -> VerifyStatistics:
         low, high = (np.uint64(border << 32) for border in documents)
         slices = []
         for path in self._candidates:

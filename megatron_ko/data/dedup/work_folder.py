@@ -1,4 +1,4 @@
-"""The folder beside the output in which all passes leave their parts; it becomes the output, or is gone on from."""
+"""The folder beside the output in which all passes keep their parts, so that a killed run can go on."""
 
 import json
 import os
@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron_ko.data.dedup.corpus import read_corpus
+from megatron_ko.data.dedup.corpus import ChunkStatistics, SourceChunk, read_corpus
+from megatron_ko.data.dedup.manifest import OutputEntry
 from megatron_ko.data.dedup.options import InputFiles, Resources
+from megatron_ko.data.dedup.output import WriteStatistics
 from megatron_ko.data.jobs.chunks import input_identity
-from megatron_ko.data.jobs.job import Job, Part, Work, check_job, job_parts, run_job
+from megatron_ko.data.jobs.job import Job, Part, Payload, Statistics, Work, check_job, job_parts, run_job
 from megatron_ko.data.text.inputs import SUFFIXES, content_hash
 from megatron_ko.data.text.streams import COMPRESSED
 from megatron_ko.data.text.writers import DocumentWriter, merge_documents
@@ -20,15 +22,16 @@ from megatron_ko.errors import DataError
 from megatron_ko.storage.files import explain_disk_errors, sync_folder
 from megatron_ko.storage.locks import try_lock
 
-# Bytes of input that one process has read before others have started.
+# One process reads so many bytes of input before others would have started.
 _SMALL = 16 << 20
 # What is written beside the documents.
 MANIFEST, REPORT, REJECTED, REMOVED = "manifest.json", "report.json", "rejected.jsonl", "removed.jsonl.zst"
 _RESERVED = (MANIFEST, REPORT, REJECTED, REMOVED)
-# In the folder of the parts: the hash of the manifest, from the moment on when the output may have its name.
+# A file in this folder with the hash of the manifest; it is written just before the output gets its name.
 _PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
 Progress = Callable[[str, float], None]
+OfChunk = TypeVar("OfChunk", bound=ChunkStatistics)
 
 
 class WorkFolder:
@@ -37,53 +40,59 @@ class WorkFolder:
     Args:
         folder: of the parts.
         files: the inputs.
-        identity: options that decide the result.
-        running: processes and memory.
+        settings: options that decide the result.
+        resources: processes and memory.
         progress: told how far each pass is.
     """
 
     def __init__(
-        self, folder: Path, files: InputFiles, identity: Mapping[str, object], running: Resources, progress: Progress
+        self, folder: Path, files: InputFiles, settings: Mapping[str, object], resources: Resources, progress: Progress
     ) -> None:
-        self.folder, self._files, self.running, self._progress = folder, files, running, progress
-        self._identity = {**identity, "inputs": input_identity(files.paths)}
+        self.folder, self._files, self.resources, self._progress = folder, files, resources, progress
+        self._identity = {**settings, "inputs": input_identity(files.paths)}
         self._bytes = max(1, sum(path.stat().st_size for path in files.paths))
 
-    def over_corpus(self, name: str, work: Work, suffix: str = "") -> list[Part]:
-        """A pass over all documents; the work gets a ``SourceChunk``, and its statistics say "source" and "read"."""
+    def over_corpus(self, name: str, work: Work[SourceChunk, OfChunk], suffix: str = "") -> list[Part[OfChunk]]:
+        """A pass over all documents."""
         read = 0
 
-        def progress(part: Part) -> None:
+        def progress(part: Part[OfChunk]) -> None:
             nonlocal read
             read += part.statistics["read"]
             self._progress(name, read / self._bytes)
 
-        workers = self.running.workers if self._bytes > _SMALL else 1
+        workers = self.resources.workers if self._bytes > _SMALL else 1
         return self._run(name, read_corpus(self._files), work, suffix, workers, progress)
 
-    def over_units(self, name: str, units: Iterable[tuple[int, Any]], work: Work, suffix: str = "") -> list[Part]:
+    def over_units(
+        self,
+        name: str,
+        units: Iterable[tuple[int, Payload]],
+        work: Work[Payload, Statistics],
+        suffix: str = "",
+    ) -> list[Part[Statistics]]:
         """A pass over numbered units of work."""
         listed = list(units)
         done = 0
 
-        def progress(_: Part) -> None:
+        def progress(_: Part[Any]) -> None:
             nonlocal done
             done += 1
             self._progress(name, done / len(listed))
 
         # A few units are done before other processes have started.
-        workers = self.running.workers if len(listed) >= 4 * self.running.workers else 1
+        workers = self.resources.workers if len(listed) >= 4 * self.resources.workers else 1
         return self._run(name, listed, work, suffix, workers, progress)
 
     def _run(
         self,
         name: str,
-        chunks: Iterable[tuple[int, Any]],
-        work: Work,
+        chunks: Iterable[tuple[int, Payload]],
+        work: Work[Payload, Statistics],
         suffix: str,
         workers: int,
-        progress: Callable[[Part], None],
-    ) -> list[Part]:
+        progress: Callable[[Part[Statistics]], None],
+    ) -> list[Part[Statistics]]:
         job = Job(self.folder / name, self._identity, workers=workers, suffix=suffix)
         try:
             check_job(job)
@@ -98,7 +107,7 @@ class WorkFolder:
         return job_parts(job.folder)
 
     def array(self, name: str) -> Path:
-        """Path of an array that is made anew in every run."""
+        """Path of an array file, which every run makes anew."""
         folder = self.folder / "arrays"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
@@ -111,7 +120,7 @@ def work_folder_of(output: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path, output: Path) -> Iterator[None]:
-    """The folder of the parts, for this process alone.
+    """Hold the work folder for this process alone.
 
     Raises:
         DataError: another process works there, the disk is full.
@@ -126,13 +135,15 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
             yield
 
 
-def write_outputs(folder: Path, files: InputFiles, written: Sequence[Part], suffix: str) -> list[dict[str, Any]]:
+def write_outputs(
+    folder: Path, files: InputFiles, written: Sequence[Part[WriteStatistics]], suffix: str
+) -> list[OutputEntry]:
     """One file a source, in order, from the parts of its chunks.
 
     Returns:
         for every source its file, documents, bytes of text, size and hash.
     """
-    outputs = []
+    outputs: list[OutputEntry] = []
     for source, name in enumerate(output_names(files.paths, suffix)):
         parts = [part for part in written if part.statistics["source"] == source]
         path = folder / name
@@ -154,9 +165,9 @@ def write_outputs(folder: Path, files: InputFiles, written: Sequence[Part], suff
 
 
 def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
-    """A file name for each input: its own without the suffixes, after its folder's where two are the same, numbered.
+    """A file name for each input: its own without suffixes; where two are the same, with its folder's, or numbered.
 
-    None is called as one of the files that are written beside them.
+    None is the name of a manifest, report or list that is written beside them.
     """
     stems = []
     for path in paths:
@@ -179,7 +190,7 @@ def output_names(paths: Sequence[Path], suffix: str) -> list[str]:
 
 
 def empty_folder(path: Path) -> Path:
-    """An empty folder, whatever a run before has left there."""
+    """An empty folder; what an earlier run left there is removed."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
@@ -193,13 +204,13 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
-def finished_before(folder: Path, output: Path, identity: Mapping[str, object]) -> bool:
-    """Whether this very command was killed when all but the removal of its parts was done."""
+def finished_before(folder: Path, output: Path, settings: Mapping[str, object]) -> bool:
+    """Whether the same command was killed after its output got its name, before its parts were removed."""
     marker, manifest = folder / _PUBLISHED, output / MANIFEST
     if not marker.is_file() or not manifest.is_file() or marker.read_text("utf-8") != content_hash(manifest):
         return False
     found = json.loads(manifest.read_text("utf-8"))["options"]
-    return bool(found == json.loads(json.dumps(dict(identity))))
+    return bool(found == json.loads(json.dumps(dict(settings))))
 
 
 def rename_output(assembled: Path, output: Path) -> None:

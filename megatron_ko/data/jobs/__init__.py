@@ -1,1 +1,1 @@
-"""Work over many processes that can be killed at any moment, goes on, and gives the same bytes."""
+"""Work over many processes. It can be killed at any moment, goes on when restarted, and gives the same bytes."""

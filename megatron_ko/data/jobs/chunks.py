@@ -1,6 +1,6 @@
-"""Inputs to chunks: what one worker does at a time, what is lost in a kill. Their borders depend on the inputs only."""
+"""Cut inputs into chunks: what a worker does at a time, and what a kill costs. Borders depend on the inputs only."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,13 @@ from megatron_ko.data.text.records import Block, Reading
 from megatron_ko.data.text.streams import COMPRESSED, STDIN
 from megatron_ko.errors import DataError
 
-__all__ = ["ORDER", "Chunk", "Reading", "check_unchanged", "input_identity", "read_chunks"]
+__all__ = ["Chunk", "InputIdentity", "Reading", "check_unchanged", "identified_paths", "input_identity", "read_chunks"]
 
-# Beside the names of the files in ``input_identity``.
-ORDER = "(order)"
+# By the name of each file its size and a hash of samples of it, and under ``_ORDER`` a hash of the names in order.
+InputIdentity = dict[str, object]
+_ORDER = "(order)"
 _SMALLEST, _LARGEST = 2 << 20, 64 << 20
-# Chunks that are handed over in memory, not as a place on the disk.
+# The limit for chunks that are sent to workers as bytes, not as a place in a file.
 _LARGEST_HELD = 16 << 20
 _CHUNKS = 1024
 _MANY_FILES = 64
@@ -32,7 +33,7 @@ class Chunk:
 
     Attributes:
         spans: in order; they may come from several files.
-        read: bytes of the (compressed) inputs that they stand for, for progress.
+        read: bytes of the (compressed) inputs that were read for them, for progress.
     """
 
     spans: tuple[Span, ...]
@@ -40,7 +41,7 @@ class Chunk:
 
     @property
     def blocks(self) -> Iterator[Block]:
-        """Its blocks of about a megabyte, read from the disk where they lie.
+        """Its blocks, of about a megabyte each.
 
         Raises:
             DataError: a file is damaged.
@@ -73,27 +74,32 @@ def read_chunks(reading: Reading) -> Iterator[tuple[int, Chunk]]:
         yield index, Chunk(tuple(spans), read)
 
 
-def input_identity(inputs: tuple[Path, ...]) -> dict[str, object]:
+def input_identity(inputs: tuple[Path, ...]) -> InputIdentity:
     """What a resumed job compares: order, sizes, and hashes of the beginning, middle and end of every file."""
-    files: dict[str, object] = {
+    files: InputIdentity = {
         str(path): [input_bytes(path), _sampled_hash(path)] if path != STDIN else "standard input" for path in inputs
     }
-    return {**files, ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
+    return {**files, _ORDER: xxhash.xxh3_128_hexdigest("\0".join(map(str, inputs)).encode())}
 
 
-def check_unchanged(identity: Mapping[str, object], folder: Path) -> None:
-    """Refuse inputs that are no longer what ``input_identity`` saw, for example of a download that still runs.
+def identified_paths(identity: InputIdentity) -> list[Path]:
+    """The files that an identity names, in order."""
+    return [Path(name) for name in identity if name != _ORDER]
+
+
+def check_unchanged(identity: InputIdentity, folder: Path) -> None:
+    """Refuse inputs that have changed since ``input_identity`` saw them, for example because a download still runs.
 
     Args:
-        identity: the result of ``input_identity``, also after a way through JSON.
-        folder: where the parts are that were made of them.
+        identity: the result of ``input_identity``; it may have been stored as JSON.
+        folder: where the parts made from them are.
 
     Raises:
         DataError: which file.
     """
     for name, seen in identity.items():
         path = Path(name)
-        if name == ORDER or path == STDIN:
+        if name == _ORDER or path == STDIN:
             continue
         now = input_identity((path,))[name] if path.is_file() else None
         if now != seen:
@@ -113,16 +119,16 @@ def chunk_bytes(inputs: tuple[Path, ...]) -> int:
 
 
 def _whole_files(reading: Reading) -> set[Path]:
-    """Files that a worker reads from beginning to end, so that not one process has to decompress everything.
+    """Files that a worker reads from beginning to end, so that no single process has to decompress everything.
 
-    A single archive is faster in pieces; of many, each is a piece, unless it is very large.
+    One archive alone is faster in pieces. Of many archives each is a piece, unless it is very large.
     """
     files = [path for path in reading.inputs if path != STDIN and not is_divisible(path, reading)]
     return {path for path in files if path.stat().st_size <= _LARGEST} if len(files) >= _MANY_FILES else set()
 
 
 def _share(span: Span, limit: int) -> float:
-    """Of a full chunk."""
+    """How much of a full chunk a span is."""
     if isinstance(span, Block):
         return len(span.payload) / min(limit, _LARGEST_HELD)
     if isinstance(span, FileSpan):

@@ -1,7 +1,7 @@
 """Work in chunks that survives any kill: finished parts are recorded and never done again.
 
 FOLDER/job.json             what the job is; a run that asks for something else is refused
-FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, renamed
+FOLDER/part-00000012.SUFFIX the result of chunk 12: written under another name, then renamed
 FOLDER/rank-00000.jsonl     one line a finished part of a rank: its size, hash and statistics; the last line says "all"
 
 Ranks share nothing but the folder. Rank r of n takes every n-th chunk.
@@ -12,18 +12,26 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, TypeVar
 
 from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import explain_disk_errors, hash_file, sync_folder
 from megatron_ko.storage.journal import JOURNAL
 from megatron_ko.storage.locks import try_lock
+from megatron_ko.storage.open_json import JsonObject
 
-# Writes one part from the payload of a chunk; what it returns must survive JSON.
-Work = Callable[[Any, Path], dict[str, Any]]
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Payload = TypeVar("Payload")
+# What a part counts, as a TypedDict: it is kept as JSON beside the part.
+Statistics = TypeVar("Statistics")
+Statistics_co = TypeVar("Statistics_co", covariant=True)
+# Writes one part from the payload of a chunk, and says what is in it.
+Work = Callable[[Payload, Path], Statistics]
 _DESCRIPTION = "job.json"
 
 
@@ -36,7 +44,7 @@ class Job:
         identity: options and hashes of the inputs, as JSON values; not the number of workers.
         workers: processes of this rank; 1 works in this process.
         rank, size: this process and how many share the chunks.
-        suffix: of the part files, for writers that go by it.
+        suffix: of the part files; some writers choose the format by it.
     """
 
     folder: Path
@@ -48,29 +56,66 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Part:
+class Part(Generic[Statistics_co]):
     """A finished chunk: its number, its file, and what ``work`` returned."""
 
     index: int
     path: Path
-    statistics: dict[str, Any]
+    statistics: Statistics_co
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The line about a finished part: its number, name, size and hash, and what ``work`` returned."""
+
+    index: int
+    name: str
+    bytes: int
+    xxh3_128: str
+    statistics: Any
+
+
+@dataclass(frozen=True)
+class _Records:
+    """The lines of one rank.
+
+    Attributes:
+        parts: the last record of every part: one that was damaged is made and recorded again.
+        finished: whether the rank has come to its end.
+        size: bytes of the whole lines; a kill may have cut the next one short.
+    """
+
+    parts: dict[int, _Record]
+    finished: bool
+    size: int
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What job.json says: how many ranks share the job, and its identity."""
+
+    size: int
+    identity: JsonObject
 
 
 def run_job(
-    job: Job, chunks: Iterable[tuple[int, Any]], work: Work, progress: Callable[[Part], None] = lambda _: None
+    job: Job,
+    chunks: Iterable[tuple[int, Payload]],
+    work: Work[Payload, Statistics],
+    progress: Callable[[Part[Statistics]], None] = lambda _: None,
 ) -> None:
     """Do what is left of this rank's share; then ``job_parts`` gives the parts of all ranks.
 
     Args:
         job: where and what.
-        chunks: (index, payload), the same in every run; each payload is needed once only.
-        work: picklable; called as ``work(payload, path)``, in a worker that it was sent to once.
-        progress: told of every part of this rank, also of those that were done before.
+        chunks: (index, payload), the same in every run; each payload is used only once.
+        work: picklable; sent to each worker once, and called there as ``work(payload, path)``.
+        progress: called with every part of this rank, including those that were done before.
 
     Raises:
-        DataError: another job left the folder, the same rank is running, a worker died, a full disk.
+        DataError: the folder belongs to another job, the same rank is running, a worker died, the disk is full.
     """
-    with explain_disk_errors(job.folder), _opened(job) as records:
+    with explain_disk_errors(job.folder), _open_records(job) as records:
         done, finished = _resumed(job, records)
         for part in done.values():
             progress(part)
@@ -78,7 +123,7 @@ def run_job(
             return
         total = 0
 
-        def missing() -> Iterator[tuple[int, Any]]:
+        def missing() -> Iterator[tuple[int, Payload]]:
             nonlocal total
             for index, payload in chunks:
                 total += 1
@@ -88,9 +133,9 @@ def run_job(
         try:
             with closing(map_unordered(_Runner(job, work), missing(), job.workers)) as results:
                 for record in results:
-                    done[record["index"]] = _part(job.folder, record)
-                    _append(records, record)
-                    progress(done[record["index"]])
+                    done[record.index] = _part(job.folder, record)
+                    _append(records, asdict(record))
+                    progress(done[record.index])
         except BaseException:
             if not done and job.size == 1:
                 remove_job(job.folder)  # nothing is worth keeping, and the next command may be another one
@@ -98,7 +143,7 @@ def run_job(
         _append(records, {"finished": total})
 
 
-def job_parts(folder: Path, *, verify: bool = False) -> list[Part]:
+def job_parts(folder: Path, *, verify: bool = False) -> list[Part[Any]]:
     """The parts of all ranks, in order.
 
     Args:
@@ -108,15 +153,15 @@ def job_parts(folder: Path, *, verify: bool = False) -> list[Part]:
     Raises:
         DataError: which ranks have not finished, or which part was changed.
     """
-    size = _read_description(folder)["size"]
-    records: dict[int, dict[str, Any]] = {}
+    size = _read_description(folder).size
+    parts: dict[int, _Record] = {}
     unfinished = []
     for rank in range(size):
         path = _records_path(folder, rank)
-        lines = _whole_lines(path.read_bytes()) if path.is_file() else []
-        if not lines or "finished" not in lines[-1]:
+        records = _read_records(path.read_bytes() if path.is_file() else b"")
+        if not records.finished:
             unfinished.append(rank)
-        records |= _by_index(lines)
+        parts |= records.parts
     if unfinished:
         raise DataError(
             f"the work in {folder} is not finished",
@@ -124,19 +169,19 @@ def job_parts(folder: Path, *, verify: bool = False) -> list[Part]:
             expected="every rank run to its end",
             remedy="run these ranks (again): they go on from what is done",
         )
-    for record in records.values():
+    for record in parts.values():
         if not _intact(folder, record, verify):
             raise DataError(
                 f"{_part(folder, record).path} was changed or damaged",
                 got="another size or hash",
-                expected=f"{record['bytes']} bytes, xxh3 {record['xxh3_128']}",
+                expected=f"{record.bytes} bytes, xxh3 {record.xxh3_128}",
                 remedy="run its rank again: it is made anew",
             )
-    return [_part(folder, records[index]) for index in sorted(records)]
+    return [_part(folder, parts[index]) for index in sorted(parts)]
 
 
 def check_job(job: Job) -> None:
-    """Refuse a folder that a job with another identity left; none at all is in order.
+    """Refuse the folder of a job with another identity. A folder without a job is fine.
 
     Raises:
         DataError: what differs.
@@ -145,18 +190,25 @@ def check_job(job: Job) -> None:
         _compare(job)
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """What the job in ``folder`` is.
+def identity_to_json(identity: "DataclassInstance") -> JsonObject:
+    """The identity of a job from a dataclass. Names of fields become words, because messages show them."""
+    return {name.replace("_", " "): value for name, value in asdict(identity).items()}
+
+
+def read_identity(folder: Path) -> JsonObject:
+    """The identity of the job in ``folder``, as JSON: each verb knows what its own jobs hold.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no job.
     """
-    identity: dict[str, Any] = _read_description(folder)["identity"]
-    return identity
+    return _read_description(folder).identity
 
 
 def remove_job(folder: Path) -> None:
-    """Forget a job, once its output has its name. What a restart would need to know that it has goes last."""
+    """Delete the folder of a job whose output is finished.
+
+    The journal and job.json go last: until then a restart can see that the job is finished.
+    """
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
@@ -170,38 +222,32 @@ def _records_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.jsonl"
 
 
-def _part(folder: Path, record: Mapping[str, Any]) -> Part:
-    return Part(record["index"], folder / record["name"], record["statistics"])
+def _part(folder: Path, record: _Record) -> Part[Any]:
+    return Part(record.index, folder / record.name, record.statistics)
 
 
-class _Runner:
+class _Runner(Generic[Payload]):
     """Makes one part; sent to the workers once, together with ``work``.
 
-    Parts are not synced to the disk: a resumed run compares their hashes, so that what a power cut took is made again.
+    Parts are not synced to the disk: a resumed run compares their hashes, and makes again what a power cut destroyed.
     """
 
-    def __init__(self, job: Job, work: Work) -> None:
+    def __init__(self, job: Job, work: Work[Payload, Any]) -> None:
         self._folder, self._suffix, self._work = job.folder, job.suffix, work
 
-    def __call__(self, chunk: tuple[int, Any]) -> dict[str, Any]:
+    def __call__(self, chunk: tuple[int, Payload]) -> _Record:
         index, payload = chunk
         name = f"part-{index:08d}{self._suffix}"
         writing = self._folder / f"writing-{index:08d}{self._suffix}"
         writing.unlink(missing_ok=True)
         statistics = self._work(payload, writing)
-        record = {
-            "index": index,
-            "name": name,
-            "bytes": writing.stat().st_size,
-            "xxh3_128": hash_file(writing),
-            "statistics": statistics,
-        }
+        record = _Record(index, name, writing.stat().st_size, hash_file(writing), statistics)
         os.rename(writing, self._folder / name)
         return record
 
 
 @contextmanager
-def _opened(job: Job) -> Iterator[BinaryIO]:
+def _open_records(job: Job) -> Iterator[BinaryIO]:
     """This rank's records, locked against a second process of the same rank."""
     assert 0 <= job.rank < job.size
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -222,24 +268,23 @@ def _describe(job: Job) -> None:
     if not path.exists():
         mine = path.with_name(f"{_DESCRIPTION}.{job.rank}.{os.getpid()}")
         with mine.open("w", encoding="utf-8") as stream:
-            json.dump(_description(job), stream, ensure_ascii=False, indent=1)
+            json.dump(asdict(_description(job)), stream, ensure_ascii=False, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
-        os.rename(mine, path)  # ranks that start together write the same, or find out below
+        os.rename(mine, path)  # ranks that start together write the same; if not, the comparison below finds out
         sync_folder(job.folder)
     _compare(job)
 
 
-def _description(job: Job) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(json.dumps({"size": job.size, "identity": dict(job.identity)}))
-    return content
+def _description(job: Job) -> _Description:
+    return _Description(job.size, json.loads(json.dumps(dict(job.identity))))
 
 
 def _compare(job: Job) -> None:
     found, wanted = _read_description(job.folder), _description(job)
     if found == wanted:
         return
-    here, there = (_flat({"ranks": text["size"], **text["identity"]}) for text in (wanted, found))
+    here, there = (_flat({"ranks": job.size, **job.identity}) for job in (wanted, found))
     differs = [name for name in {**there, **here} if here.get(name) != there.get(name)][:8]
     raise DataError(
         f"{job.folder} was left by an unfinished run with other options or inputs",
@@ -249,59 +294,61 @@ def _compare(job: Job) -> None:
     )
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def _read_description(folder: Path) -> _Description:
     path = folder / _DESCRIPTION
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return _Description(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise DataError(f"no unfinished work in {folder}", got=f"no {_DESCRIPTION}", remedy="check the path") from error
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged", got=str(error), remedy=f"remove {folder} to start anew") from error
-    return content
 
 
-def _resumed(job: Job, records: BinaryIO) -> tuple[dict[int, Part], bool]:
-    """What this rank finished before and is still intact, and whether that is all; a line cut short is cut away."""
-    records.seek(0)
-    content = records.read()
-    lines = _whole_lines(content)
-    records.truncate(sum(len(line) + 1 for line in content.split(b"\n")[: len(lines)]))
-    known = _by_index(lines)
+def _resumed(job: Job, stream: BinaryIO) -> tuple[dict[int, Part[Any]], bool]:
+    """The parts that this rank finished before and that are still intact, and whether these are all of its parts.
+
+    A line that a kill cut short is removed from the file.
+    """
+    stream.seek(0)
+    records = _read_records(stream.read())
+    stream.truncate(records.size)
     intact = {
-        index: _part(job.folder, record) for index, record in known.items() if _intact(job.folder, record, verify=True)
+        index: _part(job.folder, record)
+        for index, record in records.parts.items()
+        if _intact(job.folder, record, verify=True)
     }
-    return intact, bool(lines) and "finished" in lines[-1] and len(intact) == len(known)
+    return intact, records.finished and len(intact) == len(records.parts)
 
 
-def _whole_lines(content: bytes) -> list[dict[str, Any]]:
-    """The records before the first one that a kill cut short."""
-    lines = []
+def _read_records(content: bytes) -> _Records:
+    """The lines before the first one that a kill cut short."""
+    parts: dict[int, _Record] = {}
+    finished, size = False, 0
     for line in content.split(b"\n")[:-1]:
         try:
-            lines.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
-    return lines
+        size += len(line) + 1
+        finished = "finished" in record
+        if not finished:
+            parts[record["index"]] = _Record(**record)
+    return _Records(parts, finished, size)
 
 
-def _by_index(lines: Iterable[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The last record of every part: one that was damaged is made and recorded again."""
-    return {line["index"]: line for line in lines if "index" in line}
-
-
-def _intact(folder: Path, record: Mapping[str, Any], verify: bool) -> bool:
+def _intact(folder: Path, record: _Record, verify: bool) -> bool:
     path = _part(folder, record).path
-    if not path.is_file() or path.stat().st_size != record["bytes"]:
+    if not path.is_file() or path.stat().st_size != record.bytes:
         return False
-    return not verify or hash_file(path) == record["xxh3_128"]
+    return not verify or hash_file(path) == record.xxh3_128
 
 
-def _append(records: BinaryIO, record: Mapping[str, Any]) -> None:
+def _append(records: BinaryIO, record: Mapping[str, object]) -> None:
     records.write((json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8"))
     records.flush()
 
 
-def _flat(identity: Mapping[str, Any]) -> dict[str, object]:
+def _flat(identity: Mapping[str, object]) -> dict[str, object]:
     """The entries of inner mappings by dotted names, so that a difference is named exactly."""
     flat: dict[str, object] = {}
     for name, value in identity.items():

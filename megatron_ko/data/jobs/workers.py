@@ -1,4 +1,4 @@
-"""A pool of processes that live and die with their parent, and in which a death is noticed."""
+"""A pool of processes that end with their parent, and whose deaths the parent notices."""
 
 import ctypes
 import os
@@ -26,10 +26,10 @@ Result = TypeVar("Result")
 def map_unordered(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """``function`` of every item, in the order in which the results come.
+    """The results of ``function`` for all items, in the order in which they are ready.
 
-    ``function`` is sent to every worker once: what it caches in itself lives as long as the worker. One worker works in
-    this process. Close the iterator (``contextlib.closing``) to stop the workers early.
+    ``function`` is sent to every worker once: what it caches in itself lives as long as the worker. With one worker,
+    this process does the work. Close the iterator (``contextlib.closing``) to stop the workers early.
 
     Raises:
         DataError: a worker died.
@@ -77,7 +77,7 @@ def _without_main() -> Iterator[None]:
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Ctrl-C is the parent's to handle, also while workers start: they inherit that it waits; here it comes after."""
+    """Let only the parent handle Ctrl-C: new workers inherit the blocked signal, the parent receives it afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

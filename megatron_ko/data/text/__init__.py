@@ -1,1 +1,1 @@
-"""Documents in and out: files of every kind and format, folders, pipes, the hub."""
+"""Reading and writing documents: files in many formats, folders, pipes, the Hugging Face hub."""

@@ -1,7 +1,7 @@
-"""Files to blocks: what one process finds and another one parses and encodes.
+"""Files to blocks: one process finds them, another one parses and encodes them.
 
-A plain file of lines, or a row group of parquet, is handed over as the place where it lies, so that the worker reads
-it; what must be read from its beginning (compressed files, csv, Arrow) is handed over as blocks.
+Of a plain file of lines, or a row group of parquet, only the place in the file is passed on: the worker reads it. Files
+that must be read from their beginning (compressed files, csv, Arrow) are passed on as blocks.
 """
 
 from collections.abc import Iterator
@@ -75,13 +75,13 @@ def read_blocks(
 
 
 def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False) -> Iterator[Span]:
-    """Stream the pieces of one file; those that lie on the disk are about ``limit`` bytes long.
+    """Stream the pieces of one file.
 
     Args:
         path: in any format.
         reading: how to read it.
-        limit: bytes of a piece that can be read where it lies.
-        whole: hand over, instead of its blocks, a file that must be read from its beginning.
+        limit: about how many bytes a piece has that the worker reads by itself.
+        whole: pass on a file that must be read from its beginning as one piece, not as blocks.
 
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
@@ -105,7 +105,7 @@ def is_divisible(path: Path, reading: Reading) -> bool:
 
 
 def open_span(span: Span) -> Iterator[Block]:
-    """The blocks of a span, read from the disk where they lie.
+    """The blocks of a span, read from its file.
 
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
@@ -197,7 +197,7 @@ def _line_spans(path: Path, file_format: InputFormat, reading: Reading, limit: i
 
 
 def _refuse_whole(path: Path, format: BlockFormat, beginning: bytes) -> None:
-    """A file in UTF-16, and a .json file that holds one array, are refused as a whole, not line by line."""
+    """Refuse a file in UTF-16, or a .json file that is one array, as a whole and not line by line."""
     check_beginning(path, beginning)
     if format == "jsonl" and _begins_array(beginning):
         raise DataError(
@@ -209,8 +209,9 @@ def _refuse_whole(path: Path, format: BlockFormat, beginning: bytes) -> None:
 
 
 def _begins_array(beginning: bytes) -> bool:
-    """Whether the first line opens an array of objects that is the whole file: it does not end there, or nothing else
-    follows. (A line that is an array, with others behind it, is a bad line.)
+    """Whether the file is one array of objects: its first line opens one that does not end there, or nothing follows.
+
+    An array on one line, with other lines after it, is only a bad line.
     """
     first, _, rest = beginning.lstrip().partition(b"\n")
     opens = first.startswith(b"[") and first[1:].lstrip()[:1] in (b"", b"{")

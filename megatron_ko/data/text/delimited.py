@@ -1,4 +1,4 @@
-"""csv (RFC 4180) and tsv, in which quotes mean nothing; the first line names the columns.
+"""csv (RFC 4180), and tsv, where quotes have no meaning; the first line names the columns.
 
 Python's own csv reader is used because it can go on after a malformed record. A quote that is never closed would
 swallow the rest of the file: that is an error, not a record.
@@ -147,7 +147,7 @@ def _csv_rows(stream: Stream) -> Iterator[_Row]:
 
 
 def _lines(stream: Stream) -> Iterator[str]:
-    """Lines with their ends; bytes that are no UTF-8 become surrogates, and bytes again when they are written."""
+    """Lines with their ends. Bytes that are not UTF-8 become surrogates, and the same bytes again when written."""
     rest, fresh = b"", True
     while chunk := stream.read(BLOCK_BYTES):
         if fresh:

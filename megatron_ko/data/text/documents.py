@@ -1,4 +1,4 @@
-"""Blocks to documents. A record that is no document is returned as one that was rejected, with where and why."""
+"""Blocks to documents. A record that is not a document is returned as rejected, with its place and the reason."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Document:
     """Text with its origin: source path and record number (lines from 1, rows of a table from 0).
 
     Attributes:
-        fields: what else the record held, without the text; empty unless it was asked for.
+        fields: the other fields of the record; empty unless they were asked for.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class ParsedBlock:
-    """The documents of a block, as lists because there are very many: texts and their record numbers, and the rest.
+    """The documents of a block, as lists because there are many: texts, their record numbers, and rejected records.
 
     Attributes:
         fields: the other fields of each document, None unless they were asked for.
@@ -60,7 +60,7 @@ class ParsedBlock:
 def read_documents(
     path: Path, *, key: str = "text", text_unit: TextUnit = TextUnit.line, keep_fields: bool = False
 ) -> Iterator[Document | Rejected]:
-    """Stream the documents of a file in order, and what was rejected; blank lines are no records.
+    """Stream the documents of a file in order, and the rejected records; blank lines are not records.
 
     Raises:
         DataError: the file as a whole cannot be read.
@@ -87,7 +87,7 @@ def parse_block(block: Block, key: str = "text", keep_fields: bool = False) -> P
 
 
 def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock | None:
-    """The hot path: a block in which every record is in order; None for any other."""
+    """The fast path, for a block in which every record is fine; None for any other block."""
     if parsed.fields is not None:
         return None
     try:
@@ -100,7 +100,7 @@ def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedB
 
 
 def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock:
-    """Every record on its own; what is not in order is looked at again by ``_json_problem``."""
+    """Parse record by record; ``_json_problem`` finds out what is wrong with a bad one."""
     loads = orjson.loads
     fields = parsed.fields
     for position, record in enumerate(records, block.first):
@@ -184,7 +184,7 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[object]:
-    """Python values; strings inside of lists and structures are still to be decoded, and may not be UTF-8."""
+    """Python values. Strings inside lists and structs were not read as bytes, and may fail to decode."""
     try:
         values: list[object] = column.to_pylist()
     except (ValueError, OverflowError):
@@ -203,7 +203,7 @@ def _value(scalar: "pyarrow.Scalar") -> object:
 
 
 def _exact(scalar: "pyarrow.Scalar") -> object:
-    """A time that Python has no type for, such as one in nanoseconds, as text; inside of lists and structures too."""
+    """A time that Python has no type for, such as one in nanoseconds, as text; also inside lists and structs."""
     import pyarrow
 
     if isinstance(scalar, pyarrow.StructScalar):

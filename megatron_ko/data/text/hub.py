@@ -1,18 +1,18 @@
 """Datasets of the Hugging Face hub as files: hf:OWNER/NAME[@REVISION][:[CONFIG:]SPLIT].
 
-The files are fetched into the cache of huggingface_hub, under the commit that the revision stands for, and read from
-there like any others. Which of them belong to a split is told by the card of the dataset (``configs``), else by their
-names, as in the package `datasets`.
+The files are downloaded into the cache of huggingface_hub, under the commit that the revision stands for, and read
+from there like any others. The card of the dataset (``configs``) says which files belong to a split; without it their
+names do, as in the package `datasets`.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.text.streams import without_compression
 from megatron_ko.errors import DataError
+from megatron_ko.storage.open_json import JsonObject
 
 PREFIX = "hf:"
 _SPLITS = {
@@ -24,7 +24,7 @@ _SPLITS = {
 
 @dataclass(frozen=True)
 class HubName:
-    """What hf:OWNER/NAME@REVISION:CONFIG:SPLIT names; None where nothing is said."""
+    """What hf:OWNER/NAME@REVISION:CONFIG:SPLIT names; None where the name leaves it open."""
 
     repository: str
     revision: str | None
@@ -36,7 +36,7 @@ class HubName:
         """From the text after "hf:".
 
         Raises:
-            DataError: more parts than there are.
+            DataError: too many parts, or an empty one.
         """
         place, *rest = text.split(":")
         repository, _, revision = place.partition("@")
@@ -50,7 +50,7 @@ class HubName:
 
 
 def hub_files(text: str, kinds: Mapping[str, object]) -> list[Path]:
-    """The files of a split, fetched.
+    """Download the files of a split.
 
     Args:
         text: what follows "hf:".
@@ -81,7 +81,7 @@ def hub_files(text: str, kinds: Mapping[str, object]) -> list[Path]:
         ) from error
 
 
-def _of_split(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _of_split(name: HubName, files: Sequence[str], configs: Sequence[JsonObject]) -> list[str]:
     """The files of the split, of one kind."""
     splits = _by_card(name, files, configs) if configs else _by_name(files)
     if name.config is not None and not configs:
@@ -98,8 +98,8 @@ def _of_split(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str
     return chosen
 
 
-def _by_card(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Files by split, as the card says of one configuration."""
+def _by_card(name: HubName, files: Sequence[str], configs: Sequence[JsonObject]) -> dict[str, list[str]]:
+    """Files by split, as the card declares them for one configuration."""
     by_name = {str(config.get("config_name", "default")): config for config in configs}
     wanted = name.config or next((key for key, config in by_name.items() if config.get("default")), None)
     wanted = wanted or ("default" if "default" in by_name or len(by_name) > 1 else next(iter(by_name)))
@@ -120,7 +120,7 @@ def _by_card(name: HubName, files: Sequence[str], configs: Sequence[Mapping[str,
 
 
 def _by_name(files: Sequence[str]) -> dict[str, list[str]]:
-    """Files by the split that a word of their names tells, or else of their folders; all are "train" if none tells."""
+    """Files by split: a word in the name of a file, or of its folders, says which; all are "train" if none does."""
     splits: dict[str, list[str]] = {}
     for file in files:
         words = (word for part in reversed(file.split("/")) for word in re.split(r"[^a-z]+", part.lower()))

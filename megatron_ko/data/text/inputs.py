@@ -1,4 +1,4 @@
-"""Which files are meant by names, folders, patterns, the standard input and datasets; and what kind they are."""
+"""Which files the names, folders, patterns and datasets of a command mean, and which format each has."""
 
 import glob
 import json
@@ -26,7 +26,7 @@ SUFFIXES: dict[str, InputFormat] = {
     ".parquet": InputFormat.parquet,
     ".arrow": InputFormat.arrow,
 }
-# Formats that are read at many places at once, and therefore not from inside another compression.
+# Formats that are read at several places at once, and so cannot be compressed as a whole.
 _RANDOM_ACCESS = ("parquet", "arrow")
 _SAVED_DATASET, _SAVED_DATASETS = "state.json", "dataset_dict.json"
 _MANIFEST = "manifest.json"
@@ -36,7 +36,7 @@ _TELLING = (".manifest.json", ".rejected.jsonl")
 
 def expand_inputs(given: Iterable[Path], format: InputFormat | None = None) -> tuple[Path, ...]:
     """Files in order: names as they are, folders and patterns sorted, saved datasets as their Arrow files, hub datasets
-    as what was fetched of them.
+    as the files that were downloaded.
 
     Args:
         given: what the user named.
@@ -49,7 +49,7 @@ def expand_inputs(given: Iterable[Path], format: InputFormat | None = None) -> t
 
 
 def check_inputs(inputs: Sequence[Path], format: InputFormat | None = None) -> None:
-    """Refuse, before any work, files that are missing, of unknown kind, or given twice (also as a copy).
+    """Refuse, before any work, files that are missing, of unknown format, or given twice (even as a copy).
 
     Raises:
         DataError: which file, and why.
@@ -77,7 +77,7 @@ def check_inputs(inputs: Sequence[Path], format: InputFormat | None = None) -> N
 
 
 def format_of(path: Path, format: InputFormat | None = None) -> InputFormat:
-    """Kind by suffix, looking through .gz and .zst, unless ``format`` says it; JSON lines on the standard input.
+    """The format by suffix, ignoring .gz and .zst, unless ``format`` is given; the standard input is JSON lines.
 
     Raises:
         DataError: unknown suffix.
@@ -146,11 +146,10 @@ def _folder(folder: Path, format: InputFormat | None) -> list[Path]:
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Files in order, hidden ones left out; of what another verb wrote, the documents that its manifest names.
+    """Files in order, without hidden ones; in a folder that another verb wrote, the documents that its manifest names.
 
-    Beside those lie manifests, reports, and samples of what was dropped. What a verb is writing into this very folder
-    is no input: with it, the same command would find other inputs when it goes on. Links to a folder above lead
-    nowhere new.
+    Manifests, reports and samples of dropped text are not input. Nor is what a verb is just writing into this folder:
+    the same command would find other inputs when it goes on. Links to a folder above are not followed.
     """
     if (written := _written_here(folder)) is not None:
         if above:
@@ -169,12 +168,12 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """Whether it keeps the parts of a job, or of several (``jobs``)."""
+    """Whether a folder keeps the parts of unfinished jobs (``jobs``)."""
     return folder.name.endswith(".parts") and any(next(folder.glob(name), None) for name in _JOBS)
 
 
 def _beside_tokens(path: Path) -> bool:
-    """Whether it tells about indexed tokens: PREFIX.manifest.json or PREFIX.rejected.jsonl beside PREFIX.idx."""
+    """Whether a file describes indexed tokens: PREFIX.manifest.json or PREFIX.rejected.jsonl beside PREFIX.idx."""
     prefix = next((path.name.removesuffix(end) for end in _TELLING if path.name.endswith(end)), None)
     return prefix is not None and path.with_name(f"{prefix}.idx").is_file()
 
@@ -204,7 +203,7 @@ def _saved_dataset(folder: Path) -> list[Path]:
 
 
 def _check_name(path: Path) -> None:
-    """Names go into manifests and lists, which are UTF-8; those from old archives of Windows are often CP949."""
+    """Refuse a name that cannot go into manifests, which are UTF-8; names from old Windows archives are often CP949."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -231,7 +230,7 @@ def _refuse_copies(same_size: Sequence[Path]) -> None:
 
 
 def _is_empty(path: Path) -> bool:
-    """Whether it holds nothing, packed or not; two such files are no document given twice."""
+    """Whether a file holds nothing, compressed or not; two empty files are not a document given twice."""
     if path.suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet

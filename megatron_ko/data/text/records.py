@@ -1,4 +1,4 @@
-"""What readers hand to parsers: blocks of whole records, and records that reading itself had to refuse."""
+"""What readers pass to parsers: blocks of whole records, and records that could not even be read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class Reading:
         text_unit: a document of a .txt file is a "line" or the whole "file".
         keep_fields: read the other columns of a table too.
         extra_keys: further text fields, for outputs of several keys.
-        format: of all inputs, instead of what their suffixes say.
+        format: of all inputs; None: as their suffixes say.
         chunk_bytes: size of a chunk; None: by the size of the inputs.
     """
 
@@ -47,7 +47,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record that could not become a document, and the beginning of it."""
+    """A record that could not become a document: its place, the reason, and how it begins."""
 
     source: str
     position: int
@@ -65,7 +65,7 @@ class Block:
         first: number of the first record; lines and records count from 1, rows of a table from 0.
         payload: lines, the whole file (format "file"), WET records, or rows as an Arrow stream (format "table").
         read: bytes of the (compressed) file that have been read so far, for progress.
-        rejected: records that reading found to be none.
+        rejected: records that could not be read.
     """
 
     source: str

@@ -19,7 +19,7 @@ from megatron_ko.errors import DataError
 STDIN = Path("-")
 COMPRESSED = (".gz", ".zst")
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# What `zstd --long=31` writes, as large dumps are packed; so much memory is used only where a frame asks for it.
+# `zstd --long=31`, with which large dumps are compressed; so much memory is used only if a frame asks for it.
 _LARGEST_WINDOW = 1 << 31
 _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
@@ -37,7 +37,7 @@ class Readable(Protocol):
 
 
 class StandardInput:
-    """The standard input, which can be read once only; so its size and hash are taken while it passes."""
+    """The standard input. It can be read only once, so its size and hash are computed while it is read."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -63,7 +63,7 @@ standard_input = StandardInput()
 
 
 class Stream:
-    """Decompressed bytes, and how many (compressed) ones were read for them.
+    """Decompressed bytes, and how many bytes of the file were read for them.
 
     Attributes:
         path: as the user gave it.
@@ -124,7 +124,7 @@ def open_stream(path: Path) -> Iterator[Stream]:
 
 
 class _WholeZstd:
-    """zstandard's reader ends quietly in a truncated frame; this one notices."""
+    """A reader that reports a truncated frame; zstandard's own one just ends there."""
 
     def __init__(self, raw: Readable) -> None:
         self._raw = raw
@@ -156,7 +156,7 @@ class _WholeZstd:
 
 
 def check_beginning(path: Path, beginning: bytes) -> None:
-    """Refuse text that is no UTF-8 as a whole: every line of it would be refused.
+    """Refuse a file that is not UTF-8 at all, instead of every line of it.
 
     Raises:
         DataError: it is in UTF-16, or compressed although its name does not say so.

@@ -1,6 +1,6 @@
 """Rows to blocks: parquet and Arrow. A block of rows is an Arrow stream in which strings are bytes.
 
-Strings are taken as bytes because invalid UTF-8 is one bad record, not the end of the file.
+Strings are read as bytes, so that invalid UTF-8 spoils one record and not the whole file.
 """
 
 import io
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _ROWS = 1024
-# A larger row group is shared out; every share decodes what lies before it too, which is cheap beside encoding.
+# A larger row group is divided. Each share also decodes the rows before it, which is cheap compared with encoding.
 _SLICE_BYTES = 128 << 20
 
 
@@ -84,7 +84,7 @@ def row_group_blocks(group: RowGroup) -> Iterator[Block]:
 
     position = 0
     try:
-        # The buffer makes it read page by page; else it holds a whole column of the group.
+        # With a buffer it reads page by page; without one it holds a whole column of the group.
         with parquet.ParquetFile(group.source, buffer_size=BLOCK_BYTES, page_checksum_verification=True) as file:
             columns = list(group.columns) if group.columns is not None else None
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group.group], columns=columns):
@@ -132,7 +132,7 @@ def _arrow_batches(source: "pyarrow.MemoryMappedFile", path: Path, reading: Read
     names = reader.schema.names if reading.keep_fields else list(reading.keys)
     batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
     for batch in batches:
-        # Arrow maps files as they are: without this look at all offsets, a damaged file ends in a crash.
+        # Arrow maps files without checking them: unless all offsets are validated, a damaged file crashes the process.
         for column in _strings_as_bytes(batch.select(names), reading.keys).columns:
             column.validate(full=True)
         yield batch.select(names)
@@ -143,7 +143,7 @@ def _block(source: str, first: int, batch: "pyarrow.RecordBatch", keys: Sequence
 
 
 def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pyarrow.RecordBatch":
-    """Strings, also dictionaries of them, as bytes. Columns with true bytes in them are left out."""
+    """Strings, and dictionaries of strings, as bytes. Columns that hold binary data are left out."""
     import pyarrow
     import pyarrow.types as types
 
@@ -164,7 +164,7 @@ def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pya
 
 
 def _holds_bytes(type: "pyarrow.DataType") -> bool:
-    """Whether it is bytes, or has them inside, as the pictures of a Hugging Face dataset."""
+    """Whether a type is binary or has binary parts, as the pictures of a Hugging Face dataset have."""
     import pyarrow.types as types
 
     if types.is_binary(type) or types.is_large_binary(type) or types.is_binary_view(type):

@@ -17,7 +17,7 @@ _FIELDS = {
 
 
 def wet_blocks(stream: Stream) -> Iterator[Block]:
-    """Whole records, as they lie in the file.
+    """Blocks of whole records.
 
     Raises:
         DataError: a record does not begin or end where the one before says.
@@ -47,7 +47,7 @@ def wet_blocks(stream: Stream) -> Iterator[Block]:
 
 
 def wet_records(payload: bytes) -> Iterator[tuple[dict[str, object], bytes | None]]:
-    """Fields and text of every record of a block; None for a record that is no text of a page."""
+    """Fields and text of every record of a block; None for a record that is not the text of a page."""
     start = 0
     while start < len(payload):
         end = payload.index(_END_OF_HEADER, start)

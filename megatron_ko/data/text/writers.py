@@ -1,4 +1,4 @@
-"""Documents to files: .jsonl (also .gz, .zst) and .parquet, complete or not there."""
+"""Documents to files: .jsonl (also .gz, .zst) and .parquet. A file is complete or does not exist."""
 
 import gzip
 import shutil
@@ -72,7 +72,7 @@ class DocumentWriter:
                     self._finish()
                     self._staged.publish()
             finally:
-                # Left to the garbage collector, it would write its end into a closed file.
+                # Closed here, because the garbage collector would later write the end of the table into a closed file.
                 if self._table is not None:
                     with suppress(OSError):
                         self._table.close()

@@ -1,16 +1,16 @@
-"""The gate for any Hugging Face folder: what must hold before a token of it is written, as a table of what does not."""
+"""Checks of the tokenizer in any Hugging Face folder, to pass before a token of it is written."""
 
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.tokenizer.gates import NASTY
 from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.data.tokenizer.tokenizer import TOKENIZER_JSON, TRANSFORMERS_CONFIG, Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
+from megatron_ko.storage.open_json import JsonObject
 
 _SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
 _CODE = (
@@ -47,7 +47,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _CODES = [*range(0xD800), *range(0xE000, 0x10000), *range(0x10000, 0x110000, 97)]
 _EVERY = tuple("".join(map(chr, _CODES[start : start + 64])) for start in range(0, len(_CODES), 64))
-# Two texts that a normaliser makes one.
+# Pairs of texts that a normaliser would make equal.
 _DIFFERENT = (
     ("가", "\u1100\u1161"),
     ("ㅋ", "\u110f"),
@@ -173,7 +173,7 @@ def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
     """The borders in the chat template, or those of ChatML where there is none."""
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else ""
-    config: dict[str, Any] = json.loads((folder / TRANSFORMERS_CONFIG).read_text(encoding="utf-8"))
+    config: JsonObject = json.loads((folder / TRANSFORMERS_CONFIG).read_text(encoding="utf-8"))
     markers = sorted(set(_MARKER.findall(text + str(config.get("chat_template") or ""))))
     borders = markers or ["<|im_start|>", "<|im_end|>"]
     failures = []

@@ -1,4 +1,4 @@
-"""How well tokenizers fit a text: tokens an eojeol, a character, bytes a token, and what they spell in bytes."""
+"""How well tokenizers fit a text: tokens per eojeol and character, bytes per token, and what is spelt in bytes."""
 
 import json
 from collections.abc import Sequence

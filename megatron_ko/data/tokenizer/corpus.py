@@ -18,7 +18,7 @@ SOURCE = "source"
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is taken of a corpus.
+    """Which part of a corpus is used.
 
     Attributes:
         key: text field of jsonl and parquet.
@@ -97,7 +97,7 @@ class Corpus:
             yield document.text
 
     def samples(self) -> list[str]:
-        """Documents for the gate: random, few and not too long together."""
+        """A few random documents for the gate, of limited size in all."""
         chosen: list[str] = []
         size = 0
         for document in self._chosen(min(1.0, _GATE_DOCUMENTS / self.trained_documents)):

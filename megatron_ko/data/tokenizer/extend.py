@@ -1,6 +1,6 @@
 """Korean pieces for a tokenizer that has none: every old id stays, and text without Hangul keeps its ids.
 
-Pieces are found by going on with the training of the BPE itself on Korean text. Each new merge comes after all old ones
+New pieces are found by continuing the training of the BPE on Korean text. Each new merge comes after all old ones
 and spells something that only Korean text holds, so nothing else can change. A new piece stands for a fixed sequence of
 old pieces: the mean of their embedding rows is where its own row begins.
 """
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -25,9 +24,10 @@ from megatron_ko.data.tokenizer.proof import old_pieces, prove_extension
 from megatron_ko.data.tokenizer.tokenizer import RECORD, SENTENCEPIECE_MODEL, TOKENIZER_JSON, Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
 from megatron_ko.storage.files import explain_disk_errors, new_folder
+from megatron_ko.storage.open_json import JsonObject
 
 NEW_IDS = "new_ids.jsonl"
-# Where the base cuts text nowhere, words are cut before their space, as pieces are.
+# If the base does not cut text, words are cut before their space, as its pieces are.
 _WORDS = Regex(f"[{MARK} ]*[^{MARK} ]+")
 _MOST_WORDS = 1_500_000
 # Files that describe the base's vocabulary, or are written anew.
@@ -129,8 +129,8 @@ def extend_tokenizer(
     )
 
 
-def _content(base: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((base / TOKENIZER_JSON).read_text(encoding="utf-8"))
+def _content(base: Path) -> JsonObject:
+    content: JsonObject = json.loads((base / TOKENIZER_JSON).read_text(encoding="utf-8"))
     model = content["model"]
     if model.get("type", "BPE" if "merges" in model else None) != "BPE":
         # A Unigram model weighs all ways to cut a text: a new piece would change the old ids of what stands beside it.
@@ -151,7 +151,7 @@ def _content(base: Path) -> dict[str, Any]:
 
 
 def _new_pieces(
-    base: Path, content: dict[str, Any], spelling: Spelling, corpus: Corpus, options: ExtendOptions
+    base: Path, content: JsonObject, spelling: Spelling, corpus: Corpus, options: ExtendOptions
 ) -> tuple[dict[str, int], list[Merge]]:
     """Characters that get a piece, with how often they occur, and merges."""
     backend = Backend.from_file(str(base / TOKENIZER_JSON))
@@ -238,7 +238,7 @@ def _pieces_of(backend: Backend, word: str, spelling: Spelling, characters: dict
     return result
 
 
-def _extend(content: dict[str, Any], old: Tokenizer, characters: dict[str, int], merges: Sequence[Merge]) -> None:
+def _extend(content: JsonObject, old: Tokenizer, characters: dict[str, int], merges: Sequence[Merge]) -> None:
     """Put the new pieces into tokenizer.json, behind the largest old id."""
     model = content["model"]
     # An added token that is not in the vocabulary would get its id anew when loaded, by the size of the vocabulary.
@@ -251,7 +251,7 @@ def _extend(content: dict[str, Any], old: Tokenizer, characters: dict[str, int],
     model["merges"].extend([merge.left, merge.right] for merge in merges)
 
 
-def _write_folder(base: Path, folder: Path, content: dict[str, Any]) -> None:
+def _write_folder(base: Path, folder: Path, content: JsonObject) -> None:
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
             shutil.copyfile(path, folder / path.name)

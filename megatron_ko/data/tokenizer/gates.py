@@ -1,6 +1,6 @@
 """The gate that a tokenizer must pass before its folder gets its name: everything comes back as it went in.
 
-A tokenizer that cannot spell a line break puts <unk> into every document, and is noticed weeks later.
+A tokenizer that cannot spell a line break puts <unk> into every document, and nobody notices for weeks.
 """
 
 from collections.abc import Sequence

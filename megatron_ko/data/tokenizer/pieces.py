@@ -3,9 +3,10 @@
 import codecs
 import json
 import re
-from typing import Any
 
 from tokenizers import pre_tokenizers
+
+from megatron_ko.storage.open_json import JsonObject
 
 MARK = "\u2581"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -26,7 +27,7 @@ class Spelling:
         byte_fallback: a character without a piece becomes pieces like <0x0A>.
     """
 
-    def __init__(self, content: dict[str, Any]) -> None:
+    def __init__(self, content: JsonObject) -> None:
         self.byte_level = '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
         self.byte_fallback = bool(content["model"].get("byte_fallback"))
         self._letters = _letters()

@@ -1,18 +1,18 @@
-"""What an extended tokenizer must prove: no old id moved, and its ids of any text, in old ids, are the old ones."""
+"""What an extended tokenizer must prove: no old id moved, and any text has the old ids, once new ones are spelt out."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import Any
 
 from megatron_ko.data.tokenizer.gates import NASTY
 from megatron_ko.data.tokenizer.grow import Merge
 from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.errors import TokenizerError
+from megatron_ko.storage.open_json import JsonObject
 
 
 def old_pieces(
-    content: dict[str, Any], spelling: Spelling, pieces: Iterable[str], merges: Sequence[Merge]
+    content: JsonObject, spelling: Spelling, pieces: Iterable[str], merges: Sequence[Merge]
 ) -> dict[int, list[int]]:
     """The old ids that each new id stands for.
 

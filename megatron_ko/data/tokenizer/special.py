@@ -1,4 +1,4 @@
-"""Tokens that mean more than their text; the same six, with the same ids, in every tokenizer trained here."""
+"""Special tokens: the same six, with the same ids, in every tokenizer that is trained here."""
 
 UNKNOWN, BEGIN, END, PAD = "<unk>", "<s>", "</s>", "<pad>"
 # ChatML borders. Reserved from the start, so that fine-tuning needs no new rows in the embedding.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 # One thread a process: the processes are the parallelism, and a forked thread pool of `tokenizers` may deadlock.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +18,7 @@ import tokenizers
 from megatron_ko.data.tokenizer.pieces import Spelling
 from megatron_ko.data.tokenizer.sentencepiece_fast import SentencePieceEncoder
 from megatron_ko.errors import TokenizerError
+from megatron_ko.storage.open_json import JsonObject
 
 TokenizerKind = Literal["unigram", "bpe", "byte-bpe", "huggingface"]
 
@@ -197,7 +198,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> JsonObject:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -207,7 +208,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
+def _named_tokens(config: JsonObject) -> dict[str, str]:
     """bos_token, eos_token, ... of tokenizer_config.json; some folders write them as objects."""
     named = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
@@ -219,7 +220,7 @@ def _named_tokens(config: dict[str, Any]) -> dict[str, str]:
     return named
 
 
-def _fingerprint(content: dict[str, Any], eod: int) -> str:
+def _fingerprint(content: JsonObject, eod: int) -> str:
     """sha256 over the parts that decide ids, in canonical JSON."""
     decisive = {name: content.get(name) for name in _DECISIVE}
     decisive["added_tokens"] = [[token["id"], token["content"], token["special"]] for token in content["added_tokens"]]

@@ -25,7 +25,7 @@ class SourceData:
     """One source of a blend: an indexed file, or all shards of one.
 
     Attributes:
-        name: last part of its path, or the path where two are called alike.
+        name: last part of its path, or the whole path if two sources have the same last part.
         shards, manifests: what it consists of.
     """
 
@@ -56,7 +56,7 @@ class SourceData:
 
 @dataclass(frozen=True)
 class Share:
-    """What a run reads of one source: its weight, and that in tokens and in passes over its training part."""
+    """What a run reads of one source: its weight, its tokens, and the passes over its training part."""
 
     name: str
     available: int
@@ -148,7 +148,7 @@ def blend(available: Mapping[str, int], options: BlendOptions) -> list[Share]:
 
 
 def unimax(available: Mapping[str, int], budget: float, max_epochs: float) -> dict[str, float]:
-    """Tokens of every source: equal parts of the budget, what a small source cannot give divided among the larger.
+    """Tokens of every source: equal parts of the budget; what a small source cannot give is divided among the others.
 
     Chung et al. 2023, "UniMax", algorithm 1: sources from the smallest on, each gets an equal part of what is left of
     the budget, at most ``max_epochs`` times its size.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import orjson
@@ -18,9 +18,10 @@ from megatron_ko.data.text.documents import parse_block
 from megatron_ko.data.text.records import Block, Rejected
 from megatron_ko.data.tokenizer.tokenizer import Encoded, Tokenizer, load_tokenizer
 from megatron_ko.data.tokens.indexed import token_dtype
+from megatron_ko.data.tokens.parts import EncodeStatistics, PartCounts
 
 _COPY_BYTES = 1 << 22
-# Documents of a block, and then of a part, whose hashes are kept to compare decoded text with.
+# How many documents of a block, and then of a part, are samples: decoded text is compared with their hashes.
 _SAMPLES = 64
 
 
@@ -78,13 +79,13 @@ def _chosen(texts: list[str], positions: list[int], wanted: set[int]) -> list[st
 
 
 class EncodeChunk:
-    """Writes the part of a chunk; loads its tokenizer once a process. See ``parts`` for the file."""
+    """Writes the part of a chunk, in the format of ``parts``. Each process loads the tokenizer once."""
 
     def __init__(self, options: EncodeOptions) -> None:
         self._options = options
         self._tokenizer: Tokenizer | None = None
 
-    def __call__(self, chunk: Chunk, part: Path) -> dict[str, Any]:
+    def __call__(self, chunk: Chunk, part: Path) -> EncodeStatistics:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._options.tokenizer)
         with _PartWriter(part, self._options, token_dtype(self._tokenizer.vocab_size)) as writer:
@@ -99,7 +100,7 @@ class EncodeChunk:
 
 
 class _PartWriter:
-    """Writes ids while they come, and at the end the rest, which is small. Ids of further keys wait in spools."""
+    """Writes the ids of the first key as they come, and the rest at the end; ids of other keys wait in spool files."""
 
     def __init__(self, part: Path, options: EncodeOptions, dtype: np.dtype) -> None:
         self._options, self._dtype = options, dtype
@@ -113,8 +114,8 @@ class _PartWriter:
         self._text_bytes: list[list[np.ndarray]] = [[] for _ in options.keys]
         self._before: list[np.ndarray] = []
         self._rejected: list[Rejected] = []
-        self._samples: list[list[object]] = []
-        self._runs: list[list[Any]] = []
+        self._samples: list[tuple[int, list[str]]] = []
+        self._runs: list[tuple[str, int]] = []
         self._documents = 0
 
     def __enter__(self) -> "_PartWriter":
@@ -137,16 +138,16 @@ class _PartWriter:
                 self._bytes[key] += len("".join(texts).encode("utf-8"))
         number = len(parsed.texts[0])
         for index in range(0, number, max(1, -(-number // _SAMPLES))):
-            self._samples.append([self._documents + index, [text_hash(texts[index]) for texts in parsed.texts]])
+            self._samples.append((self._documents + index, [text_hash(texts[index]) for texts in parsed.texts]))
         self._before.append(parsed.before + np.int32(self._documents))
         self._rejected += parsed.rejected
         self._documents += number
         if self._runs and self._runs[-1][0] == source:
-            self._runs[-1][1] += number
+            self._runs[-1] = (source, self._runs[-1][1] + number)
         else:
-            self._runs.append([source, number])
+            self._runs.append((source, number))
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> PartCounts:
         """Write the sections that ``parts.PartView`` reads after the first ids, and return what it needs to know."""
         stream = self._streams[0]
         for key, ids in enumerate(self._streams):
@@ -159,7 +160,7 @@ class _PartWriter:
             stream.write(array.astype("<i4").view(np.uint8).data)
         for record in self._rejected:
             stream.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
-        # "malformed JSON: what exactly" counts as one reason.
+        # What follows a colon is detail: "malformed JSON: ..." counts as one reason.
         reasons = Counter(record.reason.split(":")[0] for record in self._rejected)
         first = self._rejected[0] if self._rejected else None
         return {

@@ -24,7 +24,7 @@ _CODES: dict[int, type[np.generic]] = {
     1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16,
 }  # fmt: skip
 _CODE_OF = {np.dtype(kind): code for code, kind in _CODES.items()}
-# Megatron's border, kept although uint16 could hold 36 more ids: the same vocabulary gives the same files.
+# Megatron's limit. uint16 could hold 36 more ids, but the same vocabulary must give the same files.
 _UINT16_VOCABULARY = 65_500
 _LONGEST_SEQUENCE = np.iinfo(np.int32).max
 _CHUNK = 1 << 20
@@ -46,7 +46,7 @@ def idx_path(prefix: Path) -> Path:
 
 
 class IndexedWriter:
-    """Streams documents into an open .bin and writes the .idx at the end, in memory that does not grow.
+    """Streams documents into an open .bin and writes the .idx at the end, in constant memory.
 
     Attributes:
         documents, tokens: written so far.
@@ -105,7 +105,7 @@ class IndexedWriter:
 
 
 class IndexedReader:
-    """Reads a .bin/.idx pair after checking that they are whole and fit each other.
+    """Reads a .bin/.idx pair after checking that they are complete and belong together.
 
     Attributes:
         dtype: of the tokens.
@@ -113,7 +113,7 @@ class IndexedReader:
         tokens: in all.
 
     Raises:
-        DataError: a file is missing, is no index, or has another size than the index says.
+        DataError: a file is missing, is not an index, or has another size than the index says.
     """
 
     def __init__(self, prefix: Path) -> None:
@@ -158,7 +158,7 @@ class IndexedReader:
         return np.fromfile(bin_path(self.prefix), dtype=self.dtype, count=int(self.lengths[index]), offset=offset)
 
     def consistent(self) -> bool:
-        """Whether offsets follow from lengths and borders from documents (a look at the whole index)."""
+        """Whether offsets match the lengths, and borders the documents; reads the whole index."""
         ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize
         follows = bool(np.array_equal(self.offsets[1:], ends[:-1])) and (not len(self) or int(self.offsets[0]) == 0)
         return follows and bool(np.array_equal(self.borders, np.arange(len(self) + 1)))

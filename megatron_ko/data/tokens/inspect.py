@@ -1,9 +1,8 @@
-"""A look into indexed files: manifests, totals, the spread of document lengths, and some documents."""
+"""What indexed files hold: manifests, totals, the spread of document lengths, and some documents."""
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,19 +16,69 @@ _SHOWN_IDS = 32
 _SHOWN_CHARACTERS = 400
 
 
-def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ShownDocument:
+    """One document: its number, its tokens, the first ids, and the beginning of its text (None without a tokenizer)."""
+
+    document: int
+    tokens: int
+    ids: list[int]
+    text: str | None
+
+
+@dataclass(frozen=True)
+class ShardView:
+    """One shard, and some of its documents."""
+
+    prefix: str
+    manifest: IndexManifest
+    samples: list[ShownDocument]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all shards; bytes are UTF-8 bytes of text."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What indexed data holds.
+
+    Attributes:
+        prefix: as it was given.
+        totals: over all shards.
+        sources: documents by source, most first.
+        lengths: smallest, median, percentiles and largest number of tokens in a document.
+        histogram: (least, most, documents): documents by powers of two of their length.
+        shards: each with some of its documents.
+    """
+
+    prefix: str
+    totals: Totals
+    sources: dict[str, int]
+    lengths: dict[str, float]
+    histogram: list[tuple[int, int, int]]
+    shards: list[ShardView]
+
+
+def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> Inspection:
     """What PREFIX holds: one file, all its shards, or a folder.
 
-    Returns:
-        {"prefix", "totals", "sources": documents by source, "lengths", "histogram": [[least, most, documents]],
-        "shards": [{"prefix", "manifest", "samples": [{"document", "tokens", "ids", "text"}]}]}; lengths are in tokens;
-        text is None without a tokenizer; ``samples`` documents are spread evenly over every shard.
+    Args:
+        prefix: of the files.
+        tokenizer_folder: decodes the shown documents; None shows their ids only.
+        samples: documents to show, spread evenly over every shard.
 
     Raises:
         DataError: a shard is missing, damaged, or encoded with another tokenizer.
     """
     tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder else None
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardView] = []
     lengths: list[np.ndarray] = []
     sources: Counter[str] = Counter()
     for shard in find_shards(prefix):
@@ -39,16 +88,21 @@ def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> d
             _check_tokenizer(shard, manifest, tokenizer)
         lengths.append(reader.lengths)
         sources.update({source.path: source.documents for source in manifest.sources})
-        shown = _samples(reader, tokenizer, samples)
-        shards.append({"prefix": str(shard), "manifest": asdict(manifest), "samples": shown})
-    names = ("documents", "tokens", "bytes", "rejected")
-    return {
-        "prefix": str(prefix),
-        "totals": {name: sum(shard["manifest"][name] for shard in shards) for name in names},
-        "sources": dict(sources.most_common()),
-        **_spread(np.concatenate(lengths)),
-        "shards": shards,
-    }
+        shards.append(ShardView(str(shard), manifest, _samples(reader, tokenizer, samples)))
+    every = np.concatenate(lengths)
+    return Inspection(
+        prefix=str(prefix),
+        totals=Totals(
+            documents=sum(shard.manifest.documents for shard in shards),
+            tokens=sum(shard.manifest.tokens for shard in shards),
+            bytes=sum(shard.manifest.bytes for shard in shards),
+            rejected=sum(shard.manifest.rejected for shard in shards),
+        ),
+        sources=dict(sources.most_common()),
+        lengths=_percentiles(every),
+        histogram=_histogram(every),
+        shards=shards,
+    )
 
 
 def verify_data(prefix: Path) -> list[tuple[Path, IndexManifest]]:
@@ -77,23 +131,23 @@ def _check_tokenizer(prefix: Path, manifest: IndexManifest, tokenizer: Tokenizer
         )
 
 
-def _samples(reader: IndexedReader, tokenizer: Tokenizer | None, number: int) -> list[dict[str, Any]]:
+def _samples(reader: IndexedReader, tokenizer: Tokenizer | None, number: int) -> list[ShownDocument]:
     shown = []
     for document in np.linspace(0, len(reader) - 1, num=min(number, len(reader)), dtype=np.int64):
         ids = reader[int(document)].tolist()
         text = tokenizer.decode(ids)[:_SHOWN_CHARACTERS] if tokenizer else None
-        shown.append({"document": int(document), "tokens": len(ids), "ids": ids[:_SHOWN_IDS], "text": text})
+        shown.append(ShownDocument(int(document), len(ids), ids[:_SHOWN_IDS], text))
     return shown
 
 
-def _spread(lengths: np.ndarray) -> dict[str, Any]:
-    """Percentiles, and documents by powers of two of their length."""
+def _percentiles(lengths: np.ndarray) -> dict[str, float]:
     percentiles = np.percentile(lengths, [0, 50, 90, 99, 100]).round(1).tolist()
+    return dict(zip(("min", "median", "p90", "p99", "max"), percentiles, strict=True))
+
+
+def _histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     powers, counts = np.unique(np.ceil(np.log2(np.maximum(lengths, 1))).astype(int), return_counts=True)
-    return {
-        "lengths": dict(zip(("min", "median", "p90", "p99", "max"), percentiles, strict=True)),
-        "histogram": [
-            [0 if power == 0 else 2 ** (power - 1) + 1, 2**power, count]
-            for power, count in zip(powers.tolist(), counts.tolist(), strict=True)
-        ],
-    }
+    return [
+        (0 if power == 0 else 2 ** (power - 1) + 1, 2**power, count)
+        for power, count in zip(powers.tolist(), counts.tolist(), strict=True)
+    ]

@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
 from megatron_ko.errors import DataError
@@ -34,11 +33,11 @@ class IndexManifest:
     Attributes:
         tokenizer_fingerprint, tokenizer_kind, vocab_size: of the tokenizer that encoded the text.
         documents, tokens, bytes: in all; bytes are UTF-8 bytes of text, tokens include the end of each document.
-        rejected, rejected_reasons: records that were no documents.
+        rejected, rejected_reasons: records that were not documents.
         dtype, max_token_id: of the tokens.
-        eod: id that ends every document, None when none was appended.
+        eod: id that ends every document; None if none was appended.
         sizes, sha256: of "bin" and "idx".
-        sources: the inputs in order; of a shard, those that it holds something of.
+        sources: the inputs in order; for a shard, only those that it holds documents or rejected records of.
         key: field that the text came from.
         shard: number of this shard, and of how many.
     """
@@ -94,7 +93,7 @@ def read_manifest(prefix: Path) -> IndexManifest:
             remedy="remove the pair and run megatron-ko data preprocess again",
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("format") != FORMAT:
             raise DataError(
                 f"{path} has another format", got=content.get("format"), expected=FORMAT, remedy="preprocess again"
@@ -109,7 +108,7 @@ def read_manifest(prefix: Path) -> IndexManifest:
 
 
 def check_shard(prefix: Path, manifest: IndexManifest) -> IndexedReader:
-    """The cheap checks, made before every training: both files whole, and those that the manifest describes.
+    """The cheap checks before every training: both files are complete, and are those that the manifest describes.
 
     Raises:
         DataError: the first difference.

@@ -1,20 +1,20 @@
-"""From the parts of all ranks to named files: count, cut into shards, merge, look at samples, publish."""
+"""Turn the parts of all ranks into indexed files: count, cut into shards, merge, check samples, rename."""
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megatron_ko.data.jobs.chunks import ORDER, check_unchanged
+from megatron_ko.data.jobs.chunks import check_unchanged, identified_paths
 from megatron_ko.data.jobs.job import Part, job_parts, read_identity, remove_job
 from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.data.text.inputs import content_hash, input_bytes
+from megatron_ko.data.tokens.identity import PreprocessIdentity
 from megatron_ko.data.tokens.indexed import token_dtype
 from megatron_ko.data.tokens.manifest import FILES, IndexManifest, read_manifest
 from megatron_ko.data.tokens.merge_shard import MergePlan, MergeShard, ranges_of_shards
-from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
 from megatron_ko.data.tokens.roundtrip import RoundTrip, check_samples
 from megatron_ko.data.tokens.shards import borders, find_shards, shard_name
 from megatron_ko.errors import DataError, conserve
@@ -31,7 +31,7 @@ class IndexedOutput:
     Attributes:
         prefix: of its files.
         manifest: what it holds.
-        verified: samples that were decoded, None when nobody asked.
+        verified: samples that were decoded; None if that was not asked for.
     """
 
     prefix: Path
@@ -55,7 +55,7 @@ def job_folder(output: Path) -> Path:
 
 
 def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> list[IndexedOutput]:
-    """Indexed files from the parts of ``output``, which are removed then.
+    """Make indexed files from the parts of ``output``, then remove the parts.
 
     Args:
         output: prefix that was given to the ranks.
@@ -66,11 +66,11 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         DataError: ranks that have not finished, inputs that changed, an empty corpus, a full disk.
     """
     folder = job_folder(output)
-    identity = read_identity(folder)
+    identity = PreprocessIdentity.from_json(read_identity(folder))
     verified: dict[str, RoundTrip] = {}
     if not finish_renames(folder):
-        parts = job_parts(folder, verify=True)
-        check_unchanged(identity["inputs"], folder)
+        parts: list[Part[EncodeStatistics]] = job_parts(folder, verify=True)
+        check_unchanged(identity.inputs, folder)
         totals = _Totals(parts)
         if not totals.documents:
             remove_job(folder)
@@ -81,44 +81,49 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         totals.compare([[read_manifest(merged.folder / name) for name in names] for names in merged.names])
         if verify_with is not None:
             verified = check_samples(merged, parts, cuts, verify_with)
-        _publish(folder, output, merged)
-    prefixes = [prefix for name in identity["outputs"] for prefix in find_shards(output.with_name(name))]
+        _rename_files(folder, output, merged)
+    prefixes = [prefix for name in identity.outputs for prefix in find_shards(output.with_name(name))]
     written = [IndexedOutput(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
     remove_job(folder)
     return written
 
 
-def _layout(identity: dict[str, Any]) -> Layout:
-    cut = identity["shards"] is not None or identity["shard tokens"] is not None
-    return Layout(len(identity["keys"]), token_dtype(identity["tokenizer"]["vocab_size"]), text_bytes=cut)
+def _layout(identity: PreprocessIdentity) -> Layout:
+    return Layout(len(identity.keys), token_dtype(identity.tokenizer.vocab_size), text_bytes=identity.sharded)
 
 
-def _cuts(identity: dict[str, Any], parts: Sequence[Part], totals: "_Totals", layout: Layout) -> tuple[int, ...]:
-    """First document of every shard, and the number of all."""
-    number = identity["shards"]
-    if identity["shard tokens"] is not None:
-        number = min(totals.documents, max(1, -(-max(totals.tokens) // identity["shard tokens"])))
+def _cuts(
+    identity: PreprocessIdentity, parts: Sequence[Part[EncodeStatistics]], totals: "_Totals", layout: Layout
+) -> tuple[int, ...]:
+    """The first document of every shard, and the number of all documents."""
+    number = identity.shards
+    if identity.shard_tokens is not None:
+        number = min(totals.documents, max(1, -(-max(totals.tokens) // identity.shard_tokens)))
     if number is None:
         return (0, totals.documents)
     return borders([PartView(part, layout) for part in parts], number)
 
 
 def _merge(
-    folder: Path, identity: dict[str, Any], parts: Sequence[Part], cuts: Sequence[int], layout: Layout, workers: int
+    folder: Path,
+    identity: PreprocessIdentity,
+    parts: Sequence[Part[EncodeStatistics]],
+    cuts: Sequence[int],
+    layout: Layout,
+    workers: int,
 ) -> MergePlan:
     """Write all shards of all keys into the job's folder."""
-    uncut = identity["shards"] is None and identity["shard tokens"] is None
     number = len(cuts) - 1
-    inputs = [Path(name) for name in identity["inputs"] if name != ORDER]
+    inputs = identified_paths(identity.inputs)
     output = MergePlan(
         folder=folder / _MERGED,
-        keys=tuple(identity["keys"]),
+        keys=identity.keys,
         names=tuple(
-            tuple(shard_name(name, shard, None if uncut else number) for shard in range(number))
-            for name in identity["outputs"]
+            tuple(shard_name(name, shard, number if identity.sharded else None) for shard in range(number))
+            for name in identity.outputs
         ),
         layout=layout,
-        tokenizer=identity["tokenizer"],
+        tokenizer=identity.tokenizer,
         sources=tuple((str(path), input_bytes(path), content_hash(path)) for path in inputs),
     )
     output.folder.mkdir(exist_ok=True)
@@ -131,7 +136,7 @@ def _merge(
     return output
 
 
-def _publish(folder: Path, output: Path, merged: MergePlan) -> None:
+def _rename_files(folder: Path, output: Path, merged: MergePlan) -> None:
     moves = []
     for name in (name for names in merged.names for name in names):
         files = [
@@ -145,7 +150,7 @@ def _publish(folder: Path, output: Path, merged: MergePlan) -> None:
 class _Totals:
     """What the encoders counted."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Part[EncodeStatistics]]) -> None:
         counted = [part.statistics for part in parts]
         self.documents = sum(part["documents"] for part in counted)
         self.rejected = sum(part["rejected"] for part in counted)
@@ -157,7 +162,7 @@ class _Totals:
         self.first_rejected = next((part["first_rejected"] for part in counted if part["first_rejected"]), None)
 
     def compare(self, outputs: Sequence[Sequence[IndexManifest]]) -> None:
-        """Every document, token and rejected record that was counted is in the files of every key."""
+        """Check that every document, token and rejected record that was counted is in the files of every key."""
         for key, shards in enumerate(outputs):
             found = [
                 sum(manifest.documents for manifest in shards),
@@ -178,9 +183,9 @@ class _Totals:
             conserve("documents, tokens", counted, found)
 
 
-def _empty(identity: dict[str, Any], totals: _Totals) -> DataError:
+def _empty(identity: PreprocessIdentity, totals: _Totals) -> DataError:
     example = f"; the first: {totals.first_rejected}" if totals.first_rejected else ""
-    keys = ", ".join(map(repr, identity["keys"]))
+    keys = ", ".join(map(repr, identity.keys))
     remedy = "check the files"
     if any("'" in reason for reason in totals.reasons):
         remedy = f"check the files and --json-key (now {keys})"

@@ -11,6 +11,7 @@ import orjson
 
 from megatron_ko import __version__
 from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.tokens.identity import EncodedWith
 from megatron_ko.data.tokens.indexed import IndexedWriter, bin_path, idx_path
 from megatron_ko.data.tokens.manifest import (
     IndexManifest,
@@ -20,7 +21,7 @@ from megatron_ko.data.tokens.manifest import (
     read_manifest,
     rejected_path,
 )
-from megatron_ko.data.tokens.parts import Layout, PartView
+from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
 from megatron_ko.errors import conserve
 from megatron_ko.storage.files import StagedFiles, explain_disk_errors
 
@@ -37,7 +38,7 @@ class MergePlan:
         keys: text fields.
         names: of the files of every key and shard, without suffix.
         layout: of the parts.
-        tokenizer: the manifest's entries about it: fingerprint, kind, vocab_size, eod.
+        tokenizer: what encoded the text.
         sources: (path, bytes, xxh3_128) of the inputs, in order.
     """
 
@@ -45,7 +46,7 @@ class MergePlan:
     keys: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
     layout: Layout
-    tokenizer: dict[str, object]
+    tokenizer: EncodedWith
     sources: tuple[tuple[str, int, str], ...]
 
 
@@ -53,13 +54,13 @@ class MergePlan:
 class PartRange:
     """Documents ``first`` up to ``last`` of a part."""
 
-    part: Part
+    part: Part[EncodeStatistics]
     first: int
     last: int
 
 
-def ranges_of_shards(parts: Sequence[Part], borders: Sequence[int]) -> list[list[PartRange]]:
-    """The pieces of every shard, in order; a part without documents goes with what follows it."""
+def ranges_of_shards(parts: Sequence[Part[EncodeStatistics]], borders: Sequence[int]) -> list[list[PartRange]]:
+    """The ranges of every shard, in order; a part without documents goes with the one that follows it."""
     shards: list[list[PartRange]] = [[] for _ in borders[1:]]
     position = 0
     for part in parts:
@@ -79,12 +80,12 @@ def ranges_of_shards(parts: Sequence[Part], borders: Sequence[int]) -> list[list
 class MergeShard:
     """Writes the files of one key and shard into the job's folder, the manifest last; skips what is there already."""
 
-    def __init__(self, output: MergePlan, shards: Sequence[Sequence[PartRange]]) -> None:
-        self._output, self._shards = output, shards
+    def __init__(self, plan: MergePlan, shards: Sequence[Sequence[PartRange]]) -> None:
+        self._plan, self._shards = plan, shards
 
     def __call__(self, which: tuple[int, int]) -> tuple[int, int]:
         key, shard = which
-        prefix = self._output.folder / self._output.names[key][shard]
+        prefix = self._plan.folder / self._plan.names[key][shard]
         if not manifest_path(prefix).exists():
             for path in (bin_path(prefix), idx_path(prefix), rejected_path(prefix)):
                 path.unlink(missing_ok=True)
@@ -93,20 +94,20 @@ class MergeShard:
         return which
 
     def _write(self, key: int, shard: int, prefix: Path) -> None:
-        layout = self._output.layout
+        layout = self._plan.layout
         finals = [bin_path(prefix), idx_path(prefix), rejected_path(prefix), manifest_path(prefix)]
         with StagedFiles(finals) as staged:
             writer = IndexedWriter(staged.open(bin_path(prefix)), layout.dtype, prefix.parent)
             tally = _Tally()
             rejected_stream = None
-            for piece in self._shards[shard]:
-                view = PartView(piece.part, layout)
-                tally.add(view, piece, key)
-                for ids, lengths in _batches(view, piece, key):
+            for part_range in self._shards[shard]:
+                view = PartView(part_range.part, layout)
+                tally.add(view, part_range, key)
+                for ids, lengths in _batches(view, part_range, key):
                     if ids.size:
                         tally.max_token_id = max(tally.max_token_id, int(ids.max()))
                     writer.add(ids, lengths)
-                for line in view.rejected(piece.first, piece.last):
+                for line in view.rejected(part_range.first, part_range.last):
                     rejected_stream = rejected_stream or staged.open(rejected_path(prefix))
                     rejected_stream.write(line)
                     tally.reject(line)
@@ -118,35 +119,35 @@ class MergeShard:
         check_shard(prefix, read_manifest(prefix))
 
     def _manifest(self, key: int, shard: int, tally: "_Tally", writer: IndexedWriter, idx_sha256: str) -> IndexManifest:
-        itemsize = self._output.layout.dtype.itemsize
+        itemsize = self._plan.layout.dtype.itemsize
         whole = len(self._shards) == 1
         return IndexManifest(
-            tokenizer_fingerprint=str(self._output.tokenizer["fingerprint"]),
-            tokenizer_kind=str(self._output.tokenizer["kind"]),
-            vocab_size=int(str(self._output.tokenizer["vocab_size"])),
+            tokenizer_fingerprint=self._plan.tokenizer.fingerprint,
+            tokenizer_kind=self._plan.tokenizer.kind,
+            vocab_size=self._plan.tokenizer.vocab_size,
             documents=writer.documents,
             tokens=writer.tokens,
             bytes=tally.text_bytes,
             rejected=tally.rejected.total(),
             rejected_reasons=dict(sorted(tally.reasons.items())),
-            dtype=self._output.layout.dtype.name,
+            dtype=self._plan.layout.dtype.name,
             max_token_id=tally.max_token_id,
-            eod=self._output.tokenizer["eod"],  # type: ignore[arg-type]
+            eod=self._plan.tokenizer.eod,
             sizes={"bin": writer.tokens * itemsize, "idx": writer.index_bytes},
             sha256={"bin": writer.sha256.hexdigest(), "idx": idx_sha256},
             sources=tuple(
                 SourceFile(path, size, digest, tally.by_source[path], tally.rejected[path])
-                for path, size, digest in self._output.sources
+                for path, size, digest in self._plan.sources
                 if whole or tally.by_source[path] or tally.rejected[path]
             ),
-            key=self._output.keys[key],
+            key=self._plan.keys[key],
             shard=(shard, len(self._shards)),
             created_by=f"megatron_ko {__version__}",
         )
 
 
 class _Tally:
-    """Counts while pieces pass."""
+    """Counts what the ranges of a shard hold."""
 
     def __init__(self) -> None:
         self.documents = self.tokens = self.text_bytes = 0
@@ -155,14 +156,14 @@ class _Tally:
         self.rejected: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
 
-    def add(self, view: PartView, piece: PartRange, key: int) -> None:
-        self.documents += piece.last - piece.first
-        whole = (piece.first, piece.last) == (0, view.documents)
-        lengths = view.lengths(key)[piece.first : piece.last]
-        # Of a whole part, what the encoder counted; of a piece, what its lengths say.
+    def add(self, view: PartView, part_range: PartRange, key: int) -> None:
+        self.documents += part_range.last - part_range.first
+        whole = (part_range.first, part_range.last) == (0, view.documents)
+        lengths = view.lengths(key)[part_range.first : part_range.last]
+        # Of a whole part, as the encoder counted; of a range of it, from its lengths.
         self.tokens += view.statistics["tokens"][key] if whole else int(lengths.sum(dtype=np.int64))
-        self.text_bytes += view.text_bytes(key, piece.first, piece.last)
-        for source, documents in view.sources(piece.first, piece.last):
+        self.text_bytes += view.text_bytes(key, part_range.first, part_range.last)
+        for source, documents in view.sources(part_range.first, part_range.last):
             self.by_source[source] += documents
 
     def reject(self, line: bytes) -> None:
@@ -171,14 +172,14 @@ class _Tally:
         self.reasons[record["reason"].split(":")[0]] += 1
 
 
-def _batches(view: PartView, piece: PartRange, key: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and lengths of the documents of a piece, some megabytes at a time."""
+def _batches(view: PartView, part_range: PartRange, key: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and lengths of the documents of a range, some megabytes at a time."""
     lengths = view.lengths(key)
-    ends = np.cumsum(lengths[piece.first : piece.last], dtype=np.int64)
+    ends = np.cumsum(lengths[part_range.first : part_range.last], dtype=np.int64)
     first = 0
     while first < ends.size:
         held = int(ends[first - 1]) if first else 0
         last = max(first + 1, int(np.searchsorted(ends, held + _STEP, side="right")))
-        low, high = piece.first + first, piece.first + last
+        low, high = part_range.first + first, part_range.first + last
         yield view.ids(key, low, high), lengths[low:high]
         first = last

@@ -5,6 +5,7 @@ Rejected records are int32 numbers of the documents before each of them, and JSO
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -20,19 +21,47 @@ class Layout:
     text_bytes: bool
 
 
+class PartCounts(TypedDict):
+    """What a part holds.
+
+    Attributes:
+        documents, rejected: records that became documents, and those that did not.
+        tokens, text_bytes: of each key.
+        reasons: rejected records by reason.
+        first_rejected: reason and place of the first one.
+        runs: source and number of documents, in order.
+        samples: number of a document in the part, and the hash of its text for each key.
+    """
+
+    documents: int
+    rejected: int
+    tokens: list[int]
+    text_bytes: list[int]
+    reasons: dict[str, int]
+    first_rejected: str | None
+    runs: list[tuple[str, int]]
+    samples: list[tuple[int, list[str]]]
+
+
+class EncodeStatistics(PartCounts):
+    """What is recorded of an encoded chunk: its part, and the bytes of input that were read for it."""
+
+    read: int
+
+
 class PartView:
-    """A part, mapped.
+    """A part, memory-mapped.
 
     Attributes:
         documents: in it.
         statistics: as ``encode.EncodeChunk`` returned them.
     """
 
-    def __init__(self, part: Part, layout: Layout) -> None:
+    def __init__(self, part: Part[EncodeStatistics], layout: Layout) -> None:
         self.statistics = part.statistics
-        self.documents: int = part.statistics["documents"]
+        self.documents = part.statistics["documents"]
         self._layout = layout
-        # numpy maps no empty file.
+        # numpy cannot map an empty file.
         size = part.path.stat().st_size
         self._content = np.memmap(part.path, mode="r") if size else np.zeros(0, np.uint8)
         self._starts = self._sections()
@@ -55,14 +84,14 @@ class PartView:
     def text_bytes(self, key: int, first: int, last: int) -> int:
         """UTF-8 bytes of the documents from ``first`` up to ``last``."""
         if (first, last) == (0, self.documents):
-            return int(self.statistics["text_bytes"][key])
+            return self.statistics["text_bytes"][key]
         sizes = self._view(self._starts[key][2], self.documents, np.dtype("<i4"))
         return int(sizes[first:last].sum(dtype=np.int64))
 
     def rejected(self, first: int, last: int) -> Iterator[bytes]:
-        """Lines of the records that were rejected beside the documents from ``first`` up to ``last``.
+        """Lines of the rejected records that go with the documents from ``first`` up to ``last``.
 
-        A record goes with the document that follows it, at the end of the part with the last one.
+        A record goes with the document that follows it; at the end of the part, with the last document.
         """
         start = self._starts[-1][0]
         before = self._view(start, self.statistics["rejected"], np.dtype("<i4"))

@@ -15,8 +15,10 @@ from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeChunk, EncodeOptions
+from megatron_ko.data.tokens.identity import EncodedWith, PreprocessIdentity
 from megatron_ko.data.tokens.manifest import FILES
 from megatron_ko.data.tokens.merge import IndexedOutput, job_folder, merge
+from megatron_ko.data.tokens.parts import EncodeStatistics
 from megatron_ko.data.tokens.shards import any_shards
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import append_suffix
@@ -38,13 +40,13 @@ class PreprocessOptions:
         keys: text fields; each gives an output of its own, and document n of one belongs to document n of the other.
         append_eod: end every document with the tokenizer's end-of-document token.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        format: of all inputs, instead of what their suffixes say.
+        format: of all inputs; None: as their suffixes say.
         shards: number of shards to cut every output into, of about equally many tokens.
         shard_tokens: as many shards as are needed for about so many tokens in each.
-        rank, size: this process takes every ``size``-th chunk; ``merge`` is for when all ranks are finished.
+        rank, size: this process takes every ``size``-th chunk; ``merge`` follows when all ranks are finished.
         verify: decode samples of what was written, and compare them with the text.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
-        names: of the outputs of ``keys``, in the folder of ``output``, instead of what follows from it.
+        names: of the outputs of ``keys``, in the folder of ``output``; empty: they follow from it and the keys.
     """
 
     inputs: tuple[Path, ...]
@@ -86,7 +88,7 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
     _check_keys(options, inputs)
     if STDIN in inputs:
         _forget_earlier_input(options, folder)
-    job = Job(folder, _identity(options, inputs), options.workers, options.rank, options.size)
+    job = Job(folder, _identity(options, inputs).to_json(), options.workers, options.rank, options.size)
     check_job(job)
     if not finish_renames(folder):
         _refuse_existing(options)
@@ -109,7 +111,7 @@ def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], prog
     )
     done = 0
 
-    def count(part: Part) -> None:
+    def count(part: Part[EncodeStatistics]) -> None:
         nonlocal done
         done += part.statistics["read"]
         progress(done)
@@ -117,25 +119,21 @@ def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], prog
     run_job(job, read_chunks(reading), work, count)
 
 
-def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> dict[str, object]:
-    """Everything that decides a byte of the output; ``finish`` knows no other options."""
+def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> PreprocessIdentity:
     tokenizer = load_tokenizer(options.tokenizer)
-    return {
-        "inputs": input_identity(inputs),
-        "chunk bytes": options.chunk_bytes or chunk_bytes(inputs),
-        "format": options.format,
-        "text unit": options.text_unit,
-        "keys": list(options.keys),
-        "outputs": [prefix.name for prefix in options.outputs()],
-        "shards": options.shards,
-        "shard tokens": options.shard_tokens,
-        "tokenizer": {
-            "fingerprint": tokenizer.fingerprint,
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "eod": tokenizer.eod if options.append_eod else None,
-        },
-    }
+    return PreprocessIdentity(
+        inputs=input_identity(inputs),
+        chunk_bytes=options.chunk_bytes or chunk_bytes(inputs),
+        format=options.format,
+        text_unit=options.text_unit,
+        keys=options.keys,
+        outputs=tuple(prefix.name for prefix in options.outputs()),
+        shards=options.shards,
+        shard_tokens=options.shard_tokens,
+        tokenizer=EncodedWith(
+            tokenizer.fingerprint, tokenizer.kind, tokenizer.vocab_size, tokenizer.eod if options.append_eod else None
+        ),
+    )
 
 
 def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
@@ -172,7 +170,7 @@ def _refuse_existing(options: PreprocessOptions) -> None:
 
 
 def _forget_earlier_input(options: PreprocessOptions, folder: Path) -> None:
-    """What came through a pipe cannot be compared with what comes now: no run goes on from an earlier one."""
+    """Earlier input from a pipe cannot be compared with what comes now, so no run goes on from an earlier one."""
     if options.size > 1:
         raise DataError("several ranks cannot share the standard input", remedy="give the files by their names")
     finish_renames(folder)

@@ -10,6 +10,7 @@ from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import text_hash
 from megatron_ko.data.tokens.indexed import IndexedReader
 from megatron_ko.data.tokens.merge_shard import MergePlan
+from megatron_ko.data.tokens.parts import EncodeStatistics
 from megatron_ko.errors import DataError
 
 _MOST = 1000
@@ -24,7 +25,7 @@ class RoundTrip:
 
 
 def check_samples(
-    output: MergePlan, parts: Sequence[Part], borders: Sequence[int], tokenizer: Path
+    output: MergePlan, parts: Sequence[Part[EncodeStatistics]], borders: Sequence[int], tokenizer: Path
 ) -> dict[str, RoundTrip]:
     """Decode about a thousand documents, spread over all files, and compare them with the hashes of their texts.
 
@@ -42,7 +43,7 @@ def check_samples(
         for key, expected in enumerate(hashes):
             name = output.names[key][shard]
             ids = readers[name][document - borders[shard]].tolist()
-            text = decoder.decode(ids[:-1] if output.tokenizer["eod"] is not None else ids)
+            text = decoder.decode(ids[:-1] if output.tokenizer.eod is not None else ids)
             found[name][0] += 1
             found[name][1] += text_hash(text) == expected
             if text_hash(text) != expected and decoder.kind != "huggingface":
@@ -54,7 +55,7 @@ def check_samples(
     return {name: RoundTrip(*counts) for name, counts in found.items()}
 
 
-def _chosen(parts: Sequence[Part]) -> list[tuple[int, list[str]]]:
+def _chosen(parts: Sequence[Part[EncodeStatistics]]) -> list[tuple[int, list[str]]]:
     """Number and text hashes (one a key) of documents, evenly spread."""
     first = 0
     samples = []

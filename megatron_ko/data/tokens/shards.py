@@ -1,4 +1,4 @@
-"""Where one output is cut into several, between documents; and how the pieces are called."""
+"""Where an output is cut into shards, always between documents; and the names of the shards."""
 
 import glob
 from bisect import bisect_right

@@ -1,8 +1,8 @@
 """What sources hold, side by side: totals, and how long their documents are."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,48 +14,88 @@ _COLUMNS = 3
 _BAR, _LINE = "#2f6f9f", "#c0392b"
 
 
-def source_stats(sources: Sequence[SourceData]) -> dict[str, Any]:
-    """Totals of every source and of all, as JSON values; lengths are tokens a document."""
+@dataclass(frozen=True)
+class SourceStats:
+    """One source; bytes are UTF-8 bytes of text, lengths the median, percentiles and largest tokens of a document."""
+
+    name: str
+    shards: int
+    documents: int
+    tokens: int
+    bytes: int
+    rejected: int
+    tokens_per_document: float
+    bytes_per_token: float
+    lengths: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TotalStats:
+    """Sums over all sources."""
+
+    shards: int
+    documents: int
+    tokens: int
+    bytes: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Several sources side by side, and their sums."""
+
+    sources: list[SourceStats]
+    total: TotalStats
+
+
+def source_stats(sources: Sequence[SourceData]) -> Stats:
+    """Totals of every source and of all of them."""
     rows = []
     for source in sources:
         lengths = source.lengths()
         percentiles = np.percentile(lengths, [50, 90, 99]).round(1).tolist() if len(lengths) else [0, 0, 0]
         rows.append(
-            {
-                "name": source.name,
-                "shards": len(source.shards),
-                "documents": source.documents,
-                "tokens": source.tokens,
-                "bytes": source.bytes,
-                "rejected": sum(manifest.rejected for manifest in source.manifests),
-                "tokens_per_document": round(source.tokens / max(1, source.documents), 2),
-                "bytes_per_token": round(source.bytes / max(1, source.tokens), 4),
-                "lengths": dict(zip(("median", "p90", "p99"), percentiles, strict=True))
+            SourceStats(
+                name=source.name,
+                shards=len(source.shards),
+                documents=source.documents,
+                tokens=source.tokens,
+                bytes=source.bytes,
+                rejected=sum(manifest.rejected for manifest in source.manifests),
+                tokens_per_document=round(source.tokens / max(1, source.documents), 2),
+                bytes_per_token=round(source.bytes / max(1, source.tokens), 4),
+                lengths=dict(zip(("median", "p90", "p99"), percentiles, strict=True))
                 | {"max": int(lengths.max(initial=0))},
-            }
+            )
         )
-    names = ("shards", "documents", "tokens", "bytes", "rejected")
-    return {"sources": rows, "total": {name: sum(row[name] for row in rows) for name in names}}
+    total = TotalStats(
+        shards=sum(row.shards for row in rows),
+        documents=sum(row.documents for row in rows),
+        tokens=sum(row.tokens for row in rows),
+        bytes=sum(row.bytes for row in rows),
+        rejected=sum(row.rejected for row in rows),
+    )
+    return Stats(rows, total)
 
 
-def table(stats: dict[str, Any]) -> list[str]:
+def table(stats: Stats) -> list[str]:
     """The totals as lines of a Markdown table."""
     lines = [
         "| source | documents | tokens | share | MB of text | bytes a token | tokens a document: mean | median | 99 % "
         "| largest |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    total = stats["total"]
-    for row in stats["sources"]:
-        lengths, share = row["lengths"], row["tokens"] / max(1, total["tokens"])
+    total = stats.total
+    for row in stats.sources:
+        lengths, share = row.lengths, row.tokens / max(1, total.tokens)
         lines.append(
-            f"| {row['name']} | {row['documents']:,} | {row['tokens']:,} | {share:.1%} "
-            f"| {row['bytes'] / 1e6:.1f} | {row['bytes_per_token']:.3f} | {row['tokens_per_document']:,.1f} "
+            f"| {row.name} | {row.documents:,} | {row.tokens:,} | {share:.1%} "
+            f"| {row.bytes / 1e6:.1f} | {row.bytes_per_token:.3f} | {row.tokens_per_document:,.1f} "
             f"| {lengths['median']:,.0f} | {lengths['p99']:,.0f} | {lengths['max']:,} |"
         )
-    per_token, mean = total["bytes"] / max(1, total["tokens"]), total["tokens"] / max(1, total["documents"])
+    per_token, mean = total.bytes / max(1, total.tokens), total.tokens / max(1, total.documents)
     lines.append(
-        f"| all | {total['documents']:,} | {total['tokens']:,} | 100.0% | {total['bytes'] / 1e6:.1f} "
+        f"| all | {total.documents:,} | {total.tokens:,} | 100.0% | {total.bytes / 1e6:.1f} "
         f"| {per_token:.3f} | {mean:,.1f} | | | |"
     )
     return lines

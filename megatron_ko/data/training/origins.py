@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from megatron_ko.config.data import Source
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+# Tensors [s] by name, as megatron-core gives them.
+Sample = dict[str, torch.Tensor]
 
 
 class SampleDataset(Protocol):
@@ -18,7 +23,7 @@ class SampleDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class MixtureDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
+<<<<<<< HEAD
     def __getitem__(self, index: int) -> dict[str, Any]:
         if self._mixed is None:
             sample: dict[str, Any] = self._dataset[index + int(self._shift[0])]
@@ -67,6 +73,10 @@ class MixtureDataset:
             number = int(self._mixed[index])
             within = int(self._dataset.dataset_sample_index[index]) + int(self._shift[number])
             sample = {"dataset_id": number, **self._dataset.datasets[number][within]}
+=======
+    def __getitem__(self, index: int) -> Sample:
+        sample: Sample = self._dataset[index]
+>>>>>>> main
         return sample
 
     def count_by_dataset(self, indices: range) -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -18,6 +19,15 @@ from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
 
 SPLITS = ("train", "valid", "test")
+
+
+class CorpusEntry(TypedDict):
+    """One source in lineage.json: its prefix, the sha256 of its tokens, their number, and its share in the mixture."""
+
+    prefix: str
+    sha256: str
+    tokens: int
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Shard:
     weight: float
     samples: tuple[int, ...]
 
+<<<<<<< HEAD
     @property
     def key(self) -> str:
         """Names its content, wherever it lies."""
@@ -69,6 +80,12 @@ def _expand(source: Source) -> list[Source]:
         )
         for prefix, count in zip(prefixes, tokens, strict=True)
     ]
+=======
+    def describe(self) -> CorpusEntry:
+        """For lineage.json."""
+        tokens, sha256 = self.manifest.tokens, self.manifest.sha256["bin"]
+        return {"prefix": str(self.prefix), "sha256": sha256, "tokens": tokens, "weight": self.weight}
+>>>>>>> main
 
 
 def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:

@@ -1,0 +1,64 @@
+"""What decides every byte of indexed files: kept in job.json while they are made; ``merge`` needs nothing else."""
+
+from dataclasses import dataclass
+
+from megatron_ko.data.jobs.chunks import InputIdentity
+from megatron_ko.data.jobs.job import identity_to_json
+from megatron_ko.storage.open_json import JsonObject
+
+
+@dataclass(frozen=True)
+class EncodedWith:
+    """The tokenizer of indexed files, as far as their bytes and manifests depend on it.
+
+    Attributes:
+        fingerprint, kind, vocab_size: of the tokenizer.
+        eod: the id that ends every document; None if none is appended.
+    """
+
+    fingerprint: str
+    kind: str
+    vocab_size: int
+    eod: int | None
+
+
+@dataclass(frozen=True)
+class PreprocessIdentity:
+    """Inputs and options of a ``data preprocess``.
+
+    Attributes:
+        inputs: the files, with their sizes and hashes.
+        chunk_bytes: how much text goes into one part.
+        format, text_unit: how the inputs are read.
+        keys: text fields.
+        outputs: name of the output of each key.
+        shards, shard_tokens: how many shards, or how large they are; both None if the output is not cut.
+        tokenizer: what encodes the text.
+    """
+
+    inputs: InputIdentity
+    chunk_bytes: int
+    format: str | None
+    text_unit: str
+    keys: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shards: int | None
+    shard_tokens: int | None
+    tokenizer: EncodedWith
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the output is cut into shards."""
+        return self.shards is not None or self.shard_tokens is not None
+
+    def to_json(self) -> JsonObject:
+        """For job.json; ``from_json`` reads it."""
+        return identity_to_json(self)
+
+    @classmethod
+    def from_json(cls, content: JsonObject) -> "PreprocessIdentity":
+        """The identity that gave ``content``."""
+        fields = {name.replace(" ", "_"): value for name, value in content.items()}
+        fields["keys"], fields["outputs"] = tuple(fields["keys"]), tuple(fields["outputs"])
+        fields["tokenizer"] = EncodedWith(**fields["tokenizer"])
+        return cls(**fields)
