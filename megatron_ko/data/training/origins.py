@@ -65,18 +65,13 @@ class MixtureDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-<<<<<<< HEAD
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Sample:
         if self._mixed is None:
-            sample: dict[str, Any] = self._dataset[index + int(self._shift[0])]
+            sample: Sample = self._dataset[index + int(self._shift[0])]
         else:
             number = int(self._mixed[index])
             within = int(self._dataset.dataset_sample_index[index]) + int(self._shift[number])
             sample = {"dataset_id": number, **self._dataset.datasets[number][within]}
-=======
-    def __getitem__(self, index: int) -> Sample:
-        sample: Sample = self._dataset[index]
->>>>>>> main
         return sample
 
     def count_by_dataset(self, indices: range) -> dict[str, int]:

@@ -19,14 +19,17 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
-<<<<<<< HEAD
 from megatron_ko.data.training.origins import MixtureDataset, Reading, source_names
 from megatron_ko.data.training.preview import count_epochs
-from megatron_ko.data.training.sources import SPLITS, Shard, cache_key, check_sources, check_split, expand_sources
-=======
-from megatron_ko.data.training.origins import MixtureDataset, source_names
-from megatron_ko.data.training.sources import SPLITS, CorpusEntry, Shard, cache_key, check_sources, check_split
->>>>>>> main
+from megatron_ko.data.training.sources import (
+    SPLITS,
+    CorpusEntry,
+    Shard,
+    cache_key,
+    check_sources,
+    check_split,
+    expand_sources,
+)
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 from megatron_ko.storage.files import explain_disk_errors
@@ -44,23 +47,15 @@ class Datasets:
     Attributes:
         train: as long as was asked for, or longer; epochs follow each other.
         valid, test: None when nothing was asked for; never longer than one pass over their part.
-<<<<<<< HEAD
-        corpus: for the lineage: prefix, sha256 of the tokens, tokens and weight of each source.
-        epochs: how often each source is gone through in training, by its name.
-=======
         corpus: the sources, for the lineage.
->>>>>>> main
+        epochs: how often each source is gone through in training, by its name.
     """
 
     train: MixtureDataset
     valid: MixtureDataset | None
     test: MixtureDataset | None
-<<<<<<< HEAD
-    corpus: list[dict[str, Any]]
-    epochs: dict[str, float]
-=======
     corpus: list[CorpusEntry]
->>>>>>> main
+    epochs: dict[str, float]
 
 
 class EpochDataset(GPTDataset):
@@ -158,16 +153,7 @@ def build_datasets(
         for part, reading in zip(built, (before, None, None), strict=True)
     )
     assert train is not None, "a run trains"
-<<<<<<< HEAD
-    corpus = [
-        {
-            "prefix": str(shard.prefix),
-            "sha256": shard.manifest.sha256["bin"],
-            "tokens": shard.manifest.tokens,
-            "weight": shard.weight,
-        }
-        for shard in shards
-    ]
+    corpus = [shard.describe() for shard in shards]
     return Datasets(train, valid, test, corpus, count_epochs(shards, names, num_samples[0]))
 
 
@@ -181,9 +167,6 @@ def _build_cached(
     folder = cache / cache_key(data, shards, sizes, seed)
     with explain_disk_errors(cache), _process_group(), _whole_cache(folder):
         return _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
-=======
-    return Datasets(train, valid, test, [shard.describe() for shard in shards])
->>>>>>> main
 
 
 def _build(

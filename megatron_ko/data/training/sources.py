@@ -46,11 +46,15 @@ class Shard:
     weight: float
     samples: tuple[int, ...]
 
-<<<<<<< HEAD
     @property
     def key(self) -> str:
         """Names its content, wherever it lies."""
         return self.manifest.sha256["bin"][:16]
+
+    def describe(self) -> CorpusEntry:
+        """For lineage.json."""
+        tokens, sha256 = self.manifest.tokens, self.manifest.sha256["bin"]
+        return {"prefix": str(self.prefix), "sha256": sha256, "tokens": tokens, "weight": self.weight}
 
 
 def expand_sources(sources: Sequence[Source]) -> tuple[Source, ...]:
@@ -80,12 +84,6 @@ def _expand(source: Source) -> list[Source]:
         )
         for prefix, count in zip(prefixes, tokens, strict=True)
     ]
-=======
-    def describe(self) -> CorpusEntry:
-        """For lineage.json."""
-        tokens, sha256 = self.manifest.tokens, self.manifest.sha256["bin"]
-        return {"prefix": str(self.prefix), "sha256": sha256, "tokens": tokens, "weight": self.weight}
->>>>>>> main
 
 
 def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
