@@ -14,7 +14,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 # Tensors [s] by name, as megatron-core gives them.
-Sample = dict[str, torch.Tensor]
+TrainingSample = dict[str, torch.Tensor]
 
 
 class SampleDataset(Protocol):
@@ -22,7 +22,7 @@ class SampleDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> TrainingSample: ...
 
 
 class MixtureDataset:
@@ -41,8 +41,8 @@ class MixtureDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Sample:
-        sample: Sample = self._dataset[index]
+    def __getitem__(self, index: int) -> TrainingSample:
+        sample: TrainingSample = self._dataset[index]
         return sample
 
     def source_numbers(self, indices: Sequence[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_index_manifest
 from megatron_ko.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -61,7 +61,7 @@ def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
     for index, prefix in enumerate(prefixes):
         if prefix.resolve() in {earlier.resolve() for earlier in prefixes[:index]}:
             raise DataError("a source is given twice", got=str(prefix), remedy="raise its weight in data.sources")
-    manifests = [read_manifest(prefix) for prefix in prefixes]
+    manifests = [read_index_manifest(prefix) for prefix in prefixes]
     readers = []
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         _check_tokenizer(prefix, manifest, tokenizer)
