@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Models between this project and Hugging Face, each with its proof.")
 
-Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
+NewFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
 app.command("gguf")(gguf)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -23,7 +23,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("hf-import")
 def hf_import(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with config.json and safetensors.")],
-    output: Output,
+    output: NewFolder,
     as_json: AsJson = False,
 ) -> None:
     """Make a native model of a Hugging Face folder. Nothing is written unless both are the same model.
@@ -65,7 +65,7 @@ def hf_export(
 @app.command("upcycle")
 def upcycle(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model, without experts.")],
-    output: Output,
+    output: NewFolder,
     experts: Annotated[int, typer.Option(min=2, help="Experts of a layer; all start as its feed-forward layer.")] = 8,
     top_k: Annotated[int, typer.Option(min=1, help="Experts that compute one token.")] = 2,
     score: Annotated[str, typer.Option(help="softmax or sigmoid: from router logits to weights.")] = "softmax",
@@ -128,7 +128,7 @@ def _dry_run(config: Path, dtype: str, as_json: bool) -> None:
 
     from megatron_ko.config import load_model_config
     from megatron_ko.convert.dry_run import dry_run
-    from megatron_ko.convert.gates import table
+    from megatron_ko.convert.gates import gate_table
     from megatron_ko.convert.hf_export import type_of
 
     found = dry_run(load_model_config(config), type_of(dtype))
@@ -138,14 +138,14 @@ def _dry_run(config: Path, dtype: str, as_json: bool) -> None:
     typer.echo(f"{config} as {found.architecture}, {dtype}")
     typer.echo(f"  {found.native} native tensors -> {found.tensors:,} tensors of {found.parameters:,} numbers")
     typer.echo(f"  {found.bytes / 1e9:.2f} GB in {found.files} file{'s' if found.files > 1 else ''}")
-    typer.echo(table(found.gates))
+    typer.echo(gate_table(found.gates))
 
 
 def _tell(output: Path, proof: "Proof", as_json: bool) -> None:
-    from megatron_ko.convert.gates import table
+    from megatron_ko.convert.gates import gate_table
 
     if as_json:
         typer.echo(json.dumps({"output": str(output), **proof.to_json()}))
         return
     typer.echo(f"{output}: {proof.verdict}")
-    typer.echo(table(proof.gates))
+    typer.echo(gate_table(proof.gates))

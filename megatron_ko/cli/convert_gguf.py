@@ -44,7 +44,7 @@ def gguf(
 
 
 def _tell(output: Path, exported: "GgufExport", as_json: bool) -> None:
-    from megatron_ko.convert.gates import table
+    from megatron_ko.convert.gates import gate_table
 
     if as_json:
         typer.echo(json.dumps({"output": str(output), **exported.to_json()}, ensure_ascii=False))
@@ -59,4 +59,4 @@ def _tell(output: Path, exported: "GgufExport", as_json: bool) -> None:
     typer.echo(f"  Modelfile for Ollama{kind}" if ollama.modelfile else "  no Modelfile for Ollama")
     for note in ollama.notes:
         typer.echo(f"    {note}")
-    typer.echo(table(exported.proof.gates))
+    typer.echo(gate_table(exported.proof.gates))

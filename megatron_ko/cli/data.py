@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_merge, data_preprocess
+from megatron_ko.cli.data_options import AsJson
 
 app = typer.Typer(no_args_is_help=True, help="Text to indexed tokens, and a look at what they hold.")
 
 _SOURCES = 10
 _BAR = 40
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Prefix = Annotated[
     Path,
     typer.Argument(metavar="PREFIX", help="Path of the .bin/.idx pair without its suffix, of shards, or a folder."),

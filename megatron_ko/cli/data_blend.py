@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from megatron_ko.cli.data_options import AsJson
+
 Prefixes = Annotated[
     list[Path],
     typer.Argument(metavar="PREFIX...", help="Sources: a .bin/.idx pair without suffix, shards, or a folder, each."),
@@ -38,7 +39,7 @@ def stats(
 
     from megatron_ko.data.figures import check_picture
     from megatron_ko.data.tokens.blend import read_sources
-    from megatron_ko.data.tokens.stats import lengths_png, source_stats, table
+    from megatron_ko.data.tokens.stats import lengths_png, source_stats, stats_table
 
     if plot is not None:
         check_picture(plot)
@@ -46,7 +47,7 @@ def stats(
     found = source_stats(sources)
     if plot is not None:
         lengths_png(sources, plot)
-    for line in [json.dumps(asdict(found), ensure_ascii=False)] if as_json else table(found):
+    for line in [json.dumps(asdict(found), ensure_ascii=False)] if as_json else stats_table(found):
         typer.echo(line)
 
 

@@ -15,7 +15,7 @@ from megatron_ko.cli.data_options import (
     OutputFormat,
     Restart,
     TextUnit,
-    Unit,
+    TextUnitOption,
     Workers,
 )
 from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
@@ -33,7 +33,7 @@ def clean(
     more: MoreInputs = None,
     workers: Workers = CORES,
     json_key: Annotated[str, typer.Option(metavar="KEY", help="Field of the text.")] = "text",
-    text_unit: Unit = TextUnit.line,
+    text_unit: TextUnitOption = TextUnit.line,
     format: Annotated[OutputFormat, typer.Option(help="Of the shards.")] = OutputFormat.jsonl_zst,
     shard_size: Annotated[int, typer.Option(metavar="MIB", min=1, help="A shard is closed at this size.")] = 512,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,

@@ -8,19 +8,19 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli.data_dedup import Output
+from megatron_ko.cli.data_dedup import NewFolder
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
-    Format,
+    InputFormatOption,
     Inputs,
     Key,
     MoreInputs,
-    NewFormat,
     OutputFormat,
+    OutputFormatOption,
     Restart,
     TextUnit,
-    Unit,
+    TextUnitOption,
     Workers,
 )
 from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
@@ -42,7 +42,7 @@ def decontaminate(
     against: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Evaluation file (.jsonl .tsv .csv .parquet ...); repeatable.")
     ],
-    output: Output,
+    output: NewFolder,
     more: MoreInputs = None,
     against_key: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="Field with text of the evaluation files; repeatable.")
@@ -53,9 +53,9 @@ def decontaminate(
         int | None, typer.Option(min=1, help="Search for shorter items as a whole, from so many units. [half of it]")
     ] = None,
     json_key: Key = "text",
-    text_unit: Unit = TextUnit.line,
-    format: Format = None,
-    output_format: NewFormat = OutputFormat.jsonl_zst,
+    text_unit: TextUnitOption = TextUnit.line,
+    format: InputFormatOption = None,
+    output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     restart: Restart = False,
     as_json: AsJson = False,

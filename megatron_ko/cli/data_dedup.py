@@ -11,15 +11,15 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
-    Format,
+    InputFormatOption,
     Inputs,
     Key,
     MoreInputs,
-    NewFormat,
     OutputFormat,
+    OutputFormatOption,
     Restart,
     TextUnit,
-    Unit,
+    TextUnitOption,
     Workers,
 )
 from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
@@ -36,13 +36,13 @@ class Keep(StrEnum):
     priority = "priority"
 
 
-Output = Annotated[Path, typer.Option(metavar="DIR", help="New folder: a file for each input, manifest, report.")]
+NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="New folder: a file for each input, manifest, report.")]
 Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory that a process may sort in.")]
 
 
 def dedup(
     files: Inputs,
-    output: Output,
+    output: NewFolder,
     more: MoreInputs = None,
     exact: Annotated[
         str, typer.Option(metavar="LEVEL,...", help="Exact duplicates of: document, paragraph, line; or none.")
@@ -60,9 +60,9 @@ def dedup(
     ] = Keep.first,
     min_characters: Annotated[int, typer.Option(min=1, help="Shorter paragraphs and lines stay.")] = 30,
     json_key: Key = "text",
-    text_unit: Unit = TextUnit.line,
-    format: Format = None,
-    output_format: NewFormat = OutputFormat.jsonl_zst,
+    text_unit: TextUnitOption = TextUnit.line,
+    format: InputFormatOption = None,
+    output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     memory_mb: Memory = 512,
     restart: Restart = False,

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from megatron_ko.cli.data_options import CORES, AsJson, Workers
-from megatron_ko.cli.data_preprocess import Output, report_outputs
+from megatron_ko.cli.data_preprocess import NewPrefix, report_outputs
 from megatron_ko.cli.data_progress import say_how_to_resume
 
 
 def merge(
-    output: Output,
+    output: NewPrefix,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Decode samples of what was written with it, and compare.")
     ] = None,

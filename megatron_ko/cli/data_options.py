@@ -21,9 +21,11 @@ Inputs = Annotated[
 ]
 MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
 Key = Annotated[str, typer.Option(metavar="KEY", help="Text field or column.")]
-Unit = Annotated[TextUnit, typer.Option(help="A document of a .txt file.")]
-Format = Annotated[InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")]
-NewFormat = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
+TextUnitOption = Annotated[TextUnit, typer.Option(help="A document of a .txt file.")]
+InputFormatOption = Annotated[
+    InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")
+]
+OutputFormatOption = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one a core.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megatron_ko.cli.data_options import CORES, AsJson, Format, Inputs, MoreInputs, Restart, TextUnit, Unit, Workers
+from megatron_ko.cli.data_options import (
+    CORES,
+    AsJson,
+    InputFormatOption,
+    Inputs,
+    MoreInputs,
+    Restart,
+    TextUnit,
+    TextUnitOption,
+    Workers,
+)
 from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ def output_prefix(value: str) -> Path:
     return Path(value)
 
 
-Output = Annotated[
+NewPrefix = Annotated[
     Path, typer.Option(metavar="PREFIX", parser=output_prefix, help="Writes PREFIX.bin, .idx and .manifest.json.")
 ]
 
@@ -35,7 +45,7 @@ Output = Annotated[
 def preprocess(
     files: Inputs,
     tokenizer: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the tokenizer.")],
-    output: Output,
+    output: NewPrefix,
     more: MoreInputs = None,
     workers: Workers = CORES,
     json_key: Annotated[
@@ -43,8 +53,8 @@ def preprocess(
         typer.Option(metavar="KEY", help="Field of the text; given several times, each writes PREFIX_KEY. [text]"),
     ] = None,
     append_eod: Annotated[bool, typer.Option(help="End every document with the end-of-document token.")] = True,
-    text_unit: Unit = TextUnit.line,
-    format: Format = None,
+    text_unit: TextUnitOption = TextUnit.line,
+    format: InputFormatOption = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Write PREFIX-00000-of-N ..., N shards.")] = None,
     shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about so many tokens.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,

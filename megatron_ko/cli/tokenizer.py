@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from megatron_ko.cli.data_options import AsJson, MoreInputs
+
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
 Inputs = Annotated[
@@ -14,7 +16,6 @@ Inputs = Annotated[
     typer.Option("--input", metavar="FILE...", help="Text: files as `data` reads them, folders, patterns."),
 ]
 JsonKey = Annotated[str, typer.Option(metavar="KEY", help="Text field of jsonl and parquet.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 BalanceBy = Annotated[
     str, typer.Option(metavar="FIELD", help="What --weights and --temperature balance: source (a file), or a field.")
 ]
@@ -25,7 +26,6 @@ Weights = Annotated[
 Temperature = Annotated[
     float, typer.Option(min=1.0, help="Without --weights: shares in proportion to bytes ** (1 / temperature).")
 ]
-MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
 
 
 class Model(StrEnum):
@@ -127,10 +127,10 @@ def extend(
     from dataclasses import asdict
 
     from megatron_ko.data.text.inputs import expand_inputs
-    from megatron_ko.data.tokenizer.corpus import Sampling
+    from megatron_ko.data.tokenizer.corpus import CorpusSampling
     from megatron_ko.data.tokenizer.extend import ExtendOptions, extend_tokenizer
 
-    sampling = Sampling(
+    sampling = CorpusSampling(
         key=json_key,
         max_bytes=max_megabytes * 1_000_000,
         balance_by=balance_by,
@@ -211,7 +211,7 @@ def compare(
     from dataclasses import asdict
 
     from megatron_ko.data.figures import check_picture
-    from megatron_ko.data.tokenizer.compare import compare_tokenizers, table
+    from megatron_ko.data.tokenizer.compare import compare_tokenizers, comparison_table
 
     if plot is not None:
         check_picture(plot)
@@ -226,7 +226,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(asdict(comparison), ensure_ascii=False))
         return
-    for line in table(comparison):
+    for line in comparison_table(comparison):
         typer.echo(line)
     typer.echo(
         f"\n{comparison.documents:,} documents, {comparison.characters:,} characters, {comparison.eojeols:,} eojeols, "
@@ -237,11 +237,11 @@ def compare(
 def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
     from megatron_ko.data.text.blocks import check_inputs
     from megatron_ko.data.text.inputs import expand_inputs
-    from megatron_ko.data.tokenizer.corpus import Corpus, Sampling
+    from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling
 
     inputs = expand_inputs(files)
     check_inputs(inputs)
-    return list(Corpus(inputs, Sampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
+    return list(Corpus(inputs, CorpusSampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
 
 
 def named_weights(given: list[str] | None) -> dict[str, float]:

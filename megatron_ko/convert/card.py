@@ -8,7 +8,7 @@ from megatron_ko.artifacts.lineage import Record, draw
 from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families import family_of
-from megatron_ko.convert.gates import Gate, table
+from megatron_ko.convert.gates import Gate, gate_table
 
 
 def model_card(name: str, source: Pretrained, record: Record) -> str:
@@ -48,7 +48,7 @@ def _english(name: str, source: Pretrained, record: Record) -> Iterator[str]:
     yield from ("", "## Training", "")
     yield from _training(source, record)
     yield from ("", "## Proof", "", "Compared with the native model when this folder was written:", "", "```")
-    yield table(Gate(**gate) for gate in record["gates"])
+    yield gate_table(Gate(**gate) for gate in record["gates"])
     yield from ("```", "", "## Ancestry", "", "```")
     yield from draw({"path": name, "weights": record["weights"], "record": record}, whole_paths=False)
     yield from ("```", "")

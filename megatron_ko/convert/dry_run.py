@@ -13,7 +13,7 @@ from megatron_ko.convert.engines import peer_class
 from megatron_ko.convert.families import family_of, rules_of
 from megatron_ko.convert.gates import Gate, require_gates, running
 from megatron_ko.convert.hf_files import write_config
-from megatron_ko.convert.mapping import Rule, blocks, native_shapes, other_shapes
+from megatron_ko.convert.mapping import TensorRule, blocks, native_shapes, other_shapes
 from megatron_ko.convert.safetensors_folder import bytes_of, groups_of
 from megatron_ko.plan.params import count_parameters
 
@@ -63,7 +63,7 @@ def dry_run(model: ModelConfig, dtype: torch.dtype = torch.bfloat16, shard_bytes
     return DryRun(family_of(model).architecture, len(native), len(shapes), numbers, sum(sizes.values()), files, gates)
 
 
-def _blocks(rules: Sequence[Rule], model: ModelConfig) -> Gate:
+def _blocks(rules: Sequence[TensorRule], model: ModelConfig) -> Gate:
     """Every block of ours keeps its shapes when it is split and joined again."""
     tried, wrong = 0, []
     for block in blocks(rules, model):

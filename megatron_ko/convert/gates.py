@@ -70,7 +70,7 @@ class Proof:
         return {**logits, "gates": [asdict(gate) for gate in self.gates], "already": self.already}
 
 
-def table(gates: Iterable[Gate]) -> str:
+def gate_table(gates: Iterable[Gate]) -> str:
     """One line a gate."""
     rows = [(gate.name, f"{gate.tried:,}", "ok" if gate.ok else "DIFFERS", gate.found) for gate in gates]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -111,7 +111,7 @@ def require_gates(gates: Iterable[Gate]) -> None:
     if failed or not gates:
         raise ConvertError(
             f"the conversion is not proven: {', '.join(failed)} differ" if gates else "nothing was compared",
-            got="\n" + table(gates),
+            got="\n" + gate_table(gates),
             expected="every gate ok",
             remedy="nothing was written; the configuration or the weights are not what they say",
         )

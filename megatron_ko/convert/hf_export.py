@@ -16,7 +16,7 @@ from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import VOCABULARY, MappedBlock, blocks, check_complete, native_shapes, other_shapes
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import bytes_of, write_shards
-from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_lineage
+from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_folder_lineage
 from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.errors import ConvertError
 
@@ -58,13 +58,13 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
         write_config(folder, source, options["dtype"])
         write_shards(folder, _tensors(ordered, reader, types), sizes, shard_bytes)
         proof = prove(ModelPair(model, source.weights, source.tokenizer, folder, written_here=True))
-        record = write_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
+        record = write_folder_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         (folder / "README.md").write_text(model_card(output.name, source, record), encoding="utf-8")
     return proof
 
 
 def type_of(name: str) -> torch.dtype:
-    """The type that a name of transformers means.
+    """The PyTorch type for a name that transformers uses.
 
     Raises:
         ConvertError: there is none.

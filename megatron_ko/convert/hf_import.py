@@ -14,10 +14,10 @@ from megatron_ko.convert.families.base import HfConfig
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation, read_json
-from megatron_ko.convert.mapping import Rule, blocks, check_complete, join_lazily, native_shapes, other_shapes
+from megatron_ko.convert.mapping import TensorRule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import existing_proof, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.staging import existing_proof, staged_folder, write_folder_lineage, write_manifest
 from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
@@ -56,13 +56,13 @@ def import_hf(source: Path, output: Path) -> Proof:
             (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
             tokenizer = _copy_tokenizer(source, folder / TOKENIZER, fields)
             proof = prove(ModelPair(model, folder / WEIGHTS, tokenizer, source, written_here=False))
-            write_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
+            write_folder_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
             write_manifest(folder)
     return proof
 
 
 def _check_rotary(tensors: SafetensorsFolder, model: ModelConfig) -> None:
-    """Rotary frequencies that are stored are those of the configuration, but for the rounding of their type."""
+    """Check that stored rotary frequencies are those of the configuration, up to the rounding of their type."""
     expected = inverse_frequencies(model.rope, model.kv_channels, 1)
     for name in tensors.rotary:
         found = tensors.read(name).float()
@@ -89,7 +89,7 @@ def _without_tied_copy(tensors: SafetensorsFolder, model: ModelConfig) -> dict[s
     return shapes
 
 
-def _parts(rules: tuple[Rule, ...], model: ModelConfig, tensors: SafetensorsFolder) -> list[TensorBlock]:
+def _parts(rules: tuple[TensorRule, ...], model: ModelConfig, tensors: SafetensorsFolder) -> list[TensorBlock]:
     """A tensor of ours has the widest type of those that it is made of."""
     found = list(blocks(rules, model))
     dtypes: dict[str, torch.dtype] = {}
@@ -117,7 +117,7 @@ def _copy_tokenizer(source: Path, target: Path, fields: HfConfig) -> Path | None
 
 
 def _check_source(source: Path) -> None:
-    """Refuse what would be lost or taken for something else, before anything is written."""
+    """Refuse, before anything is written, what would be lost or misunderstood."""
     if (source / ADAPTER).is_file():
         raise ConvertError(
             "the folder holds an adapter, which is no model of its own",

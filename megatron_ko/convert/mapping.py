@@ -43,7 +43,7 @@ class TensorMapping:
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """One tensor of ours, the others that it is made of, and how.
 
     Attributes:
@@ -132,7 +132,7 @@ def dimensions(model: ModelConfig) -> dict[str, int]:
     }
 
 
-def blocks(rules: Sequence[Rule], model: ModelConfig) -> Iterator[MappedBlock]:
+def blocks(rules: Sequence[TensorRule], model: ModelConfig) -> Iterator[MappedBlock]:
     """Every block of every rule, in the order of the table, layer by layer and expert by expert."""
     for rule in rules:
         mapping = rule.mapping(model)
@@ -142,12 +142,12 @@ def blocks(rules: Sequence[Rule], model: ModelConfig) -> Iterator[MappedBlock]:
             yield MappedBlock(rule.native, index, tuple(name.format(**numbers) for name in rule.others), mapping)
 
 
-def native_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
+def native_shapes(rules: Sequence[TensorRule], model: ModelConfig) -> dict[str, Shape]:
     """Global shape of every tensor of ours, leading axes included."""
     return {rule.native: (*_axes(rule, model).values(), *rule.mapping(model).shape) for rule in rules}
 
 
-def other_shapes(rules: Sequence[Rule], model: ModelConfig) -> dict[str, Shape]:
+def other_shapes(rules: Sequence[TensorRule], model: ModelConfig) -> dict[str, Shape]:
     """Shape of every tensor of the other format.
 
     Raises:
@@ -193,7 +193,7 @@ def check_complete(expected: Mapping[str, Shape], present: Mapping[str, Shape], 
         )
 
 
-def _axes(rule: Rule, model: ModelConfig) -> dict[str, int]:
+def _axes(rule: TensorRule, model: ModelConfig) -> dict[str, int]:
     axes = {"layer": model.num_layers} if rule.native.startswith("decoder.layers.") else {}
     if any("{expert}" in name for name in rule.others):
         axes["expert"] = dimensions(model)["experts"]

@@ -18,7 +18,13 @@ from megatron_ko.convert.engines import native_engine, native_logits
 from megatron_ko.convert.gates import Gate, Proof, require_gates
 from megatron_ko.convert.mapping import VOCABULARY, Shape
 from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
-from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.staging import (
+    existing_proof,
+    require_tokenizer,
+    staged_folder,
+    write_folder_lineage,
+    write_manifest,
+)
 from megatron_ko.convert.texts import random_samples
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
@@ -63,7 +69,7 @@ def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] 
         if first.tokenizer is not None:
             shutil.copytree(first.tokenizer, folder / TOKENIZER)
         proof = _prove(first.model, folder / WEIGHTS, parts)
-        write_lineage(folder, MADE_BY, first.model, parents, proof, first.tokenizer, options)
+        write_folder_lineage(folder, MADE_BY, first.model, parents, proof, first.tokenizer, options)
         write_manifest(folder)
     return proof
 

@@ -57,7 +57,7 @@ class SafetensorsFolder:
 
     @property
     def rotary(self) -> list[str]:
-        """Rotary frequencies, which older folders hold although the configuration gives them; they are no weights."""
+        """Rotary frequencies, which older folders hold although the configuration gives them; they are not weights."""
         return [name for name in self._files if name.endswith(_ROTARY)]
 
     def dtype(self, name: str) -> torch.dtype:

@@ -100,7 +100,7 @@ def write_manifest(folder: Path) -> None:
     write_atomic(folder / checkpoints.MANIFEST, orjson.dumps(records, option=orjson.OPT_INDENT_2))
 
 
-def write_lineage(
+def write_folder_lineage(
     folder: Path,
     made_by: str,
     model: ModelConfig,

@@ -15,7 +15,13 @@ from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
 from megatron_ko.config.checks.moe import check_router
 from megatron_ko.convert.gates import Proof
 from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
-from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_lineage, write_manifest
+from megatron_ko.convert.staging import (
+    existing_proof,
+    require_tokenizer,
+    staged_folder,
+    write_folder_lineage,
+    write_manifest,
+)
 from megatron_ko.convert.verify import compare_native
 from megatron_ko.errors import ConvertError
 
@@ -58,7 +64,7 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         if source.tokenizer is not None:
             shutil.copytree(source.tokenizer, folder / TOKENIZER)
         proof = compare_native((source.model, source.weights), (model, folder / WEIGHTS))
-        write_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
+        write_folder_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         write_manifest(folder)
     return proof
 

@@ -17,7 +17,7 @@ from megatron_ko.config import ModelConfig
 from megatron_ko.convert.gguf import export as gguf_export
 from megatron_ko.convert.gguf import write as gguf
 from megatron_ko.convert.gguf.export import export_gguf
-from megatron_ko.convert.gguf.vocabulary import Vocabulary, read_vocabulary
+from megatron_ko.convert.gguf.vocabulary import GgufVocabulary, read_vocabulary
 from megatron_ko.errors import ConvertError
 
 Patch = pytest.MonkeyPatch
@@ -169,11 +169,11 @@ def test_a_mistake_in_rotary_scaling_is_caught(
     refused(source, tmp_path / "out", named)
 
 
-def with_vocabulary(patch: Patch, change: Callable[[Vocabulary], Vocabulary]) -> None:
+def with_vocabulary(patch: Patch, change: Callable[[GgufVocabulary], GgufVocabulary]) -> None:
     patch.setattr(gguf_export, "read_vocabulary", lambda folder: change(read_vocabulary(folder)))
 
 
-def spoil_a_piece(vocabulary: Vocabulary) -> Vocabulary:
+def spoil_a_piece(vocabulary: GgufVocabulary) -> GgufVocabulary:
     tokens = list(vocabulary.tokens)
     tokens[-1], tokens[-2] = tokens[-2], tokens[-1]
     return replace(vocabulary, tokens=tuple(tokens))
@@ -202,7 +202,7 @@ def spoil_a_piece(vocabulary: Vocabulary) -> Vocabulary:
     ids=["pre-tokenizer", "template", "no-template", "swapped-tokens", "kinds", "stops", "named", "kind-merges"],
 )
 def test_a_mistake_in_the_vocabulary_is_caught(
-    change: Callable[[Vocabulary], Vocabulary], named: tuple[str, ...], folder: Folder, tmp_path: Path,
+    change: Callable[[GgufVocabulary], GgufVocabulary], named: tuple[str, ...], folder: Folder, tmp_path: Path,
     monkeypatch: Patch,
 ) -> None:  # fmt: skip
     source = folder()
@@ -219,7 +219,7 @@ def test_swapped_scores_are_caught(
 ) -> None:
     source = folder(tokenizer)
 
-    def swap(vocabulary: Vocabulary) -> Vocabulary:
+    def swap(vocabulary: GgufVocabulary) -> GgufVocabulary:
         scores = list(vocabulary.scores or ())
         scores[one], scores[other] = scores[other], scores[one]
         return replace(vocabulary, scores=tuple(scores))

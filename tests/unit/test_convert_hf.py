@@ -18,7 +18,7 @@ from megatron_ko.convert import hf_export, hf_files, verify
 from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_import import import_hf
-from megatron_ko.convert.mapping import Rule, TensorMapping, query_key_value
+from megatron_ko.convert.mapping import TensorMapping, TensorRule, query_key_value
 from megatron_ko.errors import ConvertError
 
 SIZES = {
@@ -125,13 +125,13 @@ def test_a_wrong_constant_is_caught_by_the_logits(
     assert not (tmp_path / "export").exists()
 
 
-def swap_gate_and_up(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def swap_gate_and_up(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
     return tuple(
         replace(rule, others=rule.others[::-1]) if rule.native.endswith("linear_fc1.weight") else rule for rule in rules
     )
 
 
-def forget_the_order_of_heads(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def forget_the_order_of_heads(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
     def plain(model: ModelConfig) -> TensorMapping:
         right = query_key_value(model)
         sizes = [shape[0] for shape in right.shapes]
@@ -142,7 +142,7 @@ def forget_the_order_of_heads(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 @pytest.mark.parametrize("sabotage", [swap_gate_and_up, forget_the_order_of_heads])
 def test_a_wrong_rule_is_caught_by_the_logits(
-    sabotage: Callable[..., tuple[Rule, ...]], folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sabotage: Callable[..., tuple[TensorRule, ...]], folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     isolated(import_hf, folder("llama"), tmp_path / "native")
     for module in (hf_export, verify):  # the table itself is wrong, so the tensors follow it

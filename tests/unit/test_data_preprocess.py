@@ -23,7 +23,13 @@ from patience import PATIENCE
 from megatron_ko.data.jobs.job import remove_job
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.indexed import bin_path, idx_path
-from megatron_ko.data.tokens.manifest import IndexManifest, manifest_path, read_manifest, rejected_path, verify_shard
+from megatron_ko.data.tokens.manifest import (
+    IndexManifest,
+    manifest_path,
+    read_index_manifest,
+    rejected_path,
+    verify_shard,
+)
 from megatron_ko.data.tokens.merge import job_folder
 from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.errors import DataError
@@ -71,7 +77,7 @@ def test_documents_come_out_in_order_and_whole(options: PreprocessOptions, korea
         (18, "malformed JSON"),
         (19, "no 'text'"),
     ]
-    assert verify_shard(options.output) == read_manifest(options.output) == manifest
+    assert verify_shard(options.output) == read_index_manifest(options.output) == manifest
 
 
 def test_the_number_of_workers_changes_no_byte(options: PreprocessOptions, tmp_path: Path) -> None:
@@ -222,7 +228,7 @@ def test_verify_and_inspect(options: PreprocessOptions, tokenizer_folder: Folder
         run("data", "inspect", str(options.output), "--tokenizer", str(options.tokenizer), "--json").stdout
     )
     (shard,) = view["shards"]
-    assert view["totals"]["tokens"] == shard["manifest"]["tokens"] == read_manifest(options.output).tokens
+    assert view["totals"]["tokens"] == shard["manifest"]["tokens"] == read_index_manifest(options.output).tokens
     assert len(shard["samples"]) == 3 and shard["samples"][0]["text"].endswith("</s>")
     assert view["sources"] == {str(options.inputs[0]): 9000, str(options.inputs[1]): 300}
     oracle = IndexedDataset(str(options.output))  # its arrays end with it
@@ -265,10 +271,10 @@ def test_damaged_manifests(options: PreprocessOptions) -> None:
             verify_shard(options.output)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="damaged"):
-        read_manifest(options.output)
+        read_index_manifest(options.output)
     path.unlink()
     with pytest.raises(DataError, match="no manifest"):
-        read_manifest(options.output)
+        read_index_manifest(options.output)
 
 
 def test_progress_reaches_the_size_of_the_inputs(options: PreprocessOptions) -> None:

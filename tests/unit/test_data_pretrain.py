@@ -24,7 +24,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron_ko.config import DataConfig
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
-from megatron_ko.data.tokens.manifest import manifest_path, read_manifest
+from megatron_ko.data.tokens.manifest import manifest_path, read_index_manifest
 from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
 from megatron_ko.data.training.batch import Collator
 from megatron_ko.data.training.feed import SampleFeed
@@ -213,7 +213,7 @@ def test_any_rank_count_and_any_resume_point_read_the_same_samples(
 
 def test_weights_decide_the_mixture_and_default_to_tokens(corpus: Corpus) -> None:
     pair = ({"prefix": corpus.large}, {"prefix": corpus.small})
-    tokens = [read_manifest(source["prefix"]).tokens for source in pair]
+    tokens = [read_index_manifest(source["prefix"]).tokens for source in pair]
     datasets = corpus.build(corpus.config(*pair), (400, 5, 0))
     shares = [entry["weight"] for entry in datasets.corpus]
     assert shares == pytest.approx([count / sum(tokens) for count in tokens])

@@ -23,7 +23,7 @@ from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeOptions, parse_keys
 from megatron_ko.data.tokens.indexed import bin_path, idx_path
 from megatron_ko.data.tokens.inspect import inspect_data, verify_data
-from megatron_ko.data.tokens.manifest import IndexManifest, read_manifest, rejected_path
+from megatron_ko.data.tokens.manifest import IndexManifest, read_index_manifest, rejected_path
 from megatron_ko.data.tokens.merge import job_folder, merge
 from megatron_ko.data.tokens.merge_shard import ranges_of_shards
 from megatron_ko.data.tokens.parts import Layout, PartView
@@ -270,10 +270,10 @@ def test_old_manifests_are_read(options: PreprocessOptions) -> None:
     preprocess(options)
     path = options.output.with_name("data.manifest.json")
     content = json.loads(path.read_text(encoding="utf-8"))
-    manifest = read_manifest(options.output)
+    manifest = read_index_manifest(options.output)
     assert isinstance(manifest, IndexManifest) and manifest.key == "text"
     path.write_text(json.dumps({k: v for k, v in content.items() if k not in ("key", "shard")}), encoding="utf-8")
-    assert read_manifest(options.output) == manifest
+    assert read_index_manifest(options.output) == manifest
 
 
 def test_the_layout_of_parts(options: PreprocessOptions, tmp_path: Path) -> None:

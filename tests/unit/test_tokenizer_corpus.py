@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
-from megatron_ko.data.tokenizer.corpus import Corpus, Group, Sampling, sample_shares
+from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling, Group, sample_shares
 from megatron_ko.errors import DataError
 
 SIZES = st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10**12), min_size=1, max_size=6)
@@ -20,7 +20,7 @@ def _groups(sizes: dict[str, int]) -> dict[str, Group]:
 
 @given(sizes=SIZES, temperature=st.floats(1, 100), limit=st.integers(1, 10**13))
 def test_shares_keep_proportions_and_the_limit(sizes: dict[str, int], temperature: float, limit: int) -> None:
-    shares = sample_shares(_groups(sizes), Sampling(max_bytes=limit, temperature=temperature))
+    shares = sample_shares(_groups(sizes), CorpusSampling(max_bytes=limit, temperature=temperature))
     taken = {name: shares[name] * size for name, size in sizes.items()}
     assert all(0 <= share <= 1 for share in shares.values())
     assert sum(taken.values()) <= limit * (1 + 1e-9)
@@ -33,7 +33,7 @@ def test_shares_keep_proportions_and_the_limit(sizes: dict[str, int], temperatur
 @given(sizes=SIZES, data=st.data())
 def test_explicit_weights_are_met(sizes: dict[str, int], data: st.DataObject) -> None:
     weights = {name: data.draw(st.floats(0.01, 10)) for name in sizes}
-    shares = sample_shares(_groups(sizes), Sampling(max_bytes=10**15, weights=weights))
+    shares = sample_shares(_groups(sizes), CorpusSampling(max_bytes=10**15, weights=weights))
     taken = {name: shares[name] * size for name, size in sizes.items()}
     for name in sizes:
         assert taken[name] / sum(taken.values()) == pytest.approx(weights[name] / sum(weights.values()), rel=1e-6)
@@ -51,7 +51,7 @@ def _corpus(folder: Path) -> list[Path]:
 def test_files_or_languages_are_balanced(tmp_path: Path) -> None:
     inputs = _corpus(tmp_path)
     for by, names in (("source", ("ko.jsonl", "en.jsonl")), ("language", ("ko", "en"))):
-        corpus = Corpus(inputs, Sampling(balance_by=by, weights={names[0]: 0.5, names[1]: 0.5}))
+        corpus = Corpus(inputs, CorpusSampling(balance_by=by, weights={names[0]: 0.5, names[1]: 0.5}))
         groups = corpus.groups
         assert tuple(groups) == names
         assert groups[names[1]].trained_documents == 500
@@ -62,16 +62,16 @@ def test_files_or_languages_are_balanced(tmp_path: Path) -> None:
 
 def test_what_can_be_read_once_only_is_refused() -> None:
     with pytest.raises(DataError, match="cannot be read several times"):
-        Corpus([Path("-")], Sampling())
+        Corpus([Path("-")], CorpusSampling())
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     inputs = _corpus(tmp_path)
     for weights in ({"ko.jsonl": 1.0}, {"ko.jsonl": 1.0, "fr": 1.0}, {"ko.jsonl": 1.0, "en.jsonl": -1.0}):
         with pytest.raises(DataError, match="weights do not fit"):
-            Corpus(inputs, Sampling(weights=weights))
+            Corpus(inputs, CorpusSampling(weights=weights))
     with pytest.raises(DataError, match="all weights are 0"):
-        Corpus(inputs, Sampling(weights={"ko.jsonl": 0.0, "en.jsonl": 0.0}))
+        Corpus(inputs, CorpusSampling(weights={"ko.jsonl": 0.0, "en.jsonl": 0.0}))
 
 
 def test_training_reports_what_it_took(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The families as tables: which tensor of ours is which of Hugging Face's, and which field which."""
+"""The families as tables: which tensors and fields of ours correspond to which of Hugging Face's."""
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.families.base import Family
@@ -7,7 +7,7 @@ from megatron_ko.convert.families.keural import KEURAL, is_mixtral
 from megatron_ko.convert.families.llama import LLAMA
 from megatron_ko.convert.families.mixtral import MIXTRAL
 from megatron_ko.convert.families.qwen3 import QWEN3, QWEN3_MOE
-from megatron_ko.convert.mapping import Rule
+from megatron_ko.convert.mapping import TensorRule
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
@@ -23,7 +23,7 @@ def family_of(model: ModelConfig) -> Family:
     return MIXTRAL if model.family == "keural" and is_mixtral(model) else FAMILIES[model.family]
 
 
-def rules_of(model: ModelConfig) -> tuple[Rule, ...]:
+def rules_of(model: ModelConfig) -> tuple[TensorRule, ...]:
     """Every rule of a model: embedding, attention, feed-forward layers and output."""
     return with_shared_rules(FAMILIES[model.family].layers, model)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.mapping import Rule
+from megatron_ko.convert.mapping import TensorRule
 
 # config.json of a Hugging Face folder: other programs decide what is in it.
 HfConfig = dict[str, Any]
@@ -30,7 +30,7 @@ class Family:
 
     model_type: str
     architecture: str
-    layers: tuple[Rule, ...]
+    layers: tuple[TensorRule, ...]
     to_hf: Callable[[ModelConfig], HfConfig] = lambda model: {}
     from_hf: Callable[[HfConfig], ModelFields] = lambda fields: {}
     honoured: frozenset[str] = frozenset()

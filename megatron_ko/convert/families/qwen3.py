@@ -5,7 +5,7 @@ from megatron_ko.convert.families.base import Family, HfConfig, ModelFields
 from megatron_ko.convert.families.common import DENSE, experts, plain_experts
 from megatron_ko.errors import ConvertError
 
-# A width of windows that are not used is no window.
+# A folder may give a width for windows and not use them.
 _FULL_ATTENTION = {"attention_bias": (False,), "use_sliding_window": (False, None)}
 
 

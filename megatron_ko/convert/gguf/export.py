@@ -16,9 +16,9 @@ from megatron_ko.convert.gguf.gates import compare_generation, compare_logits, c
 from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel, quantise, require_packages
 from megatron_ko.convert.gguf.ollama import ModelfileSummary, check_modelfile_text, modelfile
 from megatron_ko.convert.gguf.reference import Reference, compute_reference
-from megatron_ko.convert.gguf.tokens import compare_tokenizers
+from megatron_ko.convert.gguf.tokens import tokenizer_gates
 from megatron_ko.convert.gguf.values import differing_constants, differing_tokens, differing_weights
-from megatron_ko.convert.gguf.vocabulary import Vocabulary, read_vocabulary
+from megatron_ko.convert.gguf.vocabulary import GgufVocabulary, read_vocabulary
 from megatron_ko.convert.gguf.write import (
     FLOAT_TYPES,
     bits_per_weight,
@@ -32,7 +32,7 @@ from megatron_ko.convert.hf_export import export_hf
 from megatron_ko.convert.hf_files import read_json
 from megatron_ko.convert.mapping import check_complete, other_shapes
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import existing_proof, staged_folder, write_lineage
+from megatron_ko.convert.staging import existing_proof, staged_folder, write_folder_lineage
 from megatron_ko.convert.texts import LENGTHS, load_oracle
 from megatron_ko.errors import ConvertError
 
@@ -87,7 +87,7 @@ def export_gguf(
         output: must not exist, or be what this conversion made before.
         kinds: of ``KINDS``.
         text: held-out text that quantised files are judged on; None: a few passages of ours.
-        accept_ties: Unigram only: other pieces of exactly the same probability are no difference.
+        accept_ties: Unigram only: other pieces of exactly the same probability do not count as a difference.
 
     Raises:
         ConvertError: a package is missing, llama.cpp cannot compute the network or encode the text, or a gate failed.
@@ -127,7 +127,7 @@ def export_gguf(
             smallest = min(written, key=lambda one: one.size)
             (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
-        record = write_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
+        record = write_folder_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
         lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": asdict(chat.summary())})
     return GgufExport(written, proof, chat.summary())
 
@@ -151,7 +151,7 @@ def _hash_of_weights(source: Path) -> str:
     return found
 
 
-def _read_model(folder: Path) -> tuple[ModelConfig, Vocabulary]:
+def _read_model(folder: Path) -> tuple[ModelConfig, GgufVocabulary]:
     """The network and the tokenizer of a folder, which must be whole and fit each other."""
     path = folder / "config.json"
     model = from_hf_config(read_json(path), str(path))
@@ -170,7 +170,7 @@ def _read_model(folder: Path) -> tuple[ModelConfig, Vocabulary]:
 
 
 def _write_all(
-    folder: Path, source: Path, model: ModelConfig, vocabulary: Vocabulary, kinds: Sequence[str], name: str
+    folder: Path, source: Path, model: ModelConfig, vocabulary: GgufVocabulary, kinds: Sequence[str], name: str
 ) -> tuple[list[GgufFile], list[Gate]]:
     """Float files from the folder, the others from a float file that holds the folder's numbers exactly.
 
@@ -215,7 +215,7 @@ def _prove(
     folder: Path,
     source: Path,
     model: ModelConfig,
-    vocabulary: Vocabulary,
+    vocabulary: GgufVocabulary,
     written: Sequence[GgufFile],
     text: str | None,
     accept_ties: bool,
@@ -225,7 +225,7 @@ def _prove(
     gates = []
     with LlamaModel(folder / written[0].name) as only_words:
         samples = text.splitlines() if text is not None else []
-        gates += compare_tokenizers(source, vocabulary, only_words, samples, accept_ties)
+        gates += tokenizer_gates(source, vocabulary, only_words, samples, accept_ties)
     with SafetensorsFolder(source) as tensors:
         plan = plan_tensors(tensors.shapes, model, rows)
     expected = {stored.name: stored.shape for stored in plan}

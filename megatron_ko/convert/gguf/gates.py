@@ -74,7 +74,7 @@ def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[G
 
 
 def compare_generation(kind: str, model: LlamaModel, reference: Reference) -> Gate:
-    """The most probable tokens, one by one through llama.cpp's cache; ties within rounding are no difference."""
+    """The most probable tokens, one by one through llama.cpp's cache; ties within rounding are allowed."""
     limit = LIMITS["f32"].difference or 0.0
     number = 0
     for greedy in reference.greedy:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ko.convert.gguf.ollama_chats import ollama_template, recognise
-from megatron_ko.convert.gguf.vocabulary import Vocabulary
+from megatron_ko.convert.gguf.vocabulary import GgufVocabulary
 from megatron_ko.convert.hf_files import read_generation
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.errors import ConvertError
@@ -83,7 +83,7 @@ def quoted(text: str) -> str:
     return f"{marks}{text}{marks}"
 
 
-def modelfile(folder: Path, vocabulary: Vocabulary, context: int) -> Modelfile:
+def modelfile(folder: Path, vocabulary: GgufVocabulary, context: int) -> Modelfile:
     """A Modelfile, or why Ollama cannot write this folder's conversations.
 
     Args:

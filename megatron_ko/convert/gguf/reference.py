@@ -24,7 +24,7 @@ _REFUSALS = (TemplateError, TypeError, LookupError)
 
 
 @dataclass(frozen=True)
-class Sample:
+class LogitSample:
     """Token ids [s], transformers' logits [s, v], and whether the ids are text, whose perplexity means something."""
 
     tokens: list[int]
@@ -50,7 +50,7 @@ class Reference:
         greedy: continuations.
     """
 
-    samples: list[Sample]
+    samples: list[LogitSample]
     greedy: list[Greedy]
 
 
@@ -86,7 +86,7 @@ def compute_reference(folder: Path, context: int, rows: int, text: str | None) -
     lengths = sorted({min(length, context) for length in LENGTHS})
     random = [torch.randint(rows, (length,), generator=draw).tolist() for length in lengths]
     samples = [
-        Sample(tokens, peer_logits(network, torch.tensor([tokens]))[0, :, :rows].numpy(), kind)
+        LogitSample(tokens, peer_logits(network, torch.tensor([tokens]))[0, :, :rows].numpy(), kind)
         for group, kind in ((windows, True), (chats, False), (random, False))
         for tokens in group
     ]

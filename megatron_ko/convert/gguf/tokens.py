@@ -10,7 +10,7 @@ from typing import Any
 from megatron_ko.convert.gates import Gate
 from megatron_ko.convert.gguf.llama_cpp import LlamaModel
 from megatron_ko.convert.gguf.reference import rendered
-from megatron_ko.convert.gguf.vocabulary import BYTE, NORMAL, USER_DEFINED, Vocabulary
+from megatron_ko.convert.gguf.vocabulary import BYTE, NORMAL, USER_DEFINED, GgufVocabulary
 from megatron_ko.convert.texts import load_oracle
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokenizer.check import SUITES
@@ -36,8 +36,8 @@ class _Found:
     llama: list[int]
 
 
-def compare_tokenizers(
-    folder: Path, vocabulary: Vocabulary, model: LlamaModel, samples: Sequence[str], accept_ties: bool
+def tokenizer_gates(
+    folder: Path, vocabulary: GgufVocabulary, model: LlamaModel, samples: Sequence[str], accept_ties: bool
 ) -> list[Gate]:
     """Every gate of a tokenizer.
 
@@ -46,7 +46,7 @@ def compare_tokenizers(
         vocabulary: what the file says.
         model: the file, its vocabulary at least.
         samples: texts beside the suite.
-        accept_ties: Unigram only: other pieces of exactly the same probability are no difference.
+        accept_ties: Unigram only: other pieces of exactly the same probability do not count as a difference.
     """
     oracle = load_oracle(folder)
     try:
@@ -86,7 +86,7 @@ def compare_tokenizers(
     ]
 
 
-def _ids(name: str, found: Sequence[_Found], vocabulary: Vocabulary, accept_ties: bool) -> Gate:
+def _ids(name: str, found: Sequence[_Found], vocabulary: GgufVocabulary, accept_ties: bool) -> Gate:
     scores = vocabulary.scores if vocabulary.algorithm == "plamo2" else None
     skipped, ties, wrong = 0, 0, []
     for one in found:
@@ -104,7 +104,7 @@ def _ids(name: str, found: Sequence[_Found], vocabulary: Vocabulary, accept_ties
     return Gate(name, len(found), not wrong and (accept_ties or not ties), "; ".join(parts))
 
 
-def _unspeakable(text: str, vocabulary: Vocabulary) -> bool:
+def _unspeakable(text: str, vocabulary: GgufVocabulary) -> bool:
     """Text with a character that llama.cpp uses itself: the space of SentencePiece, or a leading byte order mark."""
     return (vocabulary.algorithm == "llama" and _SPACE in text) or (
         vocabulary.algorithm == "plamo2" and text.startswith(_MARK)
@@ -131,7 +131,7 @@ def _common(one: Sequence[object], other: Sequence[object]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _spelt(native: Tokenizer, folder: Path, vocabulary: Vocabulary) -> dict[int, bytes]:
+def _spelt(native: Tokenizer, folder: Path, vocabulary: GgufVocabulary) -> dict[int, bytes]:
     """What every ordinary token spells, by tokenizer.json."""
     spelling = Spelling(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
     pieces = native.vocabulary().items()
@@ -185,7 +185,7 @@ def _chat(oracle: Any, model: LlamaModel) -> Gate:
     return Gate("chat template", 1, theirs == found, got)
 
 
-def _ends(vocabulary: Vocabulary, model: LlamaModel) -> Gate:
+def _ends(vocabulary: GgufVocabulary, model: LlamaModel) -> Gate:
     """llama.cpp stops where transformers does, and does not stop at an ordinary token."""
     names = ", ".join(vocabulary.tokens[number] for number in vocabulary.stops)
     deaf = [vocabulary.tokens[number] for number in vocabulary.stops if not model.ends(number)]

@@ -42,7 +42,7 @@ _KNOWN_ENDS = {
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class GgufVocabulary:
     """Everything that a GGUF file says of its tokenizer.
 
     Attributes:
@@ -87,7 +87,7 @@ class Vocabulary:
             writer.add_chat_template(self.template)
 
 
-def read_vocabulary(folder: Path) -> Vocabulary:
+def read_vocabulary(folder: Path) -> GgufVocabulary:
     """The tokenizer of a Hugging Face folder.
 
     Raises:
@@ -104,7 +104,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
     named |= _turn_ends(stops, tokens, named.get("eos"))
     begin = _begins(content.get("post_processor")) or bool(settings.get("add_bos_token"))
     common: JsonObject = {"kinds": kinds, "named": named, "begin": begin, "template": template, "stops": stops}
-    vocabulary = Vocabulary(**_form(content, tokens, kinds), **common)
+    vocabulary = GgufVocabulary(**_form(content, tokens, kinds), **common)
     if twice := [text for text, number in Counter(vocabulary.tokens).items() if number > 1]:  # llama.cpp aborts
         raise ConvertError("two ids of the tokenizer have the same text", got=repr(twice[:5]), expected="one each")
     return vocabulary

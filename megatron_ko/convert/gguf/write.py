@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.gguf.vocabulary import Vocabulary
+from megatron_ko.convert.gguf.vocabulary import GgufVocabulary
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.errors import ConvertError
 
@@ -165,7 +165,7 @@ def keeps_f32(stored: GgufTensor) -> bool:
 
 
 def write_gguf(
-    path: Path, folder: Path, model: ModelConfig, vocabulary: Vocabulary, kind: str, name: str
+    path: Path, folder: Path, model: ModelConfig, vocabulary: GgufVocabulary, kind: str, name: str
 ) -> list[GgufTensor]:
     """Write one file of a float type; about one tensor is in memory at a time.
 

@@ -26,7 +26,7 @@ _MENU = (
     "Print"
 )
 
-# A word of at least so many letters is a button even when it stands alone: 공유하기.
+# A word with at least this many letters is a button even when it stands alone: 공유하기.
 _TELLING = 4
 _COPYRIGHT = re.compile(
     r"무단\s*(?:전재|복제|배포|도용)|재배포\s*(?:를\s*)?금지|저작권자\s*[ⓒ©(<:]|"

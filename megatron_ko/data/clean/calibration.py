@@ -22,7 +22,7 @@ _BINS = 40
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts between edges; the outermost bins hold what lies beyond them, too."""
+    """Counts between edges; the first and last bins also count what is beyond them."""
 
     edges: list[float]
     counts: list[int]

@@ -59,7 +59,7 @@ class CleanChunk:
         """Write the kept documents to ``part`` and the rejected records beside it."""
         tally = self._pipeline.tally()
         taken, kept, refused = Counter[str](), Counter[str](), Counter[str]()
-        beside = rejected_path(part)
+        beside = part_rejected_path(part)
         with DocumentWriter(part, self._key) as writer, beside.open("wb") as rejected:
             for block in chunk.blocks:
                 parsed = parse_block(block, self._key, keep_fields=True)
@@ -82,7 +82,7 @@ class CleanChunk:
         }
 
 
-def rejected_path(part: Path) -> Path:
+def part_rejected_path(part: Path) -> Path:
     """Where the rejected records of a part are: the same place while the part is written and afterwards."""
     number = part.name.partition("-")[2].partition(".")[0]
     return part.with_name(f"rejected-{number}.jsonl")

@@ -40,7 +40,7 @@ class CleanOptions:
         key: text field.
         text_unit: a document of a .txt file is a "line" or the whole "file".
         format: of the shards.
-        shard_bytes: a shard is closed when it has at least so many bytes.
+        shard_bytes: a shard is closed when it has at least this many bytes.
         rank, size: this process takes every ``size``-th chunk; the one that ends last writes the output.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
     """
@@ -69,7 +69,7 @@ def parts_folder(output: Path) -> Path:
 
 
 def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: None) -> CleanReport | None:
-    """Clean this rank's share; started again after a kill, it goes on from what is done.
+    """Clean this rank's share. Started again after a kill, it goes on where it stopped.
 
     Args:
         options: what to do.

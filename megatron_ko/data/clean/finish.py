@@ -12,7 +12,7 @@ from typing import BinaryIO, TypedDict
 import orjson
 
 from megatron_ko import __version__
-from megatron_ko.data.clean.chunk import CleanStatistics, rejected_path
+from megatron_ko.data.clean.chunk import CleanStatistics, part_rejected_path
 from megatron_ko.data.clean.plots import retention_png
 from megatron_ko.data.clean.report import CleanReport, report_of
 from megatron_ko.data.clean.tally import Tally
@@ -37,7 +37,7 @@ class CleanIdentity:
         pipeline: words, stages and their options.
         key, text_unit: how the inputs are read.
         format: of the shards.
-        shard_bytes: a shard is closed when it has at least so many bytes.
+        shard_bytes: a shard is closed when it has at least this many bytes.
     """
 
     inputs: InputIdentity
@@ -154,7 +154,7 @@ def _rejected(parts: Sequence[Part[CleanStatistics]], path: Path) -> None:
     """Join the rejected records of all parts; no file if there are none."""
     with path.open("wb") as stream:
         for part in parts:
-            beside, recorded = rejected_path(part.path), part.statistics["rejected"]
+            beside, recorded = part_rejected_path(part.path), part.statistics["rejected"]
             content = beside.read_bytes() if beside.is_file() else None
             if content is None or len(content) != recorded["bytes"] or content_hash(beside) != recorded["xxh3_128"]:
                 raise DataError(

@@ -18,7 +18,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """The document goes on with another text; ``counts`` tells how often each reason applied."""
+    """The document continues with another text; ``counts`` tells how often each reason applied."""
 
     text: str
     counts: Mapping[str, int]
@@ -26,7 +26,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """The document goes on as it is, with fields added to its record."""
+    """The document continues unchanged, with fields added to its record."""
 
     fields: Mapping[str, object]
 
@@ -59,9 +59,9 @@ class Rule(Generic[V]):
 
     Attributes:
         reason: reported when the value lies outside.
-        measure: the value; NaN lies inside every range.
+        measure: the value; NaN is inside every range.
         low, high: limits, None for no limit.
-        bound: a cheap value that is never below ``measure`` (never above it, for a rule with ``low``). When it lies in
+        bound: a cheap value that is never below ``measure`` (never above it, for a rule with ``low``). If it is in
             the range, nothing more is computed; the decision stays exact.
     """
 

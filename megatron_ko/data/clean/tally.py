@@ -52,7 +52,7 @@ class ChangedSample(TypedDict):
     after: str
 
 
-Sample = DroppedSample | ChangedSample
+DocumentSample = DroppedSample | ChangedSample
 
 
 class TallyJson(TypedDict):
@@ -63,7 +63,7 @@ class TallyJson(TypedDict):
     rejected: dict[str, int]
     notes: dict[str, dict[str, int]]
     stages: dict[str, StageTallyJson]
-    samples: list[tuple[str, str, str, int, Sample]]
+    samples: list[tuple[str, str, str, int, DocumentSample]]
 
 
 @dataclass
@@ -140,14 +140,14 @@ class SampleDocuments:
 
     def __init__(self) -> None:
         # By (stage, verb, reason): a heap of (-hash, sample).
-        self.heaps: dict[tuple[str, str, str], list[tuple[int, Sample]]] = {}
+        self.heaps: dict[tuple[str, str, str], list[tuple[int, DocumentSample]]] = {}
 
     def wants(self, key: tuple[str, str, str], digest: int) -> bool:
         """Whether a document with this hash would be kept."""
         heap = self.heaps.get(key, [])
         return len(heap) < SAMPLES or -digest > heap[0][0]
 
-    def add(self, key: tuple[str, str, str], digest: int, sample: Sample) -> None:
+    def add(self, key: tuple[str, str, str], digest: int, sample: DocumentSample) -> None:
         """Keep a sample, and forget the largest hash where there are too many."""
         if not self.wants(key, digest):
             return
@@ -156,7 +156,7 @@ class SampleDocuments:
             return
         (heapq.heappushpop if len(heap) == SAMPLES else heapq.heappush)(heap, (-digest, sample))
 
-    def items(self) -> Iterable[tuple[tuple[str, str, str], list[Sample]]]:
+    def items(self) -> Iterable[tuple[tuple[str, str, str], list[DocumentSample]]]:
         """All samples by key, smallest hash first."""
         for key in sorted(self.heaps):
             yield key, [sample for _, sample in sorted(self.heaps[key], key=lambda entry: -entry[0])]

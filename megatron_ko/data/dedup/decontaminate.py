@@ -15,7 +15,7 @@ from megatron_ko import __version__
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
 from megatron_ko.data.dedup.clusters import disk_array
 from megatron_ko.data.dedup.corpus import ChunkArrays, ReadStatistics, SourceChunk, chunk_arrays
-from megatron_ko.data.dedup.evaluation import EvaluationIndex, Item, Match, NgramRule, build_index, read_items
+from megatron_ko.data.dedup.evaluation import EvaluationIndex, EvaluationItem, Match, NgramRule, build_index, read_items
 from megatron_ko.data.dedup.manifest import (
     DecontaminateManifest,
     DecontaminateSettings,
@@ -31,7 +31,7 @@ from megatron_ko.data.dedup.work_folder import (
     MANIFEST,
     REJECTED,
     REMOVED,
-    Progress,
+    PassProgress,
     WorkFolder,
     empty_folder,
     finished_before,
@@ -107,7 +107,7 @@ class DecontaminateOptions:
         check_inputs(self.against)
 
 
-def decontaminate(options: DecontaminateOptions, progress: Progress = lambda *_: None) -> DecontaminateManifest:
+def decontaminate(options: DecontaminateOptions, progress: PassProgress = lambda *_: None) -> DecontaminateManifest:
     """Write a new folder: one file a source, manifest.json, removed.jsonl.zst, and rejected.jsonl if any.
 
     Returns:
@@ -166,7 +166,7 @@ class MatchWork:
     documents), and "rejected".
     """
 
-    def __init__(self, key: str, index: EvaluationIndex, items: Sequence[Item]) -> None:
+    def __init__(self, key: str, index: EvaluationIndex, items: Sequence[EvaluationItem]) -> None:
         self._key, self._index, self._items = key, index, list(items)
 
     def __call__(self, chunk: SourceChunk, part: Path) -> MatchStatistics:
@@ -255,7 +255,7 @@ class _Passes:
 
 
 def _assemble(
-    options: DecontaminateOptions, place: WorkFolder, passes: _Passes, items: Sequence[Item]
+    options: DecontaminateOptions, place: WorkFolder, passes: _Passes, items: Sequence[EvaluationItem]
 ) -> DecontaminateManifest:
     matched, written = passes.matched, passes.written
     folder = empty_folder(place.folder / "output")
@@ -299,7 +299,7 @@ def _write_removed(path: Path, options: DecontaminateOptions, matched: Sequence[
 
 
 def _evaluation(
-    options: DecontaminateOptions, matched: Sequence[Part[MatchStatistics]], items: Sequence[Item]
+    options: DecontaminateOptions, matched: Sequence[Part[MatchStatistics]], items: Sequence[EvaluationItem]
 ) -> EvaluationReport:
     hits: Counter[int] = Counter()
     for part in matched:
@@ -323,7 +323,7 @@ def _evaluation(
     }
 
 
-def _found(item: Item, documents: int) -> FoundItem:
+def _found(item: EvaluationItem, documents: int) -> FoundItem:
     return {
         "file": item.file,
         "position": item.position,

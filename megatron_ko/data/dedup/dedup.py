@@ -24,7 +24,7 @@ from megatron_ko.data.dedup.work_folder import (
     REJECTED,
     REMOVED,
     REPORT,
-    Progress,
+    PassProgress,
     WorkFolder,
     empty_folder,
     finished_before,
@@ -49,7 +49,7 @@ class DedupResult:
     report: DedupReport
 
 
-def dedup(options: DedupOptions, progress: Progress = lambda *_: None) -> DedupResult:
+def dedup(options: DedupOptions, progress: PassProgress = lambda *_: None) -> DedupResult:
     """Write a new folder: one file a source, manifest.json, report.json, removed.jsonl.zst, and rejected.jsonl if any.
 
     What was done is kept in OUTPUT.parts until the end; after a kill the same command goes on from there.

@@ -27,7 +27,7 @@ class NgramRule:
         unit: "eojeol", what stands between blanks, or "char", letters and digits without blanks, for which differences
             in spacing do not count. In both cases letters are lower case, and punctuation is left out.
         size: units that an item and a document must share, one after another.
-        shortest: an item of fewer than ``size`` units is searched for as a whole, if it has at least so many.
+        shortest: an item of fewer than ``size`` units is searched for as a whole if it has at least this many.
     """
 
     unit: Literal["eojeol", "char"] = "eojeol"
@@ -50,7 +50,7 @@ class NgramRule:
 
 
 @dataclass(frozen=True)
-class Item:
+class EvaluationItem:
     """One text of an evaluation file: the record's number, the field, and how many n-grams it has."""
 
     file: str
@@ -146,7 +146,9 @@ def read_items(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str, in
     return items
 
 
-def build_index(items: Sequence[tuple[str, int, str, str]], grams: NgramRule) -> tuple[EvaluationIndex, list[Item]]:
+def build_index(
+    items: Sequence[tuple[str, int, str, str]], grams: NgramRule
+) -> tuple[EvaluationIndex, list[EvaluationItem]]:
     """The index, and all items; those that are too short have no n-gram.
 
     Raises:
@@ -170,8 +172,8 @@ def build_index(items: Sequence[tuple[str, int, str, str]], grams: NgramRule) ->
     heads = range_hashes(units.values, starts, starts + grams.shortest)
     whole = range_hashes(units.values, starts, starts + taken)
     order = np.lexsort((owner, whole, heads))
-    listed = [Item(file, position, field, 0) for file, position, field, _ in items]
+    listed = [EvaluationItem(file, position, field, 0) for file, position, field, _ in items]
     for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
         file, position, field, _ = items[number]
-        listed[number] = Item(file, position, field, count)
+        listed[number] = EvaluationItem(file, position, field, count)
     return EvaluationIndex(grams, heads[order], whole[order], taken[order], owner[order]), listed

@@ -13,7 +13,7 @@ import numpy as np
 from megatron_ko.data.dedup.shingles import Ragged, mix
 
 _ROUNDS, _ROUND_BITS = 24, 5
-# Every so many rounds, rows that are complete are left out.
+# Complete rows are left out every few rounds.
 _LOOKED = 4
 _STEP = 0xD1B54A32D192ED03
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)

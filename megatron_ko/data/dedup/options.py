@@ -87,7 +87,7 @@ class DedupOptions:
         normalisation: what counts as the same text.
         keep: document of a cluster that stays: the "first", the "longest", or by "priority": of the source that is
             given first, the longest.
-        least_characters: paragraphs and lines that are shorter, after normalisation, stay.
+        least_characters: paragraphs and lines that are shorter after normalisation always stay.
         suffix: of the output files.
         resources: processes and memory.
     """

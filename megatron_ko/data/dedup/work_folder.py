@@ -22,7 +22,7 @@ from megatron_ko.errors import DataError
 from megatron_ko.storage.files import explain_disk_errors, sync_folder
 from megatron_ko.storage.locks import try_lock
 
-# One process reads so many bytes of input before others would have started.
+# Inputs up to this size are read by one process: it is done before others would have started.
 _SMALL = 16 << 20
 # What is written beside the documents.
 MANIFEST, REPORT, REJECTED, REMOVED = "manifest.json", "report.json", "rejected.jsonl", "removed.jsonl.zst"
@@ -30,7 +30,7 @@ _RESERVED = (MANIFEST, REPORT, REJECTED, REMOVED)
 # A file in this folder with the hash of the manifest; it is written just before the output gets its name.
 _PUBLISHED = "published"
 # Name of the pass, and how much of it is done, from 0 to 1.
-Progress = Callable[[str, float], None]
+PassProgress = Callable[[str, float], None]
 OfChunk = TypeVar("OfChunk", bound=ChunkStatistics)
 
 
@@ -46,7 +46,12 @@ class WorkFolder:
     """
 
     def __init__(
-        self, folder: Path, files: InputFiles, settings: Mapping[str, object], resources: Resources, progress: Progress
+        self,
+        folder: Path,
+        files: InputFiles,
+        settings: Mapping[str, object],
+        resources: Resources,
+        progress: PassProgress,
     ) -> None:
         self.folder, self._files, self.resources, self._progress = folder, files, resources, progress
         self._identity = {**settings, "inputs": input_identity(files.paths)}

@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LineSpan:
-    """Whole lines of a plain file: bytes ``offset`` to ``read``, the first of which is line ``first`` (from 1)."""
+    """Whole lines of a plain file: bytes ``offset`` to ``read``; the first line has the number ``first`` (from 1)."""
 
     source: str
     format: BlockFormat

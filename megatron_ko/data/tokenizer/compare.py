@@ -24,7 +24,7 @@ class Fit:
         tokens_per_character, bytes_per_token: of Unicode characters and UTF-8 bytes, white space included.
         coverage: share of the characters other than white space that lie in pieces of whole characters; the others
             are spelt in bytes, or unknown.
-        byte_share: share of tokens that are no whole characters.
+        byte_share: share of tokens that are not whole characters.
         unknown_share: share of tokens that are the unknown one.
         used: share of the vocabulary that occurs.
         exact: whether every document came back as it went in.
@@ -110,7 +110,7 @@ def _fit(name: str, tokenizer: Tokenizer, texts: Sequence[str], sizes: Compariso
 
 
 def _broken(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """For every id: [v] characters that begin in it and do not end there, [v] whether it holds a part of one."""
+    """For every id: [v] characters that begin in it and do not end in it, [v] whether it holds part of one."""
     spelling = Spelling(json.loads((tokenizer.folder / TOKENIZER_JSON).read_text(encoding="utf-8")))
     special = set(tokenizer.special_tokens.values())
     broken = np.zeros(tokenizer.vocab_size, dtype=np.int64)
@@ -128,7 +128,7 @@ def _broken(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     return broken, partial
 
 
-def table(comparison: Comparison) -> list[str]:
+def comparison_table(comparison: Comparison) -> list[str]:
     """The comparison as lines of a Markdown table."""
     lines = [
         "| tokenizer | ids | tokens an eojeol | tokens a character | bytes a token | characters in whole pieces "

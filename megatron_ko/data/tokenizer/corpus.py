@@ -17,7 +17,7 @@ SOURCE = "source"
 
 
 @dataclass(frozen=True)
-class Sampling:
+class CorpusSampling:
     """Which part of a corpus is used.
 
     Attributes:
@@ -58,7 +58,7 @@ class Corpus:
         trained_documents, trained_bytes: of the sample.
     """
 
-    def __init__(self, inputs: Sequence[Path], sampling: Sampling) -> None:
+    def __init__(self, inputs: Sequence[Path], sampling: CorpusSampling) -> None:
         if STDIN in inputs:
             remedy = "save it to a file, and give that"
             raise DataError("the standard input cannot be read several times", got="-", remedy=remedy)
@@ -123,7 +123,7 @@ class Corpus:
         return self._names[document.source] if by == SOURCE else str(document.fields.get(by, f"no {by}"))
 
 
-def sample_shares(groups: Mapping[str, Group], sampling: Sampling) -> dict[str, float]:
+def sample_shares(groups: Mapping[str, Group], sampling: CorpusSampling) -> dict[str, float]:
     """The share of its documents that each group gives: as much as weights and ``max_bytes`` allow, none repeated.
 
     Raises:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
 from megatron_ko.data.text.blocks import check_inputs
-from megatron_ko.data.tokenizer.corpus import Corpus, Sampling
+from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling
 from megatron_ko.data.tokenizer.grow import Merge, grow
 from megatron_ko.data.tokenizer.pieces import MARK, Spelling, may_be_added, proves_hangul
 from megatron_ko.data.tokenizer.proof import old_pieces, prove_extension
@@ -49,7 +49,7 @@ class ExtendOptions:
     """
 
     new_ids: int
-    sampling: Sampling = field(default_factory=lambda: Sampling(max_bytes=50_000_000))
+    sampling: CorpusSampling = field(default_factory=lambda: CorpusSampling(max_bytes=50_000_000))
     character_coverage: float = 0.9995
 
 

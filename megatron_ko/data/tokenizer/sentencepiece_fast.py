@@ -23,7 +23,7 @@ _LARGEST_CHUNK = 8192
 # SentencePiece's score of a character outside the vocabulary, below the lowest score of a piece.
 _UNKNOWN_PENALTY = 10.0
 
-Reference = Callable[[str], list[int]]
+ReferenceEncoder = Callable[[str], list[int]]
 
 
 class SentencePieceEncoder:
@@ -34,7 +34,7 @@ class SentencePieceEncoder:
         reference: encodes one text with tokenizer.json.
     """
 
-    def __init__(self, model: Path, reference: Reference) -> None:
+    def __init__(self, model: Path, reference: ReferenceEncoder) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         self._reference = reference
         lowest = min(piece_scores(model.read_bytes()), default=0.0)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from megatron_ko import __version__
 from megatron_ko.data.text.blocks import check_inputs
 from megatron_ko.data.tokenizer.convert import to_tokenizer_json
-from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, Group, Sampling
+from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, CorpusSampling, Group
 from megatron_ko.data.tokenizer.gates import check_tokenizer
 from megatron_ko.data.tokenizer.special import BEGIN, CHAT_END, CHAT_START, END, PAD, UNKNOWN
 from megatron_ko.data.tokenizer.tokenizer import (
@@ -39,7 +39,7 @@ class TokenizerOptions:
         character_coverage: share of characters with a piece of their own; SentencePiece only.
         max_bytes: text to train on; of a larger corpus, a random sample of documents.
         seed: of that sample.
-        balance_by, weights, temperature: as in ``Sampling``.
+        balance_by, weights, temperature: as in ``CorpusSampling``.
     """
 
     model: Literal["unigram", "bpe", "byte-bpe"]
@@ -53,9 +53,9 @@ class TokenizerOptions:
     temperature: float = 1.0
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> CorpusSampling:
         """What is taken of the corpus."""
-        return Sampling(self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature)
+        return CorpusSampling(self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature)
 
 
 @dataclass(frozen=True)

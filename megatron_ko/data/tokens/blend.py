@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_index_manifest
 from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import StagedFiles, explain_disk_errors
@@ -98,7 +98,7 @@ def read_sources(prefixes: Sequence[Path]) -> list[SourceData]:
     seen: dict[str, Path] = {}
     for prefix in prefixes:
         shards = tuple(find_shards(prefix))
-        manifests = tuple(read_manifest(shard) for shard in shards)
+        manifests = tuple(read_index_manifest(shard) for shard in shards)
         for shard, manifest in zip(shards, manifests, strict=True):
             check_shard(shard, manifest)
             if (digest := manifest.sha256["bin"]) in seen:

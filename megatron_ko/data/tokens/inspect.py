@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest, verify_shard
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_index_manifest, verify_shard
 from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
 
@@ -17,7 +17,7 @@ _SHOWN_CHARACTERS = 400
 
 
 @dataclass(frozen=True)
-class ShownDocument:
+class DocumentView:
     """One document: its number, its tokens, the first ids, and the beginning of its text (None without a tokenizer)."""
 
     document: int
@@ -32,11 +32,11 @@ class ShardView:
 
     prefix: str
     manifest: IndexManifest
-    samples: list[ShownDocument]
+    samples: list[DocumentView]
 
 
 @dataclass(frozen=True)
-class Totals:
+class IndexTotals:
     """Sums over all shards; bytes are UTF-8 bytes of text."""
 
     documents: int
@@ -59,7 +59,7 @@ class Inspection:
     """
 
     prefix: str
-    totals: Totals
+    totals: IndexTotals
     sources: dict[str, int]
     lengths: dict[str, float]
     histogram: list[tuple[int, int, int]]
@@ -82,7 +82,7 @@ def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> I
     lengths: list[np.ndarray] = []
     sources: Counter[str] = Counter()
     for shard in find_shards(prefix):
-        manifest = read_manifest(shard)
+        manifest = read_index_manifest(shard)
         reader = check_shard(shard, manifest)
         if tokenizer:
             _check_tokenizer(shard, manifest, tokenizer)
@@ -92,7 +92,7 @@ def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> I
     every = np.concatenate(lengths)
     return Inspection(
         prefix=str(prefix),
-        totals=Totals(
+        totals=IndexTotals(
             documents=sum(shard.manifest.documents for shard in shards),
             tokens=sum(shard.manifest.tokens for shard in shards),
             bytes=sum(shard.manifest.bytes for shard in shards),
@@ -131,12 +131,12 @@ def _check_tokenizer(prefix: Path, manifest: IndexManifest, tokenizer: Tokenizer
         )
 
 
-def _samples(reader: IndexedReader, tokenizer: Tokenizer | None, number: int) -> list[ShownDocument]:
+def _samples(reader: IndexedReader, tokenizer: Tokenizer | None, number: int) -> list[DocumentView]:
     shown = []
     for document in np.linspace(0, len(reader) - 1, num=min(number, len(reader)), dtype=np.int64):
         ids = reader[int(document)].tolist()
         text = tokenizer.decode(ids)[:_SHOWN_CHARACTERS] if tokenizer else None
-        shown.append(ShownDocument(int(document), len(ids), ids[:_SHOWN_IDS], text))
+        shown.append(DocumentView(int(document), len(ids), ids[:_SHOWN_IDS], text))
     return shown
 
 

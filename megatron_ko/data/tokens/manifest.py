@@ -76,7 +76,7 @@ def rejected_path(prefix: Path) -> Path:
     return append_suffix(prefix, ".rejected.jsonl")
 
 
-def read_manifest(prefix: Path) -> IndexManifest:
+def read_index_manifest(prefix: Path) -> IndexManifest:
     """Read and check the form of a manifest.
 
     Raises:
@@ -133,7 +133,7 @@ def verify_shard(prefix: Path) -> IndexManifest:
     Raises:
         DataError: the first difference.
     """
-    manifest = read_manifest(prefix)
+    manifest = read_index_manifest(prefix)
     reader = check_shard(prefix, manifest)
     for name, path in (("bin", bin_path(prefix)), ("idx", idx_path(prefix))):
         digest = _sha256(path)

@@ -12,7 +12,7 @@ from megatron_ko.data.jobs.workers import map_unordered
 from megatron_ko.data.text.inputs import content_hash, input_bytes
 from megatron_ko.data.tokens.identity import PreprocessIdentity
 from megatron_ko.data.tokens.indexed import token_dtype
-from megatron_ko.data.tokens.manifest import FILES, IndexManifest, read_manifest
+from megatron_ko.data.tokens.manifest import FILES, IndexManifest, read_index_manifest
 from megatron_ko.data.tokens.merge_shard import MergePlan, MergeShard, ranges_of_shards
 from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
 from megatron_ko.data.tokens.roundtrip import RoundTrip, check_samples
@@ -78,12 +78,12 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
         layout = _layout(identity)
         cuts = _cuts(identity, parts, totals, layout)
         merged = _merge(folder, identity, parts, cuts, layout, workers)
-        totals.compare([[read_manifest(merged.folder / name) for name in names] for names in merged.names])
+        totals.compare([[read_index_manifest(merged.folder / name) for name in names] for names in merged.names])
         if verify_with is not None:
             verified = check_samples(merged, parts, cuts, verify_with)
         _rename_files(folder, output, merged)
     prefixes = [prefix for name in identity.outputs for prefix in find_shards(output.with_name(name))]
-    written = [IndexedOutput(prefix, read_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
+    written = [IndexedOutput(prefix, read_index_manifest(prefix), verified.get(prefix.name)) for prefix in prefixes]
     remove_job(folder)
     return written
 

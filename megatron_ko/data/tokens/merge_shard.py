@@ -18,7 +18,7 @@ from megatron_ko.data.tokens.manifest import (
     SourceFile,
     check_shard,
     manifest_path,
-    read_manifest,
+    read_index_manifest,
     rejected_path,
 )
 from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
@@ -116,7 +116,7 @@ class MergeShard:
             manifest = self._manifest(key, shard, tally, writer, idx_sha256)
             staged.open(manifest_path(prefix)).write(manifest.to_json().encode("utf-8"))
             staged.publish()
-        check_shard(prefix, read_manifest(prefix))
+        check_shard(prefix, read_index_manifest(prefix))
 
     def _manifest(self, key: int, shard: int, tally: "_Tally", writer: IndexedWriter, idx_sha256: str) -> IndexManifest:
         itemsize = self._plan.layout.dtype.itemsize

@@ -25,7 +25,7 @@ from megatron_ko.storage.files import append_suffix
 from megatron_ko.storage.journal import finish_renames
 
 # Called with the bytes of all inputs that have been read and encoded so far.
-Progress = Callable[[int], None]
+BytesProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PreprocessOptions:
         text_unit: a document of a .txt file is a "line" or the whole "file".
         format: of all inputs; None: as their suffixes say.
         shards: number of shards to cut every output into, of about equally many tokens.
-        shard_tokens: as many shards as are needed for about so many tokens in each.
+        shard_tokens: cut into as many shards as give about this many tokens in each.
         rank, size: this process takes every ``size``-th chunk; ``merge`` follows when all ranks are finished.
         verify: decode samples of what was written, and compare them with the text.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
@@ -72,8 +72,8 @@ class PreprocessOptions:
         return tuple(self.output.with_name(name) for name in names)
 
 
-def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) -> list[IndexedOutput]:
-    """Encode this rank's share; a single rank also merges. Started again after a kill, it goes on from what is done.
+def preprocess(options: PreprocessOptions, progress: BytesProgress = lambda _: None) -> list[IndexedOutput]:
+    """Encode this rank's share; a single rank also merges. Started again after a kill, it goes on where it stopped.
 
     Returns:
         what was written, by key and shard; nothing where several ranks share the work.
@@ -98,7 +98,7 @@ def preprocess(options: PreprocessOptions, progress: Progress = lambda _: None) 
     return merge(options.output, options.workers, options.tokenizer if options.verify else None)
 
 
-def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], progress: Progress) -> None:
+def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], progress: BytesProgress) -> None:
     cut = options.shards is not None or options.shard_tokens is not None
     work = EncodeChunk(EncodeOptions(options.tokenizer, options.keys, options.append_eod, text_bytes=cut))
     reading = Reading(

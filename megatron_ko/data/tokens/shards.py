@@ -63,7 +63,7 @@ def borders(views: Sequence[PartView], shards: int) -> tuple[int, ...]:
         target = tokens[-1] * number // shards
         part = min(bisect_right(tokens, target) - 1, len(views) - 1)
         ends = np.cumsum(views[part].all_lengths())
-        # The document in which the target lies, or which ends there, begins the shard.
+        # The shard begins with the document that contains the target, or ends at it.
         document = documents[part] + int(np.searchsorted(ends, target - tokens[part], side="left"))
         found.append(min(max(document, found[-1] + 1), documents[-1] - (shards - number)))
     found.append(documents[-1])

@@ -78,7 +78,7 @@ def source_stats(sources: Sequence[SourceData]) -> Stats:
     return Stats(rows, total)
 
 
-def table(stats: Stats) -> list[str]:
+def stats_table(stats: Stats) -> list[str]:
     """The totals as lines of a Markdown table."""
     lines = [
         "| source | documents | tokens | share | MB of text | bytes a token | tokens a document: mean | median | 99 % "

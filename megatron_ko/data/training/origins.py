@@ -15,7 +15,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 # Tensors [s] by name, as megatron-core gives them.
-Sample = dict[str, torch.Tensor]
+TrainingSample = dict[str, torch.Tensor]
 
 
 class SampleDataset(Protocol):
@@ -23,7 +23,7 @@ class SampleDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> TrainingSample: ...
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class MixtureDataset:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> TrainingSample:
         if self._mixed is None:
-            sample: Sample = self._dataset[index + int(self._shift[0])]
+            sample: TrainingSample = self._dataset[index + int(self._shift[0])]
         else:
             number = int(self._mixed[index])
             within = int(self._dataset.dataset_sample_index[index]) + int(self._shift[number])

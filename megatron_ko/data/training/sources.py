@@ -14,7 +14,7 @@ from megatron_ko.config import DataConfig
 from megatron_ko.config.data import Source
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_manifest
+from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_index_manifest
 from megatron_ko.data.tokens.shards import find_shards
 from megatron_ko.errors import DataError
 
@@ -72,7 +72,7 @@ def _expand(source: Source) -> list[Source]:
     prefixes = find_shards(source.prefix)
     if prefixes == [source.prefix]:
         return [source]
-    tokens = [read_manifest(prefix).tokens for prefix in prefixes]
+    tokens = [read_index_manifest(prefix).tokens for prefix in prefixes]
     name = source.name or source.prefix.name
     return [
         source.model_copy(
@@ -97,7 +97,7 @@ def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
     for index, prefix in enumerate(prefixes):
         if prefix.resolve() in {earlier.resolve() for earlier in prefixes[:index]}:
             raise DataError("a source is given twice", got=str(prefix), remedy="raise its weight in data.sources")
-    manifests = [read_manifest(prefix) for prefix in prefixes]
+    manifests = [read_index_manifest(prefix) for prefix in prefixes]
     readers = []
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         _check_tokenizer(prefix, manifest, tokenizer)
