@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.models.parameters import sharded_parts
+from megatron_ko.models.parameter_policy import sharded_parts
 
 # Name, global shape and offset of a part, and the part.
 Pieces = list[tuple[str, tuple[int, ...], tuple[int, ...], Tensor]]

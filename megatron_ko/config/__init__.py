@@ -3,6 +3,7 @@
 from megatron_ko.config.checkpoint import CheckpointConfig
 from megatron_ko.config.data import DataConfig, Source
 from megatron_ko.config.evaluation import EvalConfig
+from megatron_ko.config.json_schema import run_schema
 from megatron_ko.config.launch import LaunchConfig
 from megatron_ko.config.load import dump, load_config, load_model_config
 from megatron_ko.config.logging import LoggingConfig, ProfileConfig
@@ -16,7 +17,6 @@ from megatron_ko.config.problems import Problem, raise_problems
 from megatron_ko.config.resilience import ResilienceConfig
 from megatron_ko.config.rope import RopeConfig
 from megatron_ko.config.run import RunConfig, RunSection
-from megatron_ko.config.schema import run_schema
 from megatron_ko.config.training import TrainingConfig
 from megatron_ko.config.validate import check_world
 

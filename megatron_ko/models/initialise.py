@@ -13,7 +13,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_ko.config import ModelConfig
-from megatron_ko.models.parameters import Start, kind_of, sharded_parts
+from megatron_ko.models.parameter_policy import Start, kind_of, sharded_parts
 
 _BLOCK_ROWS = 256
 

@@ -37,7 +37,7 @@ from megatron_ko.train.resume import check_resumable, consequences
 from megatron_ko.train.retention import apply_retention
 from megatron_ko.train.state import TrainState
 from megatron_ko.train.state_parts import StatePart
-from megatron_ko.train.writer import InProcessSave
+from megatron_ko.train.tensor_files import InProcessSave
 
 MODEL, RNG = "model", "rng.pt"
 FORMAT = CheckpointingConfig("torch_dist", 1)

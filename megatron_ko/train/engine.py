@@ -8,7 +8,7 @@ from megatron.core.optimizer import ChainedOptimizer
 
 from megatron_ko.config import ModelConfig, RunConfig
 from megatron_ko.data.training.batch import Batch
-from megatron_ko.models.parameters import ParameterPolicy
+from megatron_ko.models.parameter_policy import ParameterPolicy
 from megatron_ko.objectives import Objective
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform

@@ -13,7 +13,7 @@ from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.data.training.origins import MixtureDataset
 from megatron_ko.objectives import LossOutput, Objective
 from megatron_ko.train.engine import Engine
-from megatron_ko.train.reduction import TOKENS, Pairs, add_up, count_units, mean, mean_loss
+from megatron_ko.train.loss_sums import TOKENS, Pairs, add_up, count_units, mean, mean_loss
 from megatron_ko.train.state import Evaluation
 from megatron_ko.train.step import forward_backward
 

@@ -19,7 +19,7 @@ from megatron.core.utils import get_model_config
 
 from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
-from megatron_ko.models.parameters import Factors, ParameterPolicy, named_parameters
+from megatron_ko.models.parameter_policy import Factors, ParameterPolicy, named_parameters
 from megatron_ko.models.precision import data_parallel_settings, optimizer_settings
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform

@@ -13,8 +13,8 @@ from megatron_ko.models.router import balancing_biases, restore_biases, routers_
 from megatron_ko.models.router_stats import drain_routing_stats
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.train.engine import Engine
+from megatron_ko.train.loss_sums import TOKENS, Pairs, Units, add_up, count_units, mean, mean_loss, weigh
 from megatron_ko.train.optimizer import clip_gradients, prepare_gradients, set_learning_rate
-from megatron_ko.train.reduction import TOKENS, Pairs, Units, add_up, count_units, mean, mean_loss, weigh
 from megatron_ko.train.state import StepResult
 
 STOP = "stop"

@@ -32,7 +32,7 @@ ALLOWED = {
     "report": {"errors", "log", "config", "metrics"},
     "train": {
         *("__init__", "errors", "log", "config", "storage", "artifacts", "metrics", "plan"),
-        *("machine", "parallel", "data", "models", "objectives", "eval"),
+        *("parallel", "data", "models", "objectives"),
     },
     "cli": {
         *("__init__", "errors", "log", "config", "storage", "artifacts", "plan"),

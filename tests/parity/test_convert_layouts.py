@@ -28,7 +28,7 @@ from megatron_ko.models.inference import blueprint_of
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
-from megatron_ko.train.writer import InProcessSave
+from megatron_ko.train.tensor_files import InProcessSave
 
 MOE = {"num_experts": 4, "top_k": 2}
 FAMILIES: dict[str, dict[str, Any]] = {

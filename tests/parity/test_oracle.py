@@ -14,7 +14,7 @@ from patience import PATIENCE
 from megatron_ko.config import RunConfig
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
-from megatron_ko.models.parameters import sharded_parts
+from megatron_ko.models.parameter_policy import sharded_parts
 from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
 

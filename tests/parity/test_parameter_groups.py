@@ -9,7 +9,7 @@ from megatron_ko.config import RunConfig
 from megatron_ko.errors import ConfigError
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
-from megatron_ko.models.parameters import named_parameters
+from megatron_ko.models.parameter_policy import named_parameters
 from megatron_ko.objectives import LanguageModelling
 from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.seed import seed_everything

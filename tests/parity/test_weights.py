@@ -15,7 +15,7 @@ from megatron_ko.models.build import build_model
 from megatron_ko.models.weights import load_weights, sharded_weights
 from megatron_ko.parallel.groups import destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
-from megatron_ko.train.writer import InProcessSave
+from megatron_ko.train.tensor_files import InProcessSave
 
 
 def build_rank(config: RunConfig, load: Path | None, save: Path | None) -> Pieces:

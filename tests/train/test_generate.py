@@ -31,7 +31,7 @@ from megatron_ko.models.weights import sharded_weights
 from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
-from megatron_ko.train.writer import InProcessSave
+from megatron_ko.train.tensor_files import InProcessSave
 
 VOCABULARY = 397  # prime, so that every tensor-parallel size pads it differently
 CONTEXT = 96

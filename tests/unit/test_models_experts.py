@@ -18,7 +18,7 @@ from megatron_ko.models.experts import GroupedExperts, expert_linear
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
-from megatron_ko.train.writer import InProcessSave
+from megatron_ko.train.tensor_files import InProcessSave
 
 HIDDEN, WIDTH, EXPERTS = 24, 40, 4
 LOADS = {"even": [5, 5, 5, 5], "uneven": [7, 3, 4, 6], "one takes most": [1, 40, 0, 2], "nobody": [0, 0, 0, 0]}
