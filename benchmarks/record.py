@@ -21,8 +21,8 @@ ELSEWHERE = "measured: "
 PACKAGES = ("torch", "megatron-core", "transformers")
 INTRODUCTION = """# Performance
 
-Each section is the output of one benchmark, written here by `benchmarks/record.py`. Peers are measured in the same run,
-in turns. Times on shared machines drift: compare the rows of one table, not tables of different days.
+Each section is the output of one benchmark, written by `benchmarks/record.py`. Peers are measured in the same run, in
+turns. Times on shared machines drift, so compare rows within a table, not tables from different days.
 """
 
 
