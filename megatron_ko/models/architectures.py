@@ -1,4 +1,4 @@
-"""From the configuration to megatron-core's TransformerConfig: the only place that builds one."""
+"""Builds megatron-core's TransformerConfig from the configuration; nothing else does."""
 
 from typing import Any
 
@@ -23,10 +23,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def transformer_config(blueprint: Blueprint) -> TransformerConfig:
     """The TransformerConfig of a decoder: RMSNorm, SwiGLU, rotary positions, grouped-query attention, no biases.
 
-    Windows are not in it: megatron-core's pattern knows one width only (``models/windows.py``).
+    It does not contain windows: megatron-core's pattern supports only one width (``models/windows.py``).
 
     Raises:
-        ConfigError: ``precision.backend`` asks for what is not installed, or a layout for what the layers cannot do.
+        ConfigError: ``precision.backend`` is not installed, or the layers do not support the layout.
     """
     model, dtype = blueprint.model, blueprint.precision.dtype
     fused = uses_transformer_engine(blueprint.precision.layer_backend)
@@ -47,8 +47,8 @@ def transformer_config(blueprint: Blueprint) -> TransformerConfig:
         softmax_scale=softmax_scale(model.rope, model.kv_channels),
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
-        # Weights come from models/initialise.py. megatron-core still has to go through its own initialisation, because
-        # that is where it marks parameters as split over tensor-parallel ranks.
+        # Weights come from models/initialise.py. megatron-core's own initialisation still has to run, because it marks
+        # the parameters that are split over tensor-parallel ranks.
         init_method=_leave_as_allocated,
         output_layer_init_method=_leave_as_allocated,
         embedding_init_method=_leave_as_allocated,
@@ -56,9 +56,9 @@ def transformer_config(blueprint: Blueprint) -> TransformerConfig:
         bf16=dtype == "bf16",
         params_dtype=DTYPES[dtype],
         pipeline_dtype=DTYPES[dtype],
-        # The loss function gives (sum, count); gradients are divided once, by the global count.
+        # The loss function returns (sum, count); gradients are divided once, by the global count.
         calculate_per_token_loss=True,
-        # These need Transformer Engine or torch.compile; on a CPU compiling would cost more than it saves.
+        # These need Transformer Engine or torch.compile; on a CPU, compiling would cost more than it saves.
         bias_activation_fusion=fused,
         bias_dropout_fusion=fused,
         apply_rope_fusion=fused,
@@ -91,11 +91,11 @@ def _parallel(parallel: ParallelConfig) -> dict[str, Any]:
         "account_for_embedding_in_pipeline_split": parallel.embedding_as_layer,
         "account_for_loss_in_pipeline_split": parallel.loss_as_layer,
         "sequence_parallel": parallel.sequence_parallel,
-        # Activations that were sent to the next stage are freed at once. The interleaved schedule does not wait for the
-        # send before it does so.
+        # Activations are freed as soon as they are sent to the next stage. The interleaved schedule does not wait until
+        # the send has completed.
         "deallocate_pipeline_outputs": get_platform().keeps_queued_sends or not interleaved,
-        # Without overlap a stage sends both ways in one batch. Between two stages, which are each other's previous and
-        # next one when interleaved, both messages have the same endpoints, and the schedule would swap them.
+        # Without overlap, a stage sends in both directions in one batch. With two interleaved stages, each is both the
+        # previous and the next one of the other: both messages have the same endpoints, and would be swapped.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
     }

@@ -26,7 +26,7 @@ class PortableAttention(MegatronModule):
         attention_type: "self"; megatron-core passes it.
         softmax_scale: factor on the scores; None: 1 / sqrt(d).
         cp_comm_type: how context-parallel ranks exchange keys and values: "all_gather".
-        pg_collection: process groups; sequences are split over ``cp``. Heads are split already when they come here.
+        pg_collection: process groups; sequences are split over ``cp``. Heads have been split before.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class PortableAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor:
-        """Attend. Every query sees the keys up to its own place; the last one stands at the last key.
+        """Compute attention. Each query sees the keys up to its own position; the last query is at the last key.
 
         Args:
             query: [s, b, n, d], n query heads of this rank.
             key, value: [t, b, g, d], g key/value heads of this rank; t > s when a cache of earlier tokens is used.
                 With context parallelism s = t are the tokens of this rank.
-            attention_mask: [b, t] integers, the document of each token of the whole sequence, or None: one document.
-            attn_mask_type: megatron-core passes "no_mask" for queries after a cache; they are causal like all others.
+            attention_mask: [b, t] integers, the document of each token of the whole sequence; None: a single document.
+            attn_mask_type: megatron-core passes "no_mask" for queries after a cache; they are causal all the same.
 
         Returns:
             [s, b, n * d].
@@ -105,7 +105,7 @@ class PortableAttention(MegatronModule):
 
     def _random_state(self) -> contextlib.AbstractContextManager[None]:
         # Heads are split over tensor-parallel ranks, so each rank draws its own mask. Under sequence parallelism the
-        # whole block runs in that state already.
+        # whole block already uses that random state.
         if self._dropout == 0.0 or self.config.sequence_parallel:
             return contextlib.nullcontext()
         fork: contextlib.AbstractContextManager[None] = get_cuda_rng_tracker().fork()

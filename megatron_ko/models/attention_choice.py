@@ -1,7 +1,7 @@
-"""Which kernel Transformer Engine takes for attention: told, and refused where it is the slow one.
+"""Reports which attention kernel is used, and refuses the slow one of Transformer Engine.
 
-It has several, and falls back to one that keeps all scores in memory without a word: with two cuDNN in a process, with
-a head size or a mask that no other kernel takes.
+Transformer Engine has several kernels. It falls back silently to one that keeps all scores in memory, for example when
+two versions of cuDNN are loaded, or when no other kernel supports the head size or the mask.
 """
 
 import importlib
@@ -23,7 +23,7 @@ _log = get_logger(__name__)
 
 
 def watch_choice(spec: TransformerBlockSubmodules, unfused_allowed: bool) -> None:
-    """Let the attention of Transformer Engine's layers say in its attribute ``attention_kernel`` what it computes with.
+    """Make the attention of Transformer Engine's layers record its kernel in the attribute ``attention_kernel``.
 
     Args:
         spec: layers of a model chunk; changed in place.
@@ -34,17 +34,17 @@ def watch_choice(spec: TransformerBlockSubmodules, unfused_allowed: bool) -> Non
 
 
 def kernels_of(chunks: list[torch.nn.Module]) -> str:
-    """Names of the kernels that the layers of these chunks took; empty where they do not tell."""
+    """Names of the attention kernels that these chunks used; empty if none is recorded."""
     names = {getattr(module, "attention_kernel", None) for chunk in chunks for module in chunk.modules()}
     return ", ".join(sorted(name for name in names if isinstance(name, str)))
 
 
 def name_kernel(query: Tensor, key: Tensor, value: Tensor) -> str:
-    """What PyTorch's causal attention runs on for [b, n, s, d] and twice [b, g, s, d]; warns of the unfused one."""
+    """The kernel of PyTorch's causal attention for [b, n, s, d] and twice [b, g, s, d]; warns if it is unfused."""
     choice = torch._fused_sdp_choice(query, key, value, is_causal=True, enable_gqa=query.shape[1] != key.shape[1])
     name = SDPBackend(choice).name.lower()
     if name == "math":
-        _log.warning("attention is unfused on this device: slow, and with all scores in memory")
+        _log.warning("attention is unfused on this device: it is slow and keeps all scores in memory")
     return f"pytorch {name}"
 
 
@@ -53,7 +53,7 @@ def _telling_kernel(attention: Any, unfused_allowed: bool) -> Any:
         attention_kernel: str | None = None
 
         def forward(self, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            """Attend; the first time in training, see how."""
+            """Compute attention; record the kernel the first time in training."""
             output: Tensor = super().forward(query, key, *args, **kwargs)
             if self.training and self.attention_kernel is None:
                 self.attention_kernel = _newest_choice()
@@ -65,7 +65,7 @@ def _telling_kernel(attention: Any, unfused_allowed: bool) -> Any:
 
 
 def _newest_choice() -> str:
-    """What Transformer Engine's newest attention ran on: "fused ...", "flash ..." or "unfused"."""
+    """The kernel of Transformer Engine's latest attention call: "fused ...", "flash ..." or "unfused"."""
     record = importlib.import_module(_RECORD)._attention_backends
     if record["use_fused_attention"]:
         return f"fused {_sub_backend(record['fused_attention_backend'])}"
@@ -73,7 +73,7 @@ def _newest_choice() -> str:
 
 
 def _sub_backend(backend: object) -> str:
-    """Name of cuDNN's kernel: by release an enumeration of the extension, one of Python, or a member's number."""
+    """Name of cuDNN's kernel. It is an enum of the extension, a Python enum, or a number, depending on the release."""
     if isinstance(backend, int):
         kinds = importlib.import_module("transformer_engine.pytorch.cpp_extensions.fused_attn").FusedAttnBackend
         backend = kinds(backend).name
@@ -81,19 +81,19 @@ def _sub_backend(backend: object) -> str:
 
 
 def _tell_unfused(query: Tensor, key: Tensor, allowed: bool) -> None:
-    """Warn of unfused attention, or refuse it.
+    """Warn about unfused attention, or refuse it.
 
     Args:
         query: [s, b, n, d], or [t, n, d] with documents.
         key: the same with g heads.
-        allowed: whether it goes on.
+        allowed: whether to warn instead of raising an error.
 
     Raises:
-        LaunchError: it does not.
+        LaunchError: unfused attention is not allowed.
     """
     rows = query.shape[1] if query.dim() == 4 else 1
     scores = rows * query.shape[-2] * query.shape[0] * key.shape[0] * query.element_size()
-    cost = f"its scores take {scores / 2**30:.1f} GiB a layer and micro-batch"
+    cost = f"its scores take {scores / 2**30:.1f} GiB per layer and micro-batch"
     if allowed:
         _log.warning("attention is unfused on this GPU: slow, and %s", cost)
         return
@@ -102,9 +102,9 @@ def _tell_unfused(query: Tensor, key: Tensor, allowed: bool) -> None:
         "Transformer Engine has no fused attention for this run",
         got=f"{query.dtype}, heads of {query.shape[-1]}; {cost}; cuDNN: {', '.join(copies) or 'none'}",
         expected="a kernel of cuDNN or FlashAttention",
-        remedy="CUDNN_HOME should name the one cuDNN that PyTorch brings"
+        remedy="set CUDNN_HOME to the cuDNN that comes with PyTorch"
         if len(copies) > 1
-        else "NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2 shows why; precision.unfused_attention=true goes on without",
+        else "NVTE_DEBUG=1 NVTE_DEBUG_LEVEL=2 shows why; precision.unfused_attention=true runs without it",
     )
 
 

@@ -1,9 +1,9 @@
 """Causal attention with a lower bound for each query: windows and documents without a mask of the whole sequence.
 
-A query at position p sees the keys from ``lowest(p)`` to p. A window of W makes ``lowest(p) = p - W``, a document that
-begins at e makes it ``e``, both make it the larger of the two. On a CPU the work is done in tiles, each with a small
-mask; on CUDA by one compiled kernel of flex attention, which skips blocks that nobody sees. Memory is linear in the
-length either way.
+A query at position p sees the keys from ``lowest(p)`` to p. With a window of W, ``lowest(p) = p - W``; with a document
+that begins at e it is ``e``; with both, the larger of the two. On a CPU the work is done in tiles, each with a small
+mask. On CUDA one compiled flex-attention kernel does it and skips empty blocks. Either way, memory is linear in the
+length.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from megatron_ko.parallel.platform import get_platform
 
-# Queries of one tile. Fewer waste less at the edge of a window, more make better matrix products.
+# Queries per tile. A smaller tile wastes less at the edge of a window, a larger one makes better matrix products.
 _TILE = 128
 
 
@@ -27,9 +27,9 @@ class View:
     """What queries see.
 
     Attributes:
-        positions: of the queries in the whole sequence, as runs of neighbours in the order of the queries.
-        window: earlier tokens that a token sees beside itself; None: all.
-        documents: [b, t] numbers; neighbours with the same number are one document. None: one document.
+        positions: positions of the queries in the whole sequence, as contiguous ranges in the order of the queries.
+        window: earlier tokens that a token sees besides itself; None: all.
+        documents: [b, t] numbers; adjacent tokens with the same number are one document. None: a single document.
     """
 
     positions: tuple[range, ...]
@@ -68,7 +68,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, view: View, scale: float |
 
 
 def document_starts(documents: Tensor) -> Tensor:
-    """For each token [b, t] the position at which its document begins."""
+    """For each token [b, t], the position where its document begins."""
     place = torch.arange(documents.shape[1], device=documents.device)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -81,7 +81,7 @@ class Tile:
 
     Attributes:
         rows: samples of the batch.
-        queries: numbers of the queries.
+        queries: indices of the queries.
         keys: positions of the keys.
         mask: [queries, keys], True where a query may look; None: everywhere.
     """
@@ -92,16 +92,16 @@ class Tile:
     mask: Tensor | None
 
     def of_queries(self, tensor: Tensor, groups: int) -> Tensor:
-        """Its part of [b, n, s, d], the heads of a group below each other: [b, g, n / g * queries, d]."""
+        """This tile's part of [b, n, s, d], with the heads of a group stacked: [b, g, n / g * queries, d]."""
         part = tensor[self.rows, :, self.queries]
         return part.reshape(len(part), groups, -1, part.shape[-1])
 
     def of_keys(self, tensor: Tensor) -> Tensor:
-        """Its part of [b, g, t, d]."""
+        """This tile's part of [b, g, t, d]."""
         return tensor[self.rows, :, self.keys]
 
     def bias(self, query: Tensor) -> Tensor | None:
-        """What is added to the scores of [b, g, n / g * queries, d]: 0, or minus infinity."""
+        """The bias added to the scores of [b, g, n / g * queries, d]: 0 or minus infinity."""
         if self.mask is None:
             return None
         bias = torch.zeros_like(self.mask, dtype=query.dtype).masked_fill_(~self.mask, -math.inf)
@@ -109,15 +109,15 @@ class Tile:
 
 
 def tiles(positions: Sequence[range], lowest: Tensor) -> Iterator[Tile]:
-    """Cut queries into tiles: the same for all rows of the batch, or with documents for each row its own.
+    """Cut queries into tiles: the same tiles for all rows of the batch, or, with documents, separate tiles per row.
 
     Args:
         positions: of the queries, as in ``View``.
-        lowest: [1, s] or [b, s], not falling within a run.
+        lowest: [1, s] or [b, s], never decreasing within a range.
     """
     for row in range(len(lowest)):
         rows = slice(None) if len(lowest) == 1 else slice(row, row + 1)
-        first = 0  # number of the first query of the run
+        first = 0  # index of the first query of the range
         for run in positions:
             for start in range(0, len(run), _TILE):
                 part = run[start : start + _TILE]
@@ -134,8 +134,8 @@ def _tile_mask(queries: range, keys: slice, lowest: Tensor) -> Tensor:
     return (at >= lowest) & (at <= own)
 
 
-# PyTorch's CPU attention and its gradient as operators: unlike the function around them they give and take the sums
-# of the softmax, without which the backward pass would have to compute every tile twice.
+# PyTorch's CPU attention and its gradient as operators. Unlike the public function they return and accept the sums of
+# the softmax; without these the backward pass would have to compute every tile twice.
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -153,7 +153,7 @@ class TiledAttention(torch.autograd.Function):
         lowest: Tensor,
         scale: float | None,
     ) -> Tensor:
-        """Attend: [b, n, s, d] and twice [b, g, t, d] -> [b, n, s, d]; ``positions`` and ``lowest`` as in ``tiles``."""
+        """[b, n, s, d] and twice [b, g, t, d] -> [b, n, s, d]; ``positions`` and ``lowest`` as in ``tiles``."""
         output, sums = torch.empty_like(query), []
         for tile in tiles(positions, lowest):
             queries = tile.of_queries(query, key.shape[1])
@@ -192,16 +192,16 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, view: View, scal
     return output
 
 
-# The layers of a micro-batch share one or two views, whose documents are found by identity.
+# The layers of a micro-batch share one or two views; their documents are compared by identity.
 @functools.lru_cache(maxsize=8)
 def _block_mask(view: View, rows: int, keys: int, device: torch.device) -> BlockMask:
     places, lowest = view.places(device), view.lowest(device)
-    bounds = lowest.expand(rows, -1).contiguous()  # the kernel asks for every row, whether blocks differ by row or not
+    bounds = lowest.expand(rows, -1).contiguous()  # the kernel needs all rows, even if they have the same blocks
 
     def visible(row: Tensor, head: Tensor, query: Tensor, at: Tensor) -> Tensor:
         return (at <= places[query]) & (at >= bounds[row, query])
 
-    # Compiled, it never holds the mask of single positions.
+    # When compiled, this never builds the full mask of single positions.
     mask: BlockMask = _compiled(create_block_mask)(
         visible, rows if len(lowest) > 1 else None, None, len(places), keys, device=device
     )

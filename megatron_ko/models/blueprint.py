@@ -1,4 +1,4 @@
-"""What a model is built from, to train it or to use it."""
+"""Everything that is needed to build a model, for training or for inference."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,15 +7,15 @@ from megatron_ko.config import ModelConfig, ParallelConfig, PrecisionConfig, Run
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A network, its spread over ranks, and its numbers.
+    """A network, its parallel layout and its precision.
 
     Attributes:
         model: the network.
         parallel: sizes of the axes.
         precision: data type, back end and recipe.
-        training: batch, and what trades memory for time; None for a model that is only used.
+        training: batch size and options that trade memory for time; None for inference.
         sequence_length: tokens of a training sequence.
-        document_mask: whether training keeps the documents of a sequence apart.
+        document_mask: whether attention is limited to a token's own document in training.
     """
 
     model: ModelConfig
@@ -27,7 +27,7 @@ class Blueprint:
 
     @classmethod
     def of(cls, config: RunConfig) -> "Blueprint":
-        """That of a training run."""
+        """The blueprint of a training run."""
         return cls(
             model=config.model,
             parallel=config.parallel,
@@ -39,10 +39,10 @@ class Blueprint:
 
     @property
     def for_inference(self) -> "Blueprint":
-        """The same network on one rank, in its data type, without what belongs to training.
+        """The same network on one rank, in its data type, without the settings that are only for training.
 
-        That is a low-precision recipe, a capacity of experts, which would let a text depend on those beside it, and
-        Transformer Engine's layers where there is no CUDA.
+        These are the low-precision recipe, the capacity of experts (with it, a text would depend on the others in its
+        batch), and Transformer Engine's layers if there is no CUDA.
         """
         backend = "portable" if self.precision.layer_backend == "portable" else "auto"
         precision = self.precision.model_copy(update={"backend": backend, "recipe": "none", "fp8_weights": False})

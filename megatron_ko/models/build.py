@@ -1,4 +1,4 @@
-"""Building the model chunks of this rank, with their initial weights."""
+"""Builds the model chunks of this rank, with their initial weights."""
 
 import torch
 from megatron.core.transformer import TransformerConfig
@@ -25,7 +25,7 @@ def build_model(blueprint: Blueprint, groups: Groups, seed: int) -> list[torch.n
     """Build this rank's model chunks, one per virtual pipeline stage, on its device and in the configured precision.
 
     A chunk is called as ``chunk(tokens, position_ids, attention_mask, labels=labels)`` with [b, s] tensors. On the last
-    pipeline stage it gives losses [b, s] (or logits [b, s, v] without labels; v is this rank's part of the padded
+    pipeline stage it returns losses [b, s] (or, without labels, logits [b, s, v]; v is this rank's part of the padded
     vocabulary), on the others hidden states [s, b, h]. The weights depend on ``seed`` only, not on the layout.
 
     Random states must have been seeded (``parallel.seed.seed_everything``).
@@ -42,7 +42,7 @@ def build_model(blueprint: Blueprint, groups: Groups, seed: int) -> list[torch.n
 
 
 def build_structure(blueprint: Blueprint, groups: Groups) -> list[torch.nn.Module]:
-    """This rank's model chunks as ``build_model`` makes them, with weights as they were allocated.
+    """This rank's model chunks as in ``build_model``, but with uninitialised weights.
 
     Raises:
         ConfigError: ``precision.backend`` asks for what is not installed.
@@ -79,7 +79,7 @@ def _build_chunk(blueprint: Blueprint, settings: TransformerConfig, groups: Grou
 
 
 def _logits_limit(training: TrainingConfig | None) -> int:
-    """Bytes for fp32 logits. By default a share of a GPU's memory, the same in every run on it: pieces change bits."""
+    """Bytes for fp32 logits. The default share of GPU memory never varies, because the piece size affects rounding."""
     if training is not None and training.logits_mib is not None:
         return training.logits_mib << 20
     total = get_platform().total_memory

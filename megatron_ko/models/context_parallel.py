@@ -1,7 +1,7 @@
-"""Sequences that are shared by ranks: where a rank's queries stand, and the keys and values of all ranks in order.
+"""Context parallelism: the positions of a rank's queries, and the keys and values of all ranks in order.
 
-A sequence is cut into 2c chunks and rank i of c holds chunks i and 2c - 1 - i, as megatron-core's rotary embedding
-expects it. A causal query sees what lies before it, so a chunk from the front and one from the back together see the
+A sequence is cut into 2c chunks, and rank i of c holds chunks i and 2c - 1 - i, as megatron-core's rotary embedding
+expects. A causal query sees everything before it, so a chunk from the front and one from the back together see the
 same number of keys on every rank.
 """
 
@@ -17,25 +17,25 @@ from megatron_ko.models.blueprint import Blueprint
 
 
 def check_exchange(blueprint: Blueprint, transformer_engine: bool) -> None:
-    """Refuse what the layers of this machine, which ``precision.backend: auto`` leaves open, cannot do.
+    """Refuse options that the layers on this machine do not support; with ``precision.backend: auto`` it decides which.
 
     Raises:
-        ConfigError: keys and values are exchanged in a way that the layers do not have, or documents are to be kept
-            apart by Transformer Engine, which would need them padded.
+        ConfigError: the layers do not have this exchange of keys and values, or Transformer Engine would have to
+            separate documents, which it only does for padded ones.
     """
     parallel = blueprint.parallel
     if parallel.context == 1:
         return
     if not transformer_engine and parallel.context_exchange != "all_gather":
         raise ConfigError(
-            "portable layers exchange keys and values in one way only",
+            "portable layers support only one way to exchange keys and values",
             got=f"parallel.context_exchange={parallel.context_exchange}",
             expected="all_gather",
             remedy="parallel.context_exchange=all_gather, or Transformer Engine on CUDA",
         )
     if transformer_engine and blueprint.document_mask:
         raise ConfigError(
-            "Transformer Engine cannot keep documents apart in sequences that ranks share",
+            "Transformer Engine cannot separate documents under context parallelism",
             got=f"data.document_mask=true, parallel.context={parallel.context}",
             expected="portable layers, or whole sequences on each rank",
             remedy="precision.backend=portable, or parallel.context=1",
@@ -43,7 +43,7 @@ def check_exchange(blueprint: Blueprint, transformer_engine: bool) -> None:
 
 
 def positions_of(length: int, rank: int, size: int) -> tuple[range, ...]:
-    """Positions in the whole sequence of the ``length`` tokens that a rank holds, as runs of neighbours."""
+    """Positions in the whole sequence of the ``length`` tokens that a rank holds, as contiguous ranges."""
     if size == 1:
         return (range(length),)
     chunk = length // 2
@@ -51,12 +51,12 @@ def positions_of(length: int, rank: int, size: int) -> tuple[range, ...]:
 
 
 def gather_in_order(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
-    """The parts of all ranks, in the order of the sequence and with one collective.
+    """Gather the parts of all ranks in sequence order, with one collective.
 
-    In the backward pass the gradients of all ranks are added up and each rank gets those of its own tokens.
+    In the backward pass, gradients are summed over ranks, and each rank gets those of its own tokens.
 
     Args:
-        tensors: [s, b, g, d] of the same shape but for d.
+        tensors: [s, b, g, d]; their shapes may differ only in d.
         group: the ranks that share the sequence.
 
     Returns:

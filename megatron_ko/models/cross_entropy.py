@@ -1,9 +1,9 @@
-"""Output layer and cross entropy in one: the logits of a large vocabulary never exist all at once.
+"""Output layer and cross entropy in one: the logits of a large vocabulary are never all in memory at once.
 
-Logits of T tokens over v ids take 4 T v bytes in fp32, more than the rest of a small model. Here they are computed for
-so many tokens at a time as a limit allows. What is kept of them for the backward pass is one number a token, the log of
-the sum of their exponentials; the backward pass computes them again (as Wijmans et al., 2024, arXiv:2411.09009, do). A
-batch that is within the limit is computed in one piece, and once.
+Logits of T tokens over v ids take 4 T v bytes in fp32, more than the rest of a small model. Here they are computed in
+pieces of as many tokens as a limit allows. For the backward pass only the log-sum-exp of each token is kept, and the
+logits are computed again (as in Wijmans et al., 2024, arXiv:2411.09009). A batch within the limit is computed in one
+piece, and only once.
 """
 
 from collections.abc import Iterator
@@ -33,13 +33,13 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Loss of each token: the negative log-probability of its label under softmax(hidden @ weight.T).
 
-    Rows that pad the vocabulary have probability 0: they are no tokens, and no gradient reaches them.
+    Padding rows of the vocabulary have probability 0 and receive no gradient.
 
     Args:
         hidden: [s, b, h], or this rank's part of s under sequence parallelism.
         weight: [v, h], this rank's rows of the vocabulary.
         labels: [b, s], ids of the whole vocabulary.
-        vocabulary: which rows these are.
+        vocabulary: which rows ``weight`` holds.
         sequence_parallel: whether ``hidden`` is split along the sequence.
         limit: bytes that fp32 logits may take at a time on this rank.
         fused: whether Transformer Engine's kernels are used for a batch within the limit.
@@ -78,7 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = _log_sum_over(log_sums, group)
         if group.size() > 1:
             dist.all_reduce(wanted, group=group)
-        # In one piece, the powers are kept, and turned into the softmax over all ranks by a factor a token.
+        # In a single piece, the exponentials are kept; one factor per token turns them into the softmax over all ranks.
         kept = (powers, highest - total) if len(pieces) == 1 else (None, total)
         ctx.save_for_backward(hidden, weight, labels, *kept)
         ctx.pieces, ctx.used = pieces, used
@@ -104,33 +104,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _pieces(tokens: int, rows: int, limit: int) -> Iterator[slice]:
-    """Slices of the tokens whose fp32 logits are within the limit, and at least one token long."""
+    """Slices of the tokens whose fp32 logits are within the limit; each has at least one token."""
     length = max(1, limit // (4 * rows))
     for start in range(0, tokens, length):
         yield slice(start, min(start + length, tokens))
 
 
 def _logits(hidden: Tensor, weight: Tensor, used: int) -> Tensor:
-    """[t, v] in fp32. Rows that are no tokens get the lowest number: a rank may have none but these."""
+    """[t, v] in fp32. Padding rows get the lowest finite number: a rank may have nothing else."""
     logits = (hidden @ weight.t()).float()
     logits[:, used:] = torch.finfo(torch.float32).min
     return logits
 
 
 def _rows_of(labels: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Row of each label as [t, 1], 0 where it is on another rank, and [t] whether it is on this one."""
+    """Row of each label as [t, 1] (0 if it is on another rank), and whether it is on this rank as [t]."""
     mine = (labels >= 0) & (labels < rows)
     return labels.masked_fill(~mine, 0).unsqueeze(1), mine
 
 
 def _minus_labels(slopes: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
-    """From g p to g (p - [label]), in place: the gradient of the logits."""
+    """Turn g p into g (p - [label]), the gradient of the logits, in place."""
     index, mine = _rows_of(labels, slopes.shape[1])
     return slopes.scatter_add_(1, index, -(gradient * mine).unsqueeze(1))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to an fp32 total, in one pass where the factors are fp32 too."""
+    """Add left @ right to an fp32 total; in one pass if both factors are fp32."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
@@ -138,7 +138,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _log_sum_over(log_sums: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The log of the sum of exponentials over the rows of all ranks, from that over the rows of each."""
+    """Log-sum-exp over the rows of all ranks, from the log-sum-exp of each rank."""
     if group.size() == 1:
         return log_sums
     highest = log_sums.clone()

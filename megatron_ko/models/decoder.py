@@ -13,8 +13,8 @@ class Decoder(GPTModel):
     """A GPTModel whose loss never holds more than ``logits_limit`` bytes of fp32 logits.
 
     Args:
-        token_ids: size of the vocabulary; further rows of the output layer are padding.
-        logits_limit: bytes on this rank.
+        token_ids: size of the vocabulary; additional rows of the output layer are padding.
+        logits_limit: in bytes, on this rank.
         fused_loss: whether Transformer Engine's kernels compute the loss of a batch within the limit.
         kwargs: GPTModel's.
     """
@@ -24,7 +24,7 @@ class Decoder(GPTModel):
         self._token_ids, self._logits_limit, self._fused_loss = token_ids, logits_limit, fused_loss
 
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **kwargs: Any) -> Tensor:
-        """From the last hidden states [s, b, h] to losses [b, s], or to what GPTModel makes of them without labels."""
+        """Turn the last hidden states [s, b, h] into losses [b, s]; without labels, into what GPTModel returns."""
         if labels is None or not self.post_process:
             output: Tensor = super()._postprocess(hidden_states=hidden_states, labels=labels, **kwargs)
             return output

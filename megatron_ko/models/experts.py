@@ -1,4 +1,4 @@
-"""The experts of the portable back end: all of a rank's experts in two tensors, multiplied in two grouped products."""
+"""The experts of the portable back end: a rank's experts are two tensors, multiplied in two grouped products."""
 
 from functools import partial
 from typing import Any
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from megatron_ko.parallel.platform import get_platform
 
-# Padding all experts to the busiest one may multiply the work by this much before a loop over experts is faster.
+# Padding all experts to the busiest one may increase the work by this factor before a loop over experts is faster.
 _MOST_PADDING = 2
 _EXTRA_STATE = "._extra_state"
 Offsets = tuple[tuple[int, int, int], ...]
 
 
 class GroupedExperts(MegatronModule):
-    """SwiGLU experts (Shazeer, 2020, arXiv:2002.05202) with megatron-core's interface of experts.
+    """SwiGLU experts (Shazeer, 2020, arXiv:2002.05202) with megatron-core's interface for experts.
 
-    Parameters carry the names that megatron-core's other implementations give them in a checkpoint
+    In a checkpoint, parameters have the same names as in megatron-core's other implementations
     (``experts.linear_fc1.weight``, [experts, gate and up, hidden], and ``experts.linear_fc2.weight``), so that weights
     and optimizer states can be exchanged with Transformer Engine's.
 
@@ -31,7 +31,7 @@ class GroupedExperts(MegatronModule):
         num_local_experts: experts of this rank.
         config: the model.
         pg_collection: process groups; ``ep``, ``expt_tp`` and ``expt_dp`` are read.
-        name: megatron-core 0.19 passes it, for reports of its own.
+        name: megatron-core 0.19 passes it for its own reports.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class GroupedExperts(MegatronModule):
     def forward(
         self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
     ) -> tuple[Tensor, None]:
-        """Compute every token by its expert.
+        """Apply to every token its expert.
 
         Args:
-            permuted_local_hidden_states: [t, h], tokens of the first expert first.
+            permuted_local_hidden_states: [t, h], sorted by expert.
             tokens_per_expert: [e], tokens of each expert; adds up to t.
             permuted_probs: [t], weight of the expert for the token.
 
         Returns:
-            [t, h], this rank's part of a sum over the expert-tensor-parallel ranks; and no bias.
+            [t, h], this rank's part of a sum over the expert-tensor-parallel ranks; and None for the bias.
         """
         inner = self.linear(permuted_local_hidden_states, self.weight1, tokens_per_expert)  # [t, 2 w]
         gate, up = inner.chunk(2, dim=-1)
@@ -108,7 +108,7 @@ class GroupedExperts(MegatronModule):
         return {f"{prefix}weight1": first, f"{prefix}weight2": second, **self._extra_states(prefix, sharded_offsets)}
 
     def _extra_states(self, prefix: str, offsets: Offsets) -> dict[str, Any]:
-        """Nothing, under the names where other implementations look for the state of their quantisers."""
+        """Empty entries under the names where other implementations expect the state of their quantisers."""
         groups, states = self._groups, {}
         replica: ReplicaId = (0, groups.expt_tp.rank(), groups.expt_dp.rank())
         for own in range(self.num_local_experts):
@@ -128,7 +128,7 @@ def _forget_extra_states(_: torch.nn.Module, keys: Any) -> None:
 def _gate_and_up(
     key: str, weight: Tensor, replica: ReplicaId, _: slice | None, *, offsets: Offsets, tp_rank: int, tp_size: int
 ) -> list[ShardedTensor]:
-    """Gate and up are one tensor [e, 2 w, h] here and on disk, but split over ranks each by itself."""
+    """Gate and up are one tensor [e, 2 w, h] here and on disk, but each is split over ranks separately."""
     axis = len(offsets) - 1
     return [
         ShardedTensor.from_rank_offsets(
@@ -144,7 +144,7 @@ def _gate_and_up(
 
 
 def expert_linear(tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Multiply tokens by the matrix of their expert.
+    """Multiply each token by the matrix of its expert.
 
     Args:
         tokens: [t, i], sorted by expert.
@@ -164,14 +164,14 @@ def expert_linear(tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
 
 
 def _in_one_kernel(tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    if not len(tokens):  # the kernel wants a token; the experts still get a gradient, of zeros
+    if not len(tokens):  # the kernel needs at least one token; the experts still get a gradient, of zeros
         return tokens @ weight.sum(dim=0).t()
     ends = counts.to(tokens.device, torch.int32).cumsum(0, dtype=torch.int32)
     return F.grouped_mm(tokens, weight.transpose(1, 2), offs=ends)
 
 
 def _padded(tokens: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
-    """One batched product, every expert with the tokens of the busiest. Fast on a CPU where loads are alike."""
+    """One batched product, padded to the busiest expert. Fast on a CPU if loads are similar."""
     experts, longest, width = len(sizes), max(sizes), tokens.shape[1]
     if experts * longest == len(tokens):
         return _batched(tokens.view(experts, longest, width), weight)
@@ -184,13 +184,13 @@ def _padded(tokens: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
 
 def _batched(tokens: Tensor, weight: Tensor) -> Tensor:
     """[e, t, i] by [e, o, i] to [e * t, o]."""
-    # The weight is the first factor, so that its gradient comes in its own layout: a transposed one would be copied,
-    # which takes as long as the products.
+    # The weight is the first factor, so that its gradient has the weight's own memory layout. A transposed gradient
+    # would be copied, which takes as long as the products.
     return torch.bmm(weight, tokens.transpose(1, 2)).transpose(1, 2).flatten(0, 1)
 
 
 class _GroupedProduct(torch.autograd.Function):
-    """A loop over experts that writes in place, outside of autograd. For a CPU, where loads differ much."""
+    """A loop over experts that writes in place, outside autograd. For a CPU if loads differ a lot."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:

@@ -9,10 +9,10 @@ from megatron.core.fp8_utils import is_float8tensor
 
 @contextmanager
 def initial_values(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """While inside, weights in 8 bits are the ordinary tensors that the optimizer will take its master weights from.
+    """Within this context, 8-bit weights appear as the ordinary tensors from which the optimizer takes its masters.
 
-    Transformer Engine keeps such a tensor beside each of its 8-bit parameters until the distributed optimizer has read
-    it. Whatever is written into it is quantised into the parameter at the end. Without 8-bit weights nothing happens.
+    Transformer Engine keeps such a tensor next to each 8-bit parameter until the distributed optimizer has read it. At
+    the end, its values are quantised into the parameter. Without 8-bit weights nothing happens.
 
     Args:
         chunks: model chunks, freshly built.

@@ -1,7 +1,7 @@
-"""Output layer and cross entropy with Transformer Engine's kernels, for logits that memory has room for.
+"""Output layer and cross entropy with Transformer Engine's kernels, for logits that fit in memory.
 
 The kernels read the logits once in the forward pass, and once more in the backward pass to turn them into their
-gradient; what PyTorch's elementwise operations do is a dozen passes over them.
+gradient. PyTorch's elementwise operations would need a dozen passes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from megatron_ko.models.vocabulary import Vocabulary
 class FusedLinearCrossEntropy(torch.autograd.Function):
     """[t, h], [v, h] and labels [t] to losses [t]. Gradients of ``hidden`` are those of this rank's rows alone.
 
-    bf16 and fp32. Rows that pad the vocabulary have no probability.
+    For bf16 and fp32. Padding rows of the vocabulary have probability 0.
     """
 
     @staticmethod
@@ -35,7 +35,7 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         logits, losses = ctx.logits, ctx.losses
-        del ctx.logits, ctx.losses  # no saved tensors: what holds the loss would hold them through the next micro-batch
+        del ctx.logits, ctx.losses  # freed here: otherwise the loss would keep them alive during the next micro-batch
         (slopes,) = torch.autograd.grad(losses, logits, gradients[0].unsqueeze(0))
         slopes = slopes.squeeze(0)
         return slopes @ weight, slopes.t() @ hidden, None, None

@@ -1,4 +1,4 @@
-"""A model on one rank, without a recipe of training around it: for generation and for proofs."""
+"""A model on one rank, without training settings: for generation and for checking conversions."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def blueprint_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Blueprint:
-    """A network by itself, in portable layers."""
+    """The blueprint of a single network with portable layers."""
     precision = PrecisionConfig.model_validate({"dtype": _NAMES[dtype], "backend": "portable"})
     return Blueprint(model=model, precision=precision).for_inference
 
@@ -25,13 +25,13 @@ def blueprint_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Blue
 def load_for_inference(blueprint: Blueprint, weights: Path) -> torch.nn.Module:
     """Build a model on this rank alone, in evaluation mode, with weights rounded to its data type.
 
-    No weight is drawn: every one is read.
+    Weights are not initialised randomly: all of them are read.
 
     Raises:
         CheckpointError: the folder does not hold the weights of this model.
     """
     groups = single_world()
-    seed_everything(0, groups)  # megatron-core asks for its generators even where nothing is drawn
+    seed_everything(0, groups)  # megatron-core needs its generators even if nothing is drawn
     chunks = [chunk.to(get_platform().device) for chunk in build_structure(blueprint, groups)]
     load_weights(chunks, weights)
     return chunks[0].to(DTYPES[blueprint.precision.dtype]).eval()

@@ -1,8 +1,8 @@
-"""Initial weights that depend on the seed alone: the same numbers at every parallel layout, device and precision.
+"""Initial weights that depend on the seed alone: the same numbers under every parallel layout, device and precision.
 
 Every parameter is found through ``sharded_state_dict()``, which says which part of which global tensor it is. A global
-tensor is drawn in blocks of rows, each from its own generator, so a rank draws only the rows that it holds, and padding
-the vocabulary moves nothing.
+tensor is drawn in blocks of rows, each from its own generator. A rank therefore draws only the rows that it holds, and
+padding the vocabulary does not change any value.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _BLOCK_ROWS = 256
 
 
 def initialise_weights(chunks: Sequence[torch.nn.Module], model: ModelConfig, seed: int) -> None:
-    """Fill every parameter of this rank's chunks as its kind starts; rows that pad the vocabulary are 0."""
+    """Fill every parameter of this rank's chunks with its initial values; padding rows of the vocabulary are 0."""
     filled = 0
     with torch.no_grad():
         for part in sharded_parts(chunks):
@@ -35,7 +35,7 @@ def _fill(part: ShardedTensor, model: ModelConfig, seed: int) -> None:
     if kind_of(part.key).start is Start.ONES:
         part.data.fill_(1.0)
         return
-    # Axes in front of the matrix: the layer and the expert. Experts are one tensor here, many tensors there.
+    # Axes before those of the matrix: layer and expert. Depending on the back end, experts are one tensor or many.
     stack = part.global_offset[:-2]
     if part.data.dim() == 2:
         _fill_matrix(part, part.data, stack, model, seed)

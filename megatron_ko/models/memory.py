@@ -1,4 +1,4 @@
-"""Memory against time: what is computed again, and what waits in host memory."""
+"""Options that trade time for memory: recomputation, and offloading to host memory."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def memory_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The fields of TransformerConfig that trade time for memory.
 
     Raises:
-        ConfigError: activations are to be offloaded, which only Transformer Engine does.
+        ConfigError: activation offloading is set, which only Transformer Engine supports.
     """
     if blueprint.training is None:
         return {}
@@ -25,7 +25,7 @@ def _recompute(training: TrainingConfig) -> dict[str, Any]:
         return {"recompute_granularity": "selective", "recompute_modules": list(training.recompute_modules)}
     if training.recompute == "none":
         return {}
-    if training.recompute_layers is None:  # every layer by itself
+    if training.recompute_layers is None:  # each layer separately
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     return {
         "recompute_granularity": "full",
@@ -39,7 +39,7 @@ def _offload(layers: int, backend: str) -> dict[str, Any]:
         return {}
     if not uses_transformer_engine(backend):
         raise ConfigError(
-            "portable layers do not offload activations",
+            "portable layers cannot offload activations",
             got=f"training.offload_layers {layers}",
             expected="0, or a CUDA device with Transformer Engine",
             remedy="training.recompute=full saves as much",

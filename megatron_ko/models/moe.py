@@ -1,4 +1,4 @@
-"""Mixture of experts: what megatron-core is told, and which modules such a layer is made of."""
+"""Mixture of experts: settings for megatron-core, and the modules of such a layer."""
 
 import importlib.util
 from functools import partial
@@ -22,7 +22,7 @@ def moe_settings(blueprint: Blueprint) -> dict[str, Any]:
     """The fields of TransformerConfig that describe experts, router and dispatcher; none for a dense model.
 
     Raises:
-        ConfigError: ``parallel.dispatcher`` asks for what is not installed.
+        ConfigError: ``parallel.dispatcher`` is not installed.
     """
     moe = blueprint.model.moe
     if moe is None:
@@ -39,7 +39,7 @@ def moe_settings(blueprint: Blueprint) -> dict[str, Any]:
         "moe_router_score_function": moe.score,
         "moe_router_pre_softmax": moe.softmax_before_topk,
         "moe_router_topk_scaling_factor": moe.topk_scale if moe.topk_scale != 1.0 else None,
-        # Scores decide between near equals: they are computed in fp32 whatever the layers are computed in.
+        # Scores often differ very little, so they are computed in fp32, whatever the precision of the layers.
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": _BALANCING[moe.aux_loss] if balanced else "none",
         "moe_aux_loss_coeff": moe.aux_loss_coeff if balanced else 0.0,
@@ -48,7 +48,7 @@ def moe_settings(blueprint: Blueprint) -> dict[str, Any]:
         "moe_router_bias_update_rate": moe.expert_bias_update_rate,
         "moe_expert_capacity_factor": moe.capacity_factor,
         "moe_token_dispatcher_type": blueprint.parallel.dispatcher,
-        # Every expert gets a multiple of the block size; tokens are gathered whole by the allgather dispatcher.
+        # Every expert gets a multiple of the block size, except under allgather, which gathers all tokens.
         "moe_router_padding_for_quantization": quantised and blueprint.parallel.dispatcher != "allgather",
     }
 
@@ -78,7 +78,7 @@ def portable_experts(num_experts: int, experts: type[GroupedExperts] = GroupedEx
 
 
 def use_router(spec: MlpSpec) -> None:
-    """Put our router into a layer's mixture of experts, whatever its back end."""
+    """Use our router in a layer's mixture of experts, with either back end."""
     _submodules(spec).router = Router
 
 

@@ -15,6 +15,6 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
         super().__init__(hidden_size, eps=eps)
-        # Under sequence parallelism each tensor-parallel rank sees a part of the tokens: megatron-core adds up the
-        # gradients of the parameters that carry this mark.
+        # Under sequence parallelism each tensor-parallel rank sees a part of the tokens. megatron-core sums the
+        # gradients of parameters that have this attribute.
         self.weight.sequence_parallel = config.sequence_parallel

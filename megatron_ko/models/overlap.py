@@ -1,4 +1,4 @@
-"""Communication behind arithmetic: between tensor-parallel ranks, and on the way to experts."""
+"""Overlap of communication with computation: between tensor-parallel ranks, and to and from experts."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from megatron_ko.models.specs import uses_transformer_engine
 
 
 def overlap_settings(blueprint: Blueprint) -> dict[str, Any]:
-    """The fields of TransformerConfig; tensor-parallel layers find the buffers that this call allocates.
+    """The fields of TransformerConfig for overlap. Also allocates the buffers that tensor-parallel layers use.
 
     Raises:
-        ConfigError: layers are portable ones here, which send and compute in turns.
+        ConfigError: the layers are portable ones, which cannot overlap.
     """
     parallel = blueprint.parallel
     wanted = {"overlap_tensor": parallel.overlap_tensor, "overlap_experts": parallel.overlap_experts}
     if any(wanted.values()) and not uses_transformer_engine(blueprint.precision.layer_backend):
         names = [f"parallel.{name}" for name, on in wanted.items() if on]
         raise ConfigError(
-            "portable layers do not overlap communication",
+            "portable layers cannot overlap communication",
             got=", ".join(names),
             expected="a CUDA device with Transformer Engine",
             remedy=" ".join(f"{name}=false" for name in names),
@@ -37,10 +37,10 @@ _allocated: list[tuple[int, int, int, bool]] = []  # the buffers of this process
 
 
 def _allocate_buffers(tokens: int, hidden_size: int, ranks: int, low_precision: bool) -> None:
-    """Transformer Engine's user buffers: [tokens, hidden_size] is what these ranks exchange.
+    """Allocate Transformer Engine's user buffers; these ranks exchange [tokens, hidden_size].
 
-    A process has one set of them, which its layers find by name. Another shape replaces it, and models that were built
-    for the former one can no longer be run.
+    A process has one set of buffers, which its layers find by name. Another shape replaces them, and models that were
+    built for the old shape can no longer be run.
     """
     from transformer_engine.pytorch.module.base import UserBufferQuantizationMode, destroy_ub, initialize_ub
 

@@ -1,8 +1,8 @@
-"""Documents that share a sample, kept apart by Transformer Engine's attention as packed sequences.
+"""Separates the documents of a sample in Transformer Engine's attention, as packed sequences.
 
-A batch says by numbers [b, s] which document each token belongs to. They travel as ``attention_mask`` to the attention
-of every layer. The portable attention reads them itself; Transformer Engine wants lengths. They are told to the
-attention alone: everything around it keeps its ordinary shapes, so that any micro-batch size and pipeline split works.
+A batch holds the document number of each token [b, s]. It is passed as ``attention_mask`` to the attention of every
+layer. The portable attention reads it directly; Transformer Engine needs lengths. Only the attention receives them:
+everything around it keeps its ordinary shapes, so that any micro-batch size and pipeline split works.
 """
 
 import functools
@@ -17,7 +17,7 @@ from megatron_ko.models.windows import attentions_of
 
 
 def keep_documents_apart(spec: TransformerBlockSubmodules) -> None:
-    """Let the attention of Transformer Engine's layers read document numbers.
+    """Make the attention of Transformer Engine's layers accept document numbers.
 
     Args:
         spec: layers of a model chunk; changed in place.
@@ -33,7 +33,7 @@ def packing_documents(attention: Any) -> Any:
         def forward(
             self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
         ) -> Tensor:
-            """Attend: [s, b, n, d] and twice [s, b, g, d] -> [s, b, n * d]."""
+            """[s, b, n, d] and twice [s, b, g, d] -> [s, b, n * d]."""
             if attention_mask is None:
                 output: Tensor = super().forward(query, key, value, None, *args, **kwargs)
                 return output
@@ -46,7 +46,7 @@ def packing_documents(attention: Any) -> Any:
     return PackingAttention
 
 
-# All layers of a micro-batch ask for the same tensor: found by identity, so that a GPU is waited for only once.
+# All layers of a micro-batch use the same tensor. It is cached by identity, so that a GPU is waited for only once.
 @functools.lru_cache(maxsize=4)
 def packed_sequences(documents: Tensor) -> PackedSeqParams:
     """The documents of a batch [b, s], one row after the other, as lengths of packed sequences."""

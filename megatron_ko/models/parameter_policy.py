@@ -1,7 +1,7 @@
-"""How each parameter is treated: what it starts as, how fast it learns, and whether it decays.
+"""How each kind of parameter is treated: its initial values, its learning rate, and whether it decays.
 
-One table, read by the initialisation, the optimizer and whoever else must know. Parameters are named as in checkpoints,
-where a name depends neither on the layout nor on the layers' back end.
+One table, used by the initialisation, the optimizer and others. Parameters are named as in checkpoints, where names
+depend neither on the layout nor on the back end of the layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from megatron_ko.config.optim import ParameterGroup
 
 
 class Start(Enum):
-    """What the values of a new parameter are."""
+    """Initial values of a parameter."""
 
     ONES = "1: norms"
     NORMAL = "normal with init_std"
@@ -33,7 +33,7 @@ class Kind:
         match: pattern of its names.
         start: its initial values.
         decays: whether weight decay applies.
-        vocabulary: whether its rows are token ids, and padding behind them.
+        vocabulary: whether its rows are token ids, followed by padding.
     """
 
     match: str
@@ -42,7 +42,7 @@ class Kind:
     vocabulary: bool = False
 
 
-# The first one that matches counts.
+# The first match applies.
 KINDS = (
     Kind("*.expert_bias", Start.STATE, decays=False),
     Kind("*norm.weight", Start.ONES, decays=False),
@@ -62,7 +62,7 @@ def kind_of(name: str) -> Kind:
 
 @dataclass(frozen=True, order=True)
 class Factors:
-    """Of the learning rate and of the weight decay of a parameter."""
+    """Factors on the learning rate and the weight decay of a parameter."""
 
     lr: float
     decay: float
@@ -73,13 +73,13 @@ class ParameterPolicy:
     """How the parameters of a run are treated.
 
     Attributes:
-        groups: those whose learning rate or decay differ, by patterns; of several the last one that matches counts.
+        groups: exceptions in learning rate or decay, by pattern; if several match, the last one applies.
     """
 
     groups: tuple[ParameterGroup, ...] = ()
 
     def factors(self, name: str) -> Factors:
-        """Factors of the parameter with this name; what never decays has a decay of 0 whatever a group says."""
+        """Factors of the parameter with this name. Kinds that never decay get 0, whatever a group says."""
         matching = [group for group in self.groups if fnmatchcase(name, group.match)]
         lr, decay = (matching[-1].lr_factor, matching[-1].decay_factor) if matching else (1.0, 1.0)
         return Factors(lr, decay if kind_of(name).decays else 0.0)
@@ -90,7 +90,7 @@ class ParameterPolicy:
 
 
 def sharded_parts(chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
-    """Parameters and stored states of this rank as parts of global tensors; the data are the parameters' own memory."""
+    """Parameters and stored states of this rank as parts of global tensors; they share the parameters' memory."""
     for chunk in chunks:
         for value in nested_values(chunk.sharded_state_dict()):
             if isinstance(value, ShardedTensorFactory):  # gate and up in one matrix: views of its two halves
@@ -100,9 +100,9 @@ def sharded_parts(chunks: Sequence[torch.nn.Module]) -> Iterator[ShardedTensor]:
 
 
 def named_parameters(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Every parameter of this rank with its name, as ``decoder.layers.3.mlp.linear_fc2.weight``; layers count from 0.
+    """Every parameter of this rank by name, such as ``decoder.layers.3.mlp.linear_fc2.weight``; layers count from 0.
 
-    Only before the chunks are wrapped for data parallelism, which puts many parameters into one piece of memory.
+    Call it before the chunks are wrapped for data parallelism, which moves parameters into shared buffers.
     """
     names = {part.data.untyped_storage().data_ptr(): _numbered(part) for part in sharded_parts(chunks)}
     for parameter in (parameter for chunk in chunks for parameter in chunk.parameters()):

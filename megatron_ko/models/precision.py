@@ -1,4 +1,4 @@
-"""Low-precision recipes: what megatron-core is told, and what a device can run."""
+"""Low-precision recipes: settings for megatron-core, and which recipes a device can run."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Capability = tuple[int, int]
 
 @dataclass(frozen=True)
 class Need:
-    """What a recipe takes.
+    """What a recipe requires.
 
     Attributes:
         engine_name: its name in megatron-core.
-        lowest: compute capability of the first GPUs that have it.
-        below: compute capability from which on Transformer Engine does not have it (yet).
-        transformer_engine: the first release that has it.
+        lowest: lowest compute capability that supports it.
+        below: compute capability from which Transformer Engine does not (yet) support it.
+        transformer_engine: the first release that supports it.
     """
 
     engine_name: str
@@ -31,7 +31,7 @@ class Need:
 
 
 _ANY: Capability = (99, 0)
-# megatron_core.fp8_utils and fp4_utils say which release of Transformer Engine; its quantization.py says which GPU.
+# The releases are from megatron_core.fp8_utils and fp4_utils, the GPUs from Transformer Engine's quantization.py.
 NEEDS = {
     "fp8_delayed": Need("delayed", (8, 9), _ANY, "1.0"),
     "fp8_current": Need("tensorwise", (8, 9), _ANY, "2.2"),
@@ -42,7 +42,7 @@ NEEDS = {
 
 
 def precision_settings(blueprint: Blueprint) -> dict[str, Any]:
-    """The fields of TransformerConfig that choose the numbers of matrix products.
+    """The fields of TransformerConfig that set the number formats of matrix products.
 
     Raises:
         ConfigError: this machine cannot run the recipe.
@@ -52,7 +52,7 @@ def precision_settings(blueprint: Blueprint) -> dict[str, Any]:
 
 
 def recipe_settings(blueprint: Blueprint) -> dict[str, Any]:
-    """The same, whatever the machine. Router and output layer are out of every recipe by megatron-core's defaults."""
+    """The same for any machine. By megatron-core's defaults, router and output layer never use the recipe."""
     precision = blueprint.precision
     if precision.recipe == "none" or precision.emulated:
         return {}
@@ -86,10 +86,10 @@ def optimizer_settings(precision: PrecisionConfig) -> dict[str, Any]:
 
 
 def refuse_impossible(precision: PrecisionConfig) -> None:
-    """Stop before anything is built with a recipe that this machine cannot run.
+    """Refuse a recipe that this machine cannot run, before anything is built.
 
     Raises:
-        ConfigError: with the reason, and the recipes that it can run.
+        ConfigError: with the reason and the recipes that the machine can run.
     """
     if precision.recipe == "none" or precision.emulated:
         return
@@ -99,7 +99,7 @@ def refuse_impossible(precision: PrecisionConfig) -> None:
         raise ConfigError(
             f"precision.recipe={precision.recipe} cannot run here: {reason}",
             got=get_platform().device_name,
-            expected=f"one of the recipes that can: {', '.join(possible)}",
+            expected=f"a recipe that can run here: {', '.join(possible)}",
             remedy="precision.recipe=none, or precision.recipe=mxfp8 precision.mxfp8.emulate=true to see its losses",
         )
 
@@ -109,8 +109,8 @@ def why_not(recipe: str, capability: Capability | None, engine: str | None) -> s
 
     Args:
         recipe: ``precision.recipe``, not "none".
-        capability: compute capability of its GPU; None without one.
-        engine: its release of Transformer Engine; None without.
+        capability: compute capability of its GPU; None if it has none.
+        engine: release of Transformer Engine; None if it is not installed.
     """
     need = NEEDS[recipe]
     if capability is None:

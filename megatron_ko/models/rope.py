@@ -1,4 +1,4 @@
-"""Rotary frequencies stretched beyond the context of the first training, for megatron-core's rotary embedding."""
+"""Rotary frequencies, scaled for contexts longer than the original one, for megatron-core's rotary embedding."""
 
 import math
 
@@ -13,12 +13,12 @@ from megatron_ko.parallel.platform import get_platform
 
 
 def inverse_frequencies(rope: RopeConfig, width: int, length: int) -> Tensor:
-    """Radians by which each pair of dimensions turns from one token to the next.
+    """Radians by which each pair of dimensions rotates from one token to the next.
 
     Args:
         rope: base and scaling.
         width: dimensions of a head.
-        length: tokens of the longest sequence that is being computed; only dynamic scaling depends on it.
+        length: tokens of the longest sequence; only dynamic scaling depends on it.
 
     Returns:
         [width / 2], fp32, on the CPU.
@@ -40,7 +40,7 @@ def inverse_frequencies(rope: RopeConfig, width: int, length: int) -> Tensor:
 
 
 def attention_factor(rope: RopeConfig) -> float:
-    """What queries and keys are multiplied with: more than 1 under YaRN, whose attention is sharpened."""
+    """The factor on queries and keys: more than 1 under YaRN, which sharpens attention."""
     scaling = rope.scaling
     if scaling is None or scaling.type != "yarn":
         return 1.0
@@ -53,7 +53,7 @@ def softmax_scale(rope: RopeConfig, width: int) -> float:
     """The factor on attention scores: 1 / sqrt(width) times the attention factor of the query and that of the key.
 
     Rotation keeps lengths, so the factor can be applied here instead of to every rotated vector. megatron-core's fused
-    rotation of packed sequences and its cached keys know no such factor; scores always have a scale.
+    rotation of packed sequences and its cached keys do not support such a factor, but scores always have a scale.
     """
     return attention_factor(rope) ** 2 / math.sqrt(width)
 
@@ -74,8 +74,8 @@ class ScaledRotaryEmbedding(RotaryEmbedding):
     def get_freqs_non_repeated(self, max_seq_len: int, offset: int = 0) -> Tensor:
         """Angles of ``max_seq_len`` tokens, the first at position ``offset``: [s, d / 2].
 
-        Under dynamic scaling the base follows the length of the whole sequence, or of the whole cache in generation, so
-        that all keys in a cache are rotated alike.
+        Under dynamic scaling the base depends on the length of the whole sequence or, in generation, of the cache, so
+        that all cached keys are rotated in the same way.
         """
         self.inv_freq = inverse_frequencies(self._rope, self._width, max_seq_len).to(get_platform().device)
         angles: Tensor = super().get_freqs_non_repeated(max_seq_len, offset)
@@ -90,7 +90,7 @@ def _yarn(theta: float, width: int, scaling: YarnScaling) -> Tensor:
     kept = _plain(theta, width)
 
     def dimension(turns: float) -> float:
-        """The pair of dimensions that makes this many turns within the original context."""
+        """The pair of dimensions that makes this many rotations within the original context."""
         return width * math.log(scaling.original_max_position_embeddings / (turns * math.tau)) / (2 * math.log(theta))
 
     first = max(math.floor(dimension(scaling.beta_fast)), 0)
@@ -106,7 +106,7 @@ def _yarn_mscale(factor: float, mscale: float) -> float:
 
 def _llama3(kept: Tensor, scaling: Llama3Scaling) -> Tensor:
     turns = scaling.original_max_position_embeddings * kept / math.tau
-    # 0 where a pair turns no more than low_freq_factor times within the original context: divided by the factor.
+    # 0 where a pair rotates at most low_freq_factor times within the original context: divided by the factor.
     share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     share = share.clamp(0, 1)
     return (1 - share) * kept / scaling.factor + share * kept

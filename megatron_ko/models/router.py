@@ -1,4 +1,4 @@
-"""The router of both back ends: megatron-core's, with auxiliary losses of exact weight, and with statistics."""
+"""The router of both back ends: megatron-core's, with exactly weighted auxiliary losses and with statistics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,14 +18,14 @@ accept_empty_states()
 class Router(TopKRouter):
     """Top-k router.
 
-    The trainer divides all gradients by the counted tokens of the global batch. An auxiliary loss is to count as its
-    mean over the micro-batches, so its gradient is multiplied by ``tokens_per_micro_batch`` beforehand. megatron-core
-    takes the routed tokens of this rank for that factor: wrong by the number of tensor and context ranks (0.16), where
-    labels are masked, and for the loss over all data-parallel ranks.
+    The trainer divides all gradients by the counted tokens of the global batch. An auxiliary loss should count as its
+    mean over micro-batches, so its gradient is first multiplied by ``tokens_per_micro_batch``. megatron-core uses the
+    routed tokens of this rank as that factor. This is wrong by the number of tensor and context ranks (0.16), if labels
+    are masked, and for the loss over all data-parallel ranks.
 
     Attributes:
         tokens_per_micro_batch: counted tokens of the global batch divided by its micro-batches; set before each step.
-        totals: what was routed since it was last reset.
+        totals: routing statistics since they were last reset.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -42,16 +42,16 @@ class Router(TopKRouter):
         reduce_group: torch.distributed.ProcessGroup,
         **_: object,
     ) -> Tensor:
-        """Let the backward pass through ``activation`` start the one through ``aux_loss`` as well.
+        """Make the backward pass through ``activation`` also run the one through ``aux_loss``.
 
         Args:
             activation: anything that the loss of the model depends on.
             aux_loss_coeff: weight that ``aux_loss`` has been multiplied by.
             aux_loss: this rank's part of a sum over ``reduce_group``.
-            aux_loss_name: megatron-core's name of it.
+            aux_loss_name: its name in megatron-core.
             reduce_group: ranks whose tokens are balanced together.
         """
-        # One loss for several replicas has to count once for each of them.
+        # A loss shared by several replicas has to count once for each of them.
         replicas = reduce_group.size() / self.tp_cp_group.size()
         self.totals.add_aux_loss(aux_loss.detach() * (replicas / aux_loss_coeff))
         attached: Tensor = MoEAuxLossAutoScaler.apply(activation, aux_loss * (self.tokens_per_micro_batch * replicas))
@@ -82,17 +82,17 @@ def routers_of(chunks: Sequence[torch.nn.Module]) -> list[Router]:
 
 
 def weigh_auxiliary_losses(routers: Sequence[Router], tokens_per_micro_batch: Tensor) -> None:
-    """Say what the gradients of the coming step will be divided by, for one micro-batch; a scalar on the device."""
+    """Set what the gradients of the next step will be divided by, per micro-batch; a scalar on the device."""
     for router in routers:
         router.tokens_per_micro_batch = tokens_per_micro_batch
 
 
 def balancing_biases(routers: Sequence[Router]) -> list[Tensor]:
-    """Copies of the biases that balance the experts without a loss; none where that is not configured."""
+    """Copies of the biases that balance the experts without a loss; empty if that is not configured."""
     return [router.expert_bias.clone() for router in routers if router.expert_bias is not None]
 
 
 def restore_biases(routers: Sequence[Router], biases: Sequence[Tensor]) -> None:
-    """Take back an update of the biases: megatron-core makes it before anybody knows whether the step is skipped."""
+    """Undo an update of the biases, which megatron-core makes before it is known whether the step is skipped."""
     for router, bias in zip(routers, biases, strict=bool(biases)):
         router.expert_bias.copy_(bias)

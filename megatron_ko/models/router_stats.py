@@ -1,4 +1,4 @@
-"""What routers did during a step: sums on the device while it runs, one exchange between all ranks at its end."""
+"""Routing statistics of a step: summed on the device while it runs, then exchanged once between all ranks."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from megatron_ko.models.routing import LayerRouting
 from megatron_ko.parallel.collectives import all_reduce_sum
 from megatron_ko.parallel.platform import get_platform
 
-# Behind the loads of the experts, a row of totals ends with these.
+# In a row of totals, these follow the loads of the experts.
 _ENTROPY, _TOKENS, _AUX_LOSS, _Z_LOSS = -4, -3, -2, -1
 _EXTRA = 4
 
@@ -24,7 +24,7 @@ class RouterTotals:
 
     def __init__(self, num_experts: int) -> None:
         self._num_experts = num_experts
-        self._sums: Tensor | None = None  # float64 [e + 4]; made where the first logits are
+        self._sums: Tensor | None = None  # float64 [e + 4]; created on the device of the first logits
 
     def add_routing(self, logits: Tensor, chosen: Tensor, score_function: str) -> None:
         """Count tokens and their experts.
@@ -47,11 +47,11 @@ class RouterTotals:
         sums[_TOKENS] += len(logits)
 
     def add_aux_loss(self, value: Tensor) -> None:
-        """Add this rank's part of the balancing loss of a micro-batch, without its weight."""
+        """Add this rank's part of the unweighted balancing loss of a micro-batch."""
         self._on(value.device)[_AUX_LOSS] += value
 
     def add_z_loss(self, value: Tensor) -> None:
-        """Add this rank's part of the z-loss of a micro-batch, without its weight."""
+        """Add this rank's part of the unweighted z-loss of a micro-batch."""
         self._on(value.device)[_Z_LOSS] += value
 
     def take(self, device: torch.device) -> Tensor:
@@ -69,7 +69,7 @@ class RouterTotals:
 def drain_routing_stats(
     totals: Mapping[int, RouterTotals], num_layers: int, moe: MoeConfig, micro_batches: int
 ) -> tuple[LayerRouting, ...]:
-    """What all routers did since the last call. A collective of the world, and the only wait for the device.
+    """Statistics of all routers since the last call. A collective over all ranks, and the only wait for the device.
 
     Every pair of layer and token is counted by exactly one rank: tensor-parallel ranks hold different tokens, because
     experts under tensor parallelism need sequence parallelism.
@@ -77,8 +77,8 @@ def drain_routing_stats(
     Args:
         totals: of this rank's layers, by number from 1.
         num_layers: layers of the model.
-        moe: experts of a layer, and of a token.
-        micro_batches: of the global batch.
+        moe: number of experts per layer and per token.
+        micro_batches: number of micro-batches in the global batch.
     """
     device = get_platform().device
     sums = torch.zeros(num_layers, moe.num_experts + _EXTRA, dtype=torch.float64, device=device)

@@ -1,17 +1,17 @@
-"""What routers did in a step, as plain numbers. Needs no torch."""
+"""Routing statistics of a step as plain numbers. Needs no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What one layer's router did with the tokens of a step, over all ranks.
+    """Routing statistics of one layer in a step, over all ranks.
 
     Attributes:
         loads: tokens that each expert computed, as a multiple of an even share.
         dropped: share of the choices that were dropped because an expert was full.
-        entropy: mean entropy of a token's scores over the experts, in nats; ln(experts) where all are alike.
-        aux_loss, z_loss: mean over micro-batches, before their weights; 0 where they are not configured.
+        entropy: mean entropy of a token's scores over the experts, in nats; ln(experts) if all are equal.
+        aux_loss, z_loss: mean over micro-batches, unweighted; 0 if not configured.
     """
 
     loads: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""Which modules a layer is made of: Transformer Engine's, or this project's portable ones on PyTorch alone."""
+"""The modules of a layer: Transformer Engine's, or this project's portable ones, which need only PyTorch."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from megatron_ko.parallel.platform import get_platform
 
 
 def uses_transformer_engine(backend: str) -> bool:
-    """Resolve ``precision.backend``: "auto" is Transformer Engine where it is installed and CUDA is used.
+    """Resolve ``precision.backend``: "auto" means Transformer Engine if it is installed and CUDA is used.
 
     Raises:
-        ConfigError: Transformer Engine is asked for by name and cannot be used here.
+        ConfigError: Transformer Engine is requested by name, but cannot be used here.
     """
     installed = importlib.util.find_spec("transformer_engine") is not None
     on_cuda = get_platform().runs_fused_kernels
@@ -45,7 +45,7 @@ def uses_transformer_engine(backend: str) -> bool:
 
 
 def has_fused_weight_gradient() -> bool:
-    """Whether apex's kernel is installed that adds weight gradients straight into the fp32 buffer (CUDA only)."""
+    """Whether apex's kernel that adds weight gradients directly to the fp32 buffer is installed (CUDA only)."""
     installed = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return installed and get_platform().runs_fused_kernels
 
@@ -57,8 +57,8 @@ def decoder_spec(
 
     Args:
         config: the model.
-        precision: which back end, and whether its attention may be unfused.
-        vp_stage: number of the chunk on this pipeline stage; None without interleaving.
+        precision: the back end, and whether its attention may be unfused.
+        vp_stage: index of the chunk on this pipeline stage; None without interleaving.
         windows: ``model.windows``.
     """
     if uses_transformer_engine(precision.layer_backend):
@@ -77,7 +77,7 @@ def decoder_spec(
 def _portable_layer(config: TransformerConfig) -> ModuleSpec:
     head_norm = RMSNorm if config.qk_layernorm else IdentityOp
     experts = config.num_moe_experts
-    # Transformer Engine keeps a norm in the linear layer after it: the same names in a checkpoint. Experts have none.
+    # Transformer Engine stores a norm in the linear layer after it (not with experts); use its names in checkpoints.
     stored = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
     if not experts:
         stored["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"

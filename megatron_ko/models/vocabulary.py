@@ -10,13 +10,13 @@ class Vocabulary:
     """A vocabulary over tensor-parallel ranks.
 
     Attributes:
-        size: token ids.
-        group: the ranks; each holds equally many rows, and the last rows may be padding.
+        size: number of token ids.
+        group: the ranks; all hold the same number of rows, and the last rows may be padding.
     """
 
     size: int
     group: dist.ProcessGroup
 
     def rows_in_use(self, rows: int) -> int:
-        """How many of this rank's rows are tokens; the others are at its end."""
+        """How many of this rank's rows are tokens; the padding rows come last."""
         return max(0, min(rows, self.size - self.group.rank() * rows))

@@ -1,4 +1,4 @@
-"""Weights as distributed tensors: what a checkpoint writes, and what any layout can read."""
+"""Weights as distributed tensors, as checkpoints store them; any layout can read them."""
 
 import warnings
 from collections.abc import Container, Sequence
@@ -18,10 +18,10 @@ from megatron_ko.parallel.compat import allow_pickled_states
 
 
 def sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    """This rank's parts of the weights. Names inside are global: they do not depend on the layout.
+    """This rank's parts of the weights. Tensor names are global: they do not depend on the layout.
 
     Args:
-        chunks: model chunks as ``build_model`` gives them, without the data-parallel wrapper.
+        chunks: model chunks as returned by ``build_model``, without the data-parallel wrapper.
 
     Returns:
         One entry per chunk; the tensors in it are the parameters themselves, not copies.
@@ -30,40 +30,40 @@ def sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
 
 
 def load_weights(chunks: Sequence[torch.nn.Module], path: Path, *, states: bool = False) -> None:
-    """Read the weights of a checkpoint, written at any layout, into model chunks. A collective: every rank calls it.
+    """Read the weights of a checkpoint of any layout into model chunks. A collective: every rank must call it.
 
     Args:
-        chunks: model chunks as ``build_model`` gives them.
-        path: folder that ``dist_checkpointing`` wrote.
-        states: whether to read scaling states of 8-bit layers, too, where there are any. They are Python objects that
-            can run code when they are read: only for what this run has written itself.
+        chunks: model chunks as returned by ``build_model``.
+        path: folder written by ``dist_checkpointing``.
+        states: whether to also read scaling states of 8-bit layers, if there are any. They are Python objects that
+            can run code when they are read: use it only for files that this run has written itself.
 
     Raises:
-        CheckpointError: the folder is not a checkpoint, or one of another model.
+        CheckpointError: the folder is not a checkpoint, or belongs to another model.
     """
     try:
         with warnings.catch_warnings():
-            # megatron-core's reader calls what PyTorch has deprecated; nothing that a user could change.
+            # megatron-core's reader uses deprecated PyTorch functions; a user cannot change that.
             warnings.simplefilter("ignore", FutureWarning)
             stored = FileSystemReader(path).read_metadata().state_dict_metadata
             kept = stored if states else ()
             wanted = {name: _without_absent_states(part, kept) for name, part in sharded_weights(chunks).items()}
             loaded = dist_checkpointing.load(wanted, str(path))
     except (CheckpointingException, CheckpointException, FileNotFoundError) as error:
-        # PyTorch's collects what went wrong on each rank; one of them is enough to see it.
+        # PyTorch's exception holds the failures of all ranks; one of them is enough.
         reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise CheckpointError(
             "weights cannot be read", got=f"{path}: {reason}", expected="weights of the configured model"
         ) from error
     with allow_pickled_states() if states else nullcontext():
         for index, chunk in enumerate(chunks):
-            # Some modules of Transformer Engine insist on a state: where none was read, theirs of this moment.
+            # Some modules of Transformer Engine require a state. If none was read, pass their current one.
             own = {name: value for name, value in chunk.state_dict().items() if name.endswith("_extra_state")}
             chunk.load_state_dict({**own, **loaded[f"chunk{index}"]})
 
 
 def _without_absent_states(part: dict[str, Any], stored: Container[str]) -> dict[str, Any]:
-    """Leave out the scaling states of 8-bit layers that a checkpoint does not have, as an imported one."""
+    """Leave out scaling states of 8-bit layers that the checkpoint does not have, for example an imported one."""
     return {
         name: value
         for name, value in part.items()

@@ -1,7 +1,7 @@
-"""A window for each layer, the same way in both back ends.
+"""Sets a window for each layer, in the same way for both back ends.
 
-megatron-core's own pattern (``window_attn_skip_freq``) knows one width, and numbers layers differently from release to
-release. Here each layer's attention is built from a copy of the model's settings that says what its window is.
+megatron-core's own pattern (``window_attn_skip_freq``) supports one width, and its layer numbers differ between
+releases. Here each layer's attention is built from its own copy of the model's settings, which holds its window.
 """
 
 import copy
@@ -18,7 +18,7 @@ def set_windows(spec: TransformerBlockSubmodules, windows: Sequence[int | None] 
 
     Args:
         spec: layers of a model chunk, of either back end; changed in place.
-        windows: for each layer of the whole model, earlier tokens that a token sees beside itself; None: all of them.
+        windows: for each layer of the whole model, earlier tokens that a token sees besides itself; None: all.
     """
     if windows is not None:
         for attention in attentions_of(spec):
@@ -26,7 +26,7 @@ def set_windows(spec: TransformerBlockSubmodules, windows: Sequence[int | None] 
 
 
 def attentions_of(spec: TransformerBlockSubmodules) -> list[SelfAttentionSubmodules]:
-    """What the attention of the layers is made of; layers share their specification, so each is there once."""
+    """The distinct attention specifications of the layers; layers share them, so each is listed once."""
     parts = [layer.submodules.self_attention.submodules for layer in spec.layer_specs]
     return list({id(part): part for part in parts}.values())
 

@@ -43,7 +43,7 @@ def test_the_kernel_is_named(monkeypatch: pytest.MonkeyPatch, on_cuda: None) -> 
 
 def test_unfused_attention_on_a_gpu_is_refused_with_its_cost(monkeypatch: pytest.MonkeyPatch, on_cuda: None) -> None:
     with pytest.raises(
-        LaunchError, match=r"no fused attention[\s\S]*GiB a layer[\s\S]*precision.unfused_attention=true"
+        LaunchError, match=r"no fused attention[\s\S]*GiB per layer[\s\S]*precision.unfused_attention=true"
     ):
         attend(monkeypatch)
     monkeypatch.setattr(attention_choice, "_loaded", lambda _: ["/a/libcudnn.so.9", "/b/libcudnn.so.9"])
