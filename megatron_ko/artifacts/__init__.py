@@ -1,1 +1,1 @@
-"""What is on disk and has an ancestry: checkpoints, native models, lineage. Needs no torch."""
+"""Artefacts on disk and their lineage: checkpoints, native models, lineage records. Needs no torch."""

@@ -1,8 +1,8 @@
 """Checkpoint directories as files: names, manifests, hashes, atomic renames, the pointer. Needs no torch.
 
-A checkpoint is written under a temporary name beside its final one. Its manifest, which names every file with size
-and hash, is written last, everything is flushed to the disk, and only then the directory gets its name and ``latest``
-moves. A directory without a valid manifest is therefore never a checkpoint.
+A checkpoint is written under a temporary name next to its final one. Its manifest, which lists every file with size
+and hash, is written last. Then everything is flushed to disk, and only after that the directory gets its final name and
+``latest`` is updated. A directory without a valid manifest is therefore never a checkpoint.
 """
 
 import os
@@ -25,7 +25,7 @@ from megatron_ko.storage.files import TEMPORARY, hash_file, sync_folder, write_a
 MANIFEST = "manifest.json"
 LATEST = "latest"
 SET_ASIDE = "set_aside"
-_OWN_HASH = "manifest_xxh3_128"  # of all other entries: a wrong number in them would silently read other samples
+_OWN_HASH = "manifest_xxh3_128"  # covers all other entries: a wrong number would silently read other samples
 _OPTIONS = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 _NAME = re.compile(r"step_(\d+)")
 _log = get_logger(__name__)
@@ -41,17 +41,17 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says about itself.
+    """The manifest of a checkpoint.
 
     Attributes:
         step, samples, tokens: progress of the run when it was saved.
-        files: every other file of the directory, by its path relative to it.
+        files: every other file in the directory, by relative path.
         layout: sizes of the parallel axes and of the world.
         state: the trainer's progress (``TrainState``).
         metrics: byte lengths of the metric files when it was saved.
         config: the resolved configuration.
-        config_sha256, tokenizer: identities of the configuration and of the tokenizer.
-        versions: software that wrote it.
+        config_sha256, tokenizer: hash of the configuration and fingerprint of the tokenizer.
+        versions: versions of the software that wrote it.
         created: seconds since the epoch.
     """
 
@@ -71,7 +71,7 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
-        """Size of all files together."""
+        """Total size of all files."""
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
@@ -86,7 +86,7 @@ def name_of(step: int) -> str:
 
 
 def steps_in(checkpoints: Path) -> list[int]:
-    """Steps that have a checkpoint directory, valid or not, newest first. Compared as numbers, never as text."""
+    """Steps that have a checkpoint directory, valid or not, newest first; compared as numbers, not as text."""
     if not checkpoints.is_dir():
         return []
     found = (_NAME.fullmatch(entry.name) for entry in checkpoints.iterdir() if entry.is_dir())
@@ -97,13 +97,13 @@ def read_manifest(directory: Path) -> Manifest:
     """Read the manifest of a checkpoint directory.
 
     Raises:
-        CheckpointError: it is missing, unreadable or not complete.
+        CheckpointError: it is missing, unreadable or incomplete.
     """
     try:
         content = orjson.loads((directory / MANIFEST).read_bytes())
         own_hash = content.pop(_OWN_HASH, None)
-        if own_hash not in (None, _hash_content(content)):  # earlier versions wrote none
-            raise CheckpointError("the checkpoint's manifest was changed or damaged", got=directory)
+        if own_hash not in (None, _hash_content(content)):  # earlier versions did not write one
+            raise CheckpointError("the checkpoint's manifest has been changed or damaged", got=directory)
         files = {name: FileRecord(**record) for name, record in content.pop("files").items()}
         manifest = Manifest(files=files, **content)
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _hash_content(content: dict[str, Any]) -> str:
 
 
 def problems_of(directory: Path, records: Iterable[tuple[str, FileRecord]], hashes: bool = True) -> list[str]:
-    """What is wrong with the files of a checkpoint: missing ones, wrong sizes and, when asked for, wrong hashes."""
+    """Problems of the files of a checkpoint: missing files, wrong sizes and, if requested, wrong hashes."""
     problems = []
     for name, record in records:
         path = directory / name
@@ -134,16 +134,16 @@ def problems_of(directory: Path, records: Iterable[tuple[str, FileRecord]], hash
 
 
 def newest_valid(checkpoints: Path, step: int | None = None) -> tuple[Path, Manifest]:
-    """The newest checkpoint that passes its own manifest, or the one of a given step.
+    """The newest checkpoint that matches its manifest, or the one of a given step.
 
-    Damaged ones are reported and passed over, unless a step was asked for.
+    Damaged ones are reported and skipped, unless a step was requested.
 
     Raises:
         CheckpointError: there is none, or none is valid.
     """
     wanted = steps_in(checkpoints) if step is None else [step]
     if not wanted:
-        raise CheckpointError("there is no checkpoint", got=checkpoints, remedy="train first, or name another folder")
+        raise CheckpointError("there is no checkpoint", got=checkpoints, remedy="train first, or give another folder")
     if step is not None and step not in (present := steps_in(checkpoints)):
         known = ", ".join(map(str, present)) or "none"
         raise CheckpointError(f"there is no checkpoint of step {step}", got=checkpoints, expected=f"one of: {known}")
@@ -159,28 +159,28 @@ def newest_valid(checkpoints: Path, step: int | None = None) -> tuple[Path, Mani
             return directory, manifest
         found.append(f"{directory.name}: {problems[0]}")
         _log.warning("damaged checkpoint passed over: %s", found[-1])
-    raise CheckpointError("no checkpoint is valid", got="; ".join(found), expected="one that passes its manifest")
+    raise CheckpointError("no checkpoint is valid", got="; ".join(found), expected="one that matches its manifest")
 
 
 def record_file(path: Path) -> FileRecord:
-    """Flush a written file to the disk, then measure and hash it."""
+    """Flush a written file to disk, and return its size and hash."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
     return FileRecord(bytes=path.stat().st_size, xxh3_128=hash_file(path))
 
 
 def temporary_beside(checkpoints: Path, step: int) -> Path:
-    """A fresh directory under a name that no reader takes for a checkpoint."""
+    """A new directory with a name that no reader mistakes for a checkpoint."""
     directory = checkpoints / f"{TEMPORARY}{name_of(step)}-{uuid.uuid4().hex[:12]}"
     directory.mkdir(parents=True)
     return directory
 
 
 def publish(temporary: Path, manifest: Manifest) -> Path:
-    """Give a fully written directory its name: manifest, flush, rename, pointer, in this order.
+    """Give a complete directory its final name: manifest, flush, rename, pointer, in this order.
 
     Returns:
-        The final directory. A damaged directory that held the name before is replaced.
+        The final directory. A damaged directory that had this name is replaced.
     """
     write_atomic(temporary / MANIFEST, manifest.to_json())
     for folder in {temporary, *(temporary / name for name in manifest.files)}:
@@ -195,13 +195,13 @@ def publish(temporary: Path, manifest: Manifest) -> Path:
 
 
 def latest_name(checkpoints: Path) -> str | None:
-    """Name in the pointer file, or None."""
+    """The name in the pointer file, or None."""
     pointer = checkpoints / LATEST
     return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
 
 
 def remove(directory: Path) -> None:
-    """Delete a checkpoint. It loses its name first, so that a kill half-way leaves nothing that looks like one."""
+    """Delete a checkpoint. It is renamed first, so that a kill halfway leaves nothing that looks like one."""
     if not directory.name.startswith(TEMPORARY):
         doomed = directory.with_name(f"{TEMPORARY}{directory.name}-{uuid.uuid4().hex[:12]}")
         directory.rename(doomed)
@@ -210,7 +210,7 @@ def remove(directory: Path) -> None:
 
 
 def remove_leftovers(checkpoints: Path) -> list[str]:
-    """Delete what interrupted saves and removals left behind; returns the names."""
+    """Delete files left over from interrupted saves and removals; returns the names."""
     if not checkpoints.is_dir():
         return []
     leftovers = [entry for entry in checkpoints.iterdir() if entry.name.startswith(TEMPORARY)]
@@ -220,7 +220,7 @@ def remove_leftovers(checkpoints: Path) -> list[str]:
 
 
 def set_aside(checkpoints: Path, step: int) -> list[str]:
-    """Move checkpoints newer than ``step`` out of the way, and point to it; returns the names of those moved."""
+    """Move checkpoints newer than ``step`` aside, and point ``latest`` to ``step``; returns the names moved."""
     moved = []
     for newer in (found for found in steps_in(checkpoints) if found > step):
         target = checkpoints / SET_ASIDE / f"{name_of(newer)}-{time.time_ns()}"
@@ -233,7 +233,7 @@ def set_aside(checkpoints: Path, step: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Listed:
-    """One row of ``megatron-ko checkpoint ls``; ``problems`` is empty when the checkpoint is valid."""
+    """One row of ``megatron-ko checkpoint ls``; ``problems`` is empty if the checkpoint is valid."""
 
     name: str
     step: int

@@ -1,7 +1,7 @@
-"""Where weights come from: lineage.json of runs and artefacts, and the ancestry that it tells. Needs no torch.
+"""Where weights come from: lineage.json of runs and artefacts. Needs no torch.
 
-A record holds the records of its parents, so that the ancestry is known where the parents are not. Weights are named by
-the hash of their files, never by the name of a folder.
+A record contains the records of its parents, so that the ancestry is known even without the parents' folders. Weights
+are identified by the hash of their files, never by the name of a folder.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ def new_record(
     options: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> Record:
-    """What is known of an artefact when it is made.
+    """The lineage record of a new artefact.
 
     Args:
-        made_by: the verb.
-        parents: what it was made of, as ``ancestor`` describes it.
+        made_by: the command.
+        parents: what it was made from, as described by ``ancestor``.
         weights: hash of its weights.
         model: the network.
-        options: what else decides the weights.
+        options: other options that affect the weights.
         facts: anything else, such as parameters, tokenizer, gates.
     """
     config = {} if model is None else {"config_sha256": hashlib.sha256(dump(model).encode()).hexdigest()}
@@ -59,13 +59,13 @@ def new_record(
 
 
 def ancestor(path: Path, weights: str, step: int = 0, tokens: int = 0, beside: str = "") -> Record:
-    """A parent, with its own record where it has one.
+    """A parent, with its own record if it has one.
 
     Args:
         path: its folder.
         weights: hash of its weights.
-        step, tokens: how long it was trained here.
-        beside: hash of its configuration and its tokenizer.
+        step, tokens: how long it was trained with this project.
+        beside: hash of its configuration and tokenizer.
     """
     trained = {"step": step, "tokens": tokens} if step else {}
     others = {"beside": beside} if beside else {}
@@ -78,7 +78,7 @@ def write(folder: Path, record: Record) -> None:
 
 
 def read(folder: Path) -> Record | None:
-    """The record of a folder; None where it has none.
+    """The record of a folder; None if it has none.
 
     Raises:
         KoError: it is damaged.
@@ -88,14 +88,14 @@ def read(folder: Path) -> Record | None:
         return None
     try:
         record = _in_present_form({**orjson.loads(path.read_bytes())})
-        list(draw({"path": str(path), "weights": "", "record": record}))  # what cannot be told is damaged
+        list(draw({"path": str(path), "weights": "", "record": record}))  # a record that cannot be drawn is damaged
         return record
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise KoError("a lineage is damaged", got=f"{path}: {error!r}", remedy="restore it from a copy") from None
 
 
 def _in_present_form(record: Record) -> Record:
-    """The record with its parents as ``ancestor`` describes them, where it names one by the hashes of its files."""
+    """The record with all parents in the form of ``ancestor``; older records list the hashes of their files."""
     one, written = record.pop("parent", None), record.get("files")
     if one:
         weights = hash_of_hashes(one.get("files") or {})
@@ -107,7 +107,7 @@ def _in_present_form(record: Record) -> Record:
 
 
 def hash_of_hashes(hashes: Mapping[str, str]) -> str:
-    """One hash of files whose hashes are known by name: xxh3-128 over names and hashes in the order of names."""
+    """One hash for several files: xxh3-128 over their names and hashes, sorted by name."""
     digest = xxhash.xxh3_128()
     for name in sorted(hashes):
         digest.update(f"{name} {hashes[name]}\n".encode())
@@ -115,14 +115,14 @@ def hash_of_hashes(hashes: Mapping[str, str]) -> str:
 
 
 def hash_of_folder(folder: Path) -> str | None:
-    """Hash of the weights in an artefact, read now; None where there are none."""
+    """Hash of the weights in an artefact, computed now; None if there are none."""
     paths = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern) if path.is_file())
     found = {str(path.relative_to(folder)): hash_file(path) for path in paths}
     return hash_of_hashes(found) if found else None
 
 
 def hashes_beside(folder: Path) -> dict[str, str]:
-    """Hash of every file that decides what the weights in a folder mean: configuration, tokenizer, code."""
+    """Hashes of the other files that the weights in a folder depend on: configuration, tokenizer, code."""
     paths = sorted(path for pattern in _BESIDE for path in folder.glob(pattern) if path.is_file())
     return {
         str(path.relative_to(folder)): hash_file(path)
@@ -132,26 +132,26 @@ def hashes_beside(folder: Path) -> dict[str, str]:
 
 
 def hash_beside(folder: Path | None, more: str = "") -> str:
-    """One hash of these files, none where there is no folder, and of a text."""
+    """One hash of these files (none if there is no folder) and of a text."""
     found = {} if folder is None else hashes_beside(folder)
     return hash_of_hashes({**found, "": xxhash.xxh3_128_hexdigest(more.encode())})
 
 
 def changed_beside(folder: Path, record: Record) -> list[str]:
-    """Names of such files that are not what they were when the record was written, or gone."""
+    """Names of such files that have changed or disappeared since the record was written."""
     recorded, found = record.get("beside") or {}, hashes_beside(folder)
     return [name for name, digest in recorded.items() if found.get(name) != digest]
 
 
 def now() -> str:
-    """The time, to the second."""
+    """The current time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def code() -> Record:
-    """Version of this package, its commit, and whether it differs from that; None for both when it is no clone."""
+    """Version and commit of this package, and whether it differs from the commit; None for both outside a clone."""
     folder = str(Path(megatron_ko.__file__).parent)
-    # An installed package may lie inside a repository that has nothing to do with it.
+    # An installed package may be inside an unrelated repository.
     ours = _git(folder, "ls-files", "--error-unmatch", "__init__.py") is not None
     changes = _git(folder, "--no-optional-locks", "status", "--porcelain", "--", ".") if ours else None
     return {
@@ -162,7 +162,7 @@ def code() -> Record:
 
 
 def _git(folder: str, *words: str) -> str | None:
-    """What git says, or None when it is not there, takes too long, or knows no repository."""
+    """Output of git; None if git is missing or too slow, or if there is no repository."""
     try:
         answer = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -171,7 +171,7 @@ def _git(folder: str, *words: str) -> str | None:
 
 
 def draw(node: Record, whole_paths: bool = True) -> Iterator[str]:
-    """The ancestry of an ``ancestor`` as lines of a tree: each below what was made of it."""
+    """The ancestry of an ``ancestor`` as the lines of a tree, with parents below their children."""
 
     def shown(path: str) -> str:
         return path if whole_paths else Path(path).name

@@ -1,4 +1,4 @@
-"""Native models on disk: a folder that an import wrote, or a checkpoint of a run. Needs no torch."""
+"""Native models on disk: a folder written by an import, or a checkpoint of a run. Needs no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class Pretrained:
     Attributes:
         model: the network.
         weights: folder of ``dist_checkpointing``.
-        tokenizer: its folder, where it is known.
-        origin: folder that was named.
-        step: training step, 0 for a model that was not trained here.
-        tokens: tokens that it was trained on here.
-        weights_hash: of the files of the weights.
-        fingerprint: of the tokenizer that a run was trained with.
+        tokenizer: its folder, if known.
+        origin: the folder that the user gave.
+        step: training step, 0 for a model that was not trained with this project.
+        tokens: tokens that it was trained on with this project.
+        weights_hash: hash of the weight files.
+        fingerprint: fingerprint of the tokenizer that a run was trained with.
     """
 
     model: ModelConfig
@@ -39,16 +39,16 @@ class Pretrained:
     fingerprint: str = ""
 
     def ancestor(self) -> lineage.Record:
-        """Itself as a parent of what is made of it."""
+        """The lineage record of this model as a parent."""
         beside = lineage.hash_beside(self.tokenizer, dump(self.model))
         return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens, beside)
 
 
 def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
-    """The model in a folder: one that ``convert`` wrote, or a run directory, whose newest valid checkpoint counts.
+    """The model in a folder: one written by ``convert``, or the newest valid checkpoint of a run directory.
 
     Args:
-        folder: what the user named.
+        folder: the folder that the user gave.
         step: which checkpoint of a run; None: the newest valid one.
 
     Raises:
@@ -56,7 +56,7 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
     """
     if (folder / MODEL_FILE).is_file():
         if step is not None:
-            raise CheckpointError(f"there is no checkpoint of step {step}", got=f"{folder}, which is no run")
+            raise CheckpointError(f"there is no checkpoint of step {step}", got=f"{folder}, which is not a run")
         return _native_folder(folder)
     if (folder / "checkpoints").is_dir():
         directory, manifest = checkpoints.newest_valid(folder / "checkpoints", step)
@@ -76,7 +76,7 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
 
 
 def expect_model(folder: Path) -> None:
-    """Refuse a folder without a model or a checkpoint, at once: nothing is opened or verified.
+    """Quickly refuse a folder without a model or a checkpoint; nothing is opened or verified.
 
     Raises:
         CheckpointError: there is neither.
@@ -86,7 +86,7 @@ def expect_model(folder: Path) -> None:
     if not (folder / "checkpoints").is_dir():
         raise _no_model(folder)
     if not checkpoints.steps_in(folder / "checkpoints"):
-        checkpoints.newest_valid(folder / "checkpoints")  # says that there is none
+        checkpoints.newest_valid(folder / "checkpoints")  # raises: there is none
 
 
 def _no_model(folder: Path) -> CheckpointError:
@@ -94,7 +94,7 @@ def _no_model(folder: Path) -> CheckpointError:
         "there is no native model in this folder",
         got=folder,
         expected=f"a run directory, or a folder with {MODEL_FILE} and {WEIGHTS}/",
-        remedy="megatron-ko convert hf-import makes one of a Hugging Face folder",
+        remedy="megatron-ko convert hf-import makes one from a Hugging Face folder",
     )
 
 
@@ -125,7 +125,7 @@ def weights_of(manifest: checkpoints.Manifest) -> str:
 
 
 def _hash(records: Mapping[str, checkpoints.FileRecord], folder: str) -> str:
-    """Hash of the files of one folder, under the names that a native model gives them."""
+    """Hash of the files of one folder, under the names that they have in a native model."""
     return lineage.hash_of_hashes(
         {
             WEIGHTS + name.removeprefix(folder): record.xxh3_128
@@ -136,10 +136,10 @@ def _hash(records: Mapping[str, checkpoints.FileRecord], folder: str) -> str:
 
 
 def describe(path: Path) -> lineage.Record:
-    """A run, a native model or another artefact, as ``lineage.ancestor`` describes it, with its present weights.
+    """A run, a native model or another artefact in the form of ``lineage.ancestor``, with its current weights.
 
     Raises:
-        CheckpointError: its weights are not those of its lineage, or there is neither a model nor a lineage.
+        CheckpointError: its weights do not match its lineage, or there is neither a model nor a lineage.
     """
     folder = path.parent if path.name == LINEAGE else path
     if (folder / MODEL_FILE).is_file() or checkpoints.steps_in(folder / "checkpoints"):
@@ -160,7 +160,7 @@ def describe(path: Path) -> lineage.Record:
         raise CheckpointError(
             "files beside the weights are not those of the lineage",
             got=f"{folder}: {', '.join(changed)} changed or missing",
-            expected="what was there when the weights were proven",
+            expected="the files that were there when the weights were checked",
             remedy="convert again, or restore them",
         )
     return node

@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen sections, strict loading, checks that tell every problem at once."""
+"""The configuration of a run: frozen sections, strict loading, checks that report all problems at once."""
 
 from megatron_ko.config.checkpoint import CheckpointConfig
 from megatron_ko.config.data import DataConfig, Source

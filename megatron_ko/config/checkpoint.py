@@ -1,4 +1,4 @@
-"""When the state is saved, and how much of it is kept."""
+"""When checkpoints are saved, and how many are kept."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of a run file, for editors that complete and check while one types."""
+"""The JSON Schema of run files, for completion and checks in editors."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def run_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     include = {"type": "string", "description": "Another file that this part starts from."}
     schema["properties"]["extends"] = {"anyOf": [include, {"type": "array", "items": include}]}
-    # A file may leave to its parents what it does not say itself.
+    # A required value may also come from a parent file.
     schema.pop("required", None)
     for section in schema["$defs"].values():
         section.pop("required", None)

@@ -1,4 +1,4 @@
-"""From YAML files and dotted overrides to one frozen RunConfig."""
+"""Loads YAML files and dotted overrides into one frozen RunConfig."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Tree = dict[str, Any]
 
 
 class _Texts(SafeConstructor):
-    """YAML without its date type: nothing here is a date, but names and folders may look like one."""
+    """YAML without dates: no value here is a date, but names and folders may look like one."""
 
 
 _Texts.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
@@ -42,7 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             relative to the current folder, those in a file to that file.
 
     Raises:
-        ConfigError: every problem of the configuration, at once.
+        ConfigError: with all problems of the configuration.
     """
     tree = read_tree(Path(path))
     for override in overrides:
@@ -56,7 +56,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
     """Read the model section of a run configuration, or a file that holds just that section (``configs/models``).
 
     Raises:
-        ConfigError: every problem of the network, at once.
+        ConfigError: with all problems of the network.
     """
     tree = read_tree(Path(path))
     model = build(ModelConfig, tree.get("model", tree), origin=str(path))
@@ -65,7 +65,7 @@ def load_model_config(path: str | Path) -> ModelConfig:
 
 
 def build(schema: type[S], tree: Tree, origin: str) -> S:
-    """Turn a plain tree into a section, or raise one ConfigError with every problem."""
+    """Turn a plain tree into a section, or raise one ConfigError with all problems."""
     try:
         text = json.dumps(tree, default=str)
     except TypeError as error:
@@ -73,17 +73,17 @@ def build(schema: type[S], tree: Tree, origin: str) -> S:
     except (ValueError, RecursionError):
         raise ConfigError(f"something in {origin} contains itself", expected="an anchor outside of its alias") from None
     try:
-        # Through JSON, because pydantic's strict mode then still turns text into paths and lists into tuples.
+        # Via JSON, because pydantic's strict mode then still converts strings to paths and lists to tuples.
         return schema.model_validate_json(text)
     except ValidationError as error:
-        if (first := error.errors()[0])["type"] == "json_invalid":  # half a character, hundreds of brackets
-            raise ConfigError(f"{origin} holds what no value can be", got=first["ctx"]["error"]) from None
+        if (first := error.errors()[0])["type"] == "json_invalid":  # incomplete characters, hundreds of brackets
+            raise ConfigError(f"{origin} contains an invalid value", got=first["ctx"]["error"]) from None
         raise_problems(from_validation(error, schema), origin)
         raise AssertionError("a validation error without errors") from error
 
 
 def dump(config: Section) -> str:
-    """The configuration as YAML that ``load_config`` reads back to an equal one."""
+    """The configuration as YAML; ``load_config`` reads it back unchanged."""
     stream = StringIO()
     writer = YAML()
     writer.default_flow_style = False
@@ -92,9 +92,9 @@ def dump(config: Section) -> str:
 
 
 def read_tree(path: Path, _chain: tuple[Path, ...] = (), _section: str | None = None) -> Tree:
-    """Read one YAML file with its ``extends`` and ``from`` files merged in, paths made absolute.
+    """Read one YAML file, merge its ``extends`` and ``from`` files, and make paths absolute.
 
-    A file that another one takes a section ``from`` holds what stands below that section.
+    A file that a section is taken ``from`` holds the content of that section.
     """
     path = _anchored(path, Path.cwd())
     if path in _chain:
@@ -114,7 +114,7 @@ def read_tree(path: Path, _chain: tuple[Path, ...] = (), _section: str | None = 
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> Tree:
-    """``top`` laid over ``base``: mappings are merged, everything else is replaced."""
+    """Merge ``top`` into ``base``: mappings are merged, everything else is replaced."""
     result = dict(base)
     for key, value in top.items():
         below = result.get(key)
@@ -150,11 +150,11 @@ def _parse(text: str) -> Any:
     try:
         return reader.load(text)
     except RecursionError:
-        raise YAMLError("brackets within brackets, too deep to read") from None
+        raise YAMLError("brackets are nested too deeply") from None
 
 
 def _anchor_paths(tree: Tree, folder: Path, sections: Sequence[type[BaseModel]] = (RunConfig,)) -> None:
-    """Make the values of path fields absolute, in place: those of a file are relative to it."""
+    """Make the values of path fields absolute, in place; paths in a file are relative to it."""
     for key, value in tree.items():
         for field in (section.model_fields[key] for section in sections if key in section.model_fields):
             if isinstance(value, str):
@@ -171,8 +171,8 @@ def _anchored(value: str | Path, folder: Path) -> Path:
     try:
         expanded = Path(value).expanduser()
     except RuntimeError:
-        remedy = "write the path in full, or './' before it if the folder is really called so"
-        raise ConfigError("a path names a user whose home folder is not known", got=value, remedy=remedy) from None
+        remedy = "write the full path, or put './' before it if the folder really has this name"
+        raise ConfigError("a path names a user whose home folder is unknown", got=value, remedy=remedy) from None
     return Path(os.path.abspath(folder / expanded))
 
 
@@ -183,7 +183,7 @@ def _apply_override(tree: Tree, override: str) -> None:
         raise ConfigError("override not understood", got=override, expected="section.key=value")
     if parts[-1] in ("extends", "from"):
         lines = "'extends: RUN.yaml'" + (f" and '{parts[0]}: {{from: FILE}}'" if len(parts) > 1 else "")
-        remedy = f"write a file that says {lines}, and run that one"
+        remedy = f"write a file with {lines}, and use that file"
         raise ConfigError(f"'{parts[-1]}' works in files only", got=override, expected="a value", remedy=remedy)
     try:
         value = _parse(text)
@@ -198,7 +198,7 @@ def _apply_override(tree: Tree, override: str) -> None:
 
 
 def _refuse_list_item(tree: Tree, parts: Sequence[str], value: Any, override: str) -> None:
-    """A list is replaced as a whole; an override that reaches into one is told how to write that."""
+    """Refuse an override of a list item, and show how to replace the whole list."""
     below: Any = tree
     for depth, part in enumerate(parts):
         if isinstance(below, list):
@@ -214,7 +214,7 @@ def _refuse_list_item(tree: Tree, parts: Sequence[str], value: Any, override: st
 
 
 def _with_item(items: list[Any], parts: Sequence[str], value: Any) -> list[Any]:
-    """A copy of a list with what the override probably meant: its item, or one key of its item, replaced."""
+    """A copy of the list with the intended item, or one key of that item, replaced."""
     result = list(items)
     number, *keys = parts
     if number.isdecimal() and int(number) < len(items):

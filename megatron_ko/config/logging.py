@@ -1,4 +1,4 @@
-"""Where the run tells what it does. The JSON-lines metric store is always written."""
+"""Where the run reports its progress. The JSON-lines metric store is always written."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""What the network is: its family and its dimensions."""
+"""The network: its family and its dimensions."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ Family = Literal["llama", "qwen3", "mixtral", "qwen3_moe", "keural"]
 # Families whose query and key heads are normalised before the rotation, and those whose feed-forward layer has experts.
 QK_NORM_FAMILIES = ("qwen3", "qwen3_moe")
 MOE_FAMILIES = ("mixtral", "qwen3_moe", "keural")
-# Families that may have windows, and those whose windows, where they have any, are the same in all layers.
+# Families that may have windows, and those whose windows (if any) must be the same in all layers.
 WINDOW_FAMILIES = ("qwen3", "mixtral", "qwen3_moe", "keural")
 UNIFORM_WINDOW_FAMILIES = ("mixtral",)
 
@@ -64,7 +64,7 @@ class ModelConfig(Section):
         return self.num_query_groups or self.num_attention_heads
 
     def explicit(self) -> dict[str, Any]:
-        """The section with what follows from other values written out, as files from elsewhere have it."""
+        """The section with derived values filled in, as in configurations from elsewhere."""
         derived = {"head_dim": self.kv_channels, "num_query_groups": self.query_groups}
         return {**self.model_dump(mode="json"), **derived}
 
@@ -75,7 +75,7 @@ class ModelConfig(Section):
 
     @property
     def dropless(self) -> "ModelConfig":
-        """The same network with experts that take every token: what a token becomes is then its own affair."""
+        """The same network without expert capacity, so that tokens do not affect each other's routing."""
         if self.moe is None:
             return self
         return self.model_copy(update={"moe": self.moe.model_copy(update={"capacity_factor": None})})
@@ -90,6 +90,6 @@ class ModelConfig(Section):
         return self.windows[layer] if self.windows else None
 
     def padded_vocab_size(self, tensor: int) -> int:
-        """Rows of the embedding: the vocabulary, rounded up so that ``tensor`` ranks hold equally many."""
+        """Rows of the embedding: the vocabulary, rounded up so that ``tensor`` ranks have the same number."""
         multiple = math.lcm(self.vocab_multiple, tensor)
         return -(-self.vocab_size // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Mixture of experts: how many there are, which of them a token sees, and how they are kept equally busy."""
+"""Mixture of experts: number of experts, routing, and load balancing."""
 
 from typing import Annotated, Literal
 

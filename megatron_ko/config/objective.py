@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""The training objective."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The numbers that the model is computed in."""
+"""The number formats of the model."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from megatron_ko.config.section import Resume, Section
 
 Recipe = Literal["none", "fp8_delayed", "fp8_current", "fp8_blockwise", "mxfp8", "nvfp4"]
 Fp8Format = Literal["e4m3", "hybrid"]
-# One scale for a whole tensor leaves gradients too little range in e4m3; a scale for a block does not.
+# With one scale per tensor, e4m3 has too little range for gradients; with one scale per block it has enough.
 _PER_TENSOR_RECIPES = ("fp8_delayed", "fp8_current")
 
 
@@ -74,12 +74,12 @@ class PrecisionConfig(Section):
 
     @property
     def layer_backend(self) -> Literal["auto", "portable", "transformer_engine"]:
-        """``backend``, where emulation is at home in the portable layers."""
+        """``backend``, or "portable" if MXFP8 is emulated."""
         return "portable" if self.emulated else self.backend
 
     @property
     def gradient_format(self) -> Fp8Format:
-        """``fp8_format``, or what the recipe is made for."""
+        """``fp8_format``, or the recipe's default."""
         return self.fp8_format or ("hybrid" if self.recipe in _PER_TENSOR_RECIPES else "e4m3")
 
     @property
@@ -98,5 +98,5 @@ class PrecisionConfig(Section):
         return f"{self.dtype} with {', '.join(words)}"
 
     def is_high(self, layer: int, num_layers: int) -> bool:
-        """Whether layer number ``layer``, counted from 0, stays out of the recipe."""
+        """Whether layer number ``layer``, counted from 0, does not use the recipe."""
         return layer < self.first_layers_high or layer >= num_layers - self.last_layers_high

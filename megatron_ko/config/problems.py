@@ -1,4 +1,4 @@
-"""Problems of a configuration, collected so that all of them are told at once."""
+"""Problems of a configuration, collected so that all of them are reported at once."""
 
 import difflib
 import json
@@ -23,7 +23,7 @@ class _Nothing:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong, at a dotted path."""
+    """One problem, at a dotted path."""
 
     path: str
     got: object
@@ -35,7 +35,7 @@ class Problem:
 
 
 def raise_problems(problems: Sequence[Problem], origin: str) -> None:
-    """Raise one ConfigError that tells all problems, if there are any."""
+    """Raise one ConfigError with all problems, if there are any."""
     if problems:
         count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
         raise ConfigError("\n  ".join([f"{count} in {origin}", *(str(p).replace("\n", "\n  ") for p in problems)]))
@@ -50,7 +50,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
 def from_validation(error: ValidationError, schema: type[BaseModel]) -> list[Problem]:
     """Translate pydantic's errors: dotted paths, the value, what was expected, the nearest valid name."""
     found = [(item["loc"], dict(item)) for item in error.errors()]
-    # A list whose items are wrong is also reported as too short: that says nothing more.
+    # A list with wrong items is also reported as too short, which adds nothing.
     inner = {place[:depth] for place, _ in found for depth in range(1, len(place))}
     return [_translate(item, schema) for place, item in found if place not in inner]
 
@@ -80,7 +80,7 @@ def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
     return Problem(path=path, got=item["input"], expected=_sentence(item["msg"]), remedy=advice)
 
 
-# How a value is written, by the first word of pydantic's error type: "int_type", "int_from_float".
+# How to write a value, by the first word of pydantic's error type: "int_type", "int_from_float".
 _WRITTEN = {
     "int": "write a whole number, without quotes or decimal point",
     "float": "write a number, without quotes: 3.0e-4",

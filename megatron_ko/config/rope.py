@@ -1,4 +1,4 @@
-"""Rotary positions, and how they are stretched beyond the context that a model was trained with."""
+"""Rotary position embeddings, and their scaling for contexts longer than in training."""
 
 from typing import Annotated, Literal
 

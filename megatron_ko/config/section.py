@@ -1,4 +1,4 @@
-"""The base of every configuration section: frozen, keyword-only, and closed to unknown keys."""
+"""The base of all configuration sections: frozen, keyword-only, without unknown keys."""
 
 from enum import Enum
 from typing import ClassVar
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Resume(Enum):
-    """What a run does that is continued with another value."""
+    """What a continued run does if the value has changed."""
 
     BOUND = "refuses: the weights belong to the value"
     FREE = "goes on, and says so"
@@ -15,10 +15,10 @@ class Resume(Enum):
 
 
 class Section(BaseModel):
-    """A part of the configuration that cannot change after it was read.
+    """A part of the configuration; immutable after it was read.
 
-    ``resume`` holds for all fields but those that are marked: ``name: Annotated[int, Resume.FREE]``. A section that
-    says nothing, and so a new field of the model, is bound.
+    ``resume`` applies to all fields except marked ones: ``name: Annotated[int, Resume.FREE]``. The default is bound, so
+    a new field of the model is bound, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""How long and in which portions the model is trained."""
+"""Length of the training, batch sizes, and recomputation."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""The schema as a tree: which sections and fields stand at a dotted path, and which key chooses among several."""
+"""The schema as a tree: which sections and fields are at a dotted path, and which key selects one of several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Location:
     """A place in the schema.
 
     Attributes:
-        sections: the section there; several where a key of it chooses one and was not read yet.
-        chooser: that key, None where there is no choice.
-        path: the keys that lead there. pydantic counts a choice as a key; here it is none.
+        sections: the section there, or several if the key that selects one has not been read yet.
+        chooser: that key; None if there is no choice.
+        path: the keys that lead there. pydantic counts the selection as a key; it is left out here.
     """
 
     sections: list[Schema]
@@ -27,16 +27,16 @@ class Location:
     path: list[str]
 
     def field(self, name: str) -> FieldInfo | None:
-        """The field of this name in one of the sections."""
+        """The field with this name in one of the sections."""
         return next((s.model_fields[name] for s in self.sections if name in s.model_fields), None)
 
     def choices(self) -> list[str]:
-        """The values of the key that chooses a section."""
+        """The values of the key that selects a section."""
         return [choice for section in self.sections for choice in _choices(section, self.chooser)]
 
 
 def locate(schema: Schema, loc: Sequence[str]) -> Location:
-    """The place below ``schema`` that keys, list indices and choices lead to."""
+    """The location below ``schema`` that keys, list indices and selections lead to."""
     sections, chooser, path = [schema], None, list[str]()
     for part in loc:
         if chosen := [section for section in sections if part in _choices(section, chooser)]:
@@ -51,10 +51,10 @@ def locate(schema: Schema, loc: Sequence[str]) -> Location:
 
 
 def sections_in(annotation: Any, chooser: str | None = None) -> list[tuple[Schema, str | None]]:
-    """Sections that an annotation names, each with the key that chooses it among others."""
+    """Sections in an annotation, each with the key that selects it among others."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [(annotation, chooser)]
-    for extra in getattr(annotation, "__metadata__", ()):  # of Annotated
+    for extra in getattr(annotation, "__metadata__", ()):  # from Annotated
         chooser = (_discriminator(extra) if isinstance(extra, FieldInfo) else None) or chooser
     return [pair for inner in get_args(annotation) for pair in sections_in(inner, chooser)]
 
@@ -73,7 +73,7 @@ def field_at(schema: Schema, path: str) -> FieldInfo:
 
 
 def default_at(schema: Schema, path: str) -> object:
-    """The default of the field at a dotted path; None where it has none, and where there is no such field."""
+    """The default of the field at a dotted path; None if it has none, or if there is no such field."""
     try:
         field = field_at(schema, path)
     except KeyError:
@@ -82,9 +82,9 @@ def default_at(schema: Schema, path: str) -> object:
 
 
 def resume_of(schema: type[Section], path: str) -> Resume:
-    """What a continued run does with another value at a dotted path, which may be a key of a field that is a mapping.
+    """What a continued run does if the value at a dotted path has changed; the path may lead into a mapping field.
 
-    For a name that the schema does not know, such as an option of an earlier version: what its section says.
+    For a name that is not in the schema, such as an option of an earlier version, the section's rule applies.
     """
     *above, name = path.split(".")
     place = locate(schema, above)

@@ -14,7 +14,7 @@ from megatron_ko.config.run import RunConfig
 
 
 def check(config: RunConfig) -> list[Problem]:
-    """Every problem that can be seen without knowing the number of ranks."""
+    """All problems that can be found without knowing the number of ranks."""
     checks = (
         check_unread,
         check_model,
@@ -32,7 +32,7 @@ def check(config: RunConfig) -> list[Problem]:
 
 
 def check_world(config: RunConfig, world_size: int) -> list[Problem]:
-    """Every problem of running on ``world_size`` ranks."""
+    """All problems of running on ``world_size`` ranks."""
     parallel, training = config.parallel, config.training
     if world_size % parallel.model_size:
         layouts = ", ".join(describe_layouts(config, world_size)) or "none"
@@ -66,7 +66,7 @@ def check_world(config: RunConfig, world_size: int) -> list[Problem]:
         return [
             Problem(
                 path="training.global_batch_size",
-                got=f"{micro_batches} micro-batches a step",
+                got=f"{micro_batches} micro-batches per step",
                 expected=f"a multiple of parallel.pipeline {parallel.pipeline} for the interleaved schedule",
                 remedy=f"training.global_batch_size={portion * parallel.pipeline}",
             )

@@ -1,1 +1,1 @@
-"""Which devices there are, and where this process stands among ranks. Needs no torch."""
+"""The devices of this machine, and this process's position among the ranks. Needs no torch."""

@@ -1,8 +1,8 @@
-"""Which kind of device this process computes on: decided before megatron-core and Transformer Engine are imported.
+"""Decides which kind of device this process uses, before megatron-core and Transformer Engine are imported.
 
-Both look around when they are imported. megatron-core asks CUDA whether it is there, after which no process may be
-forked that uses it; Transformer Engine loads the first cuDNN that it finds; and where the package is installed,
-megatron-core computes with its CUDA kernels even on a CPU.
+Both inspect the machine when they are imported. megatron-core queries CUDA, and after that no process that uses CUDA
+may be forked. Transformer Engine loads the first cuDNN that it finds. If Transformer Engine is installed, megatron-core
+uses its CUDA kernels even on a CPU.
 """
 
 import importlib.machinery
@@ -16,13 +16,13 @@ from typing import Literal
 
 import pynvml
 
-# Transformer Engine and its compiled extension, which megatron-core imports by name, too.
+# Transformer Engine and its compiled extension, which megatron-core also imports by name.
 _ENGINE = ("transformer_engine", "transformer_engine_torch")
 
 
 @cache
 def device_type() -> Literal["cuda", "cpu"]:
-    """CUDA when PyTorch is built for it and a GPU can be seen, or what MEGATRON_KO_DEVICE says."""
+    """CUDA if PyTorch is built for it and a GPU is visible, or the value of MEGATRON_KO_DEVICE."""
     wanted = os.environ.get("MEGATRON_KO_DEVICE")
     if wanted in ("cpu", "cuda"):
         return "cuda" if wanted == "cuda" else "cpu"
@@ -30,12 +30,12 @@ def device_type() -> Literal["cuda", "cpu"]:
 
 
 def device_count() -> int:
-    """GPUs that this process may use, 0 on a CPU; as the driver and CUDA_VISIBLE_DEVICES say, without CUDA."""
+    """GPUs that this process may use (0 on a CPU), from the driver and CUDA_VISIBLE_DEVICES, without using CUDA."""
     return _visible_gpus() if device_type() == "cuda" else 0
 
 
 def _visible_gpus() -> int:
-    """Ask NVML: CUDA itself would answer, too, but nobody who has asked it may fork a process that uses it."""
+    """Ask NVML, not CUDA: a process that has queried CUDA may not fork another one that uses it."""
     try:
         pynvml.nvmlInit()
         there = int(pynvml.nvmlDeviceGetCount())
@@ -46,7 +46,7 @@ def _visible_gpus() -> int:
 
 
 def _count_listed(visible: str, there: int) -> int:
-    """Devices in a list of numbers or identifiers; as in CUDA, the first that is none of this machine's ends it."""
+    """Devices in a list of numbers or identifiers; as in CUDA, the first one that does not exist ends the list."""
     count = 0
     for name in (part.strip() for part in visible.split(",")):
         named = name.startswith(("GPU-", "MIG-"))
@@ -57,7 +57,7 @@ def _count_listed(visible: str, there: int) -> int:
 
 
 def _torch_has_cuda() -> bool:
-    """Whether the installed PyTorch is a build for CUDA, read from its file of versions: importing it takes seconds."""
+    """Whether PyTorch is built for CUDA. Read from its version file, because importing it takes seconds."""
     spec = _find("torch")
     if spec is None or not spec.submodule_search_locations:
         return False
@@ -66,22 +66,22 @@ def _torch_has_cuda() -> bool:
 
 
 def prepare() -> None:
-    """Settle what packages find when they look around. Call before megatron-core's first import; needs no torch."""
+    """Prepare what packages find on import. Call before megatron-core's first import; needs no torch."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if device_type() == "cuda":
         _use_cudnn_of_pytorch()
         return
-    # No device is visible, so no question to CUDA reaches a driver, here or in a child.
+    # Hide all devices, so that no CUDA query reaches a driver, here or in a child process.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    for name in _ENGINE:  # its import fails from now on, as if it were not installed: no kernel of it runs on a CPU
+    for name in _ENGINE:  # importing it now fails, as if it were not installed, because its kernels do not run on a CPU
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 def _use_cudnn_of_pytorch() -> None:
-    """Point Transformer Engine to the cuDNN that PyTorch brings, unless the user has chosen one.
+    """Point Transformer Engine to the cuDNN that comes with PyTorch, unless the user has chosen one.
 
-    It takes a toolkit's copy before PyTorch's. Two of different releases in one process, and its fused attention is
-    gone without a word.
+    It prefers a CUDA toolkit's copy. If a process loads two different releases of cuDNN, fused attention is silently
+    disabled.
     """
     if (spec := _find("nvidia.cudnn")) is not None and spec.submodule_search_locations:
         os.environ.setdefault("CUDNN_HOME", next(iter(spec.submodule_search_locations)))

@@ -1,1 +1,1 @@
-"""What a run measures, declared once for those who write it and those who read it."""
+"""The quantities that a run measures, declared once for writers and readers."""

@@ -1,10 +1,10 @@
-"""Every quantity of a run's metric files: written by the trainer, read by console, trackers and report."""
+"""All quantities in a run's metric files: written by the trainer, read by console, trackers and report."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# "number": a curve; "text": a note, or an exact spelling; "mark": where the record stands.
+# "number": plotted as a curve; "text": a note, or an exact value; "mark": position of the record in the run.
 Kind = Literal["number", "text", "mark"]
 Where = Literal["always", "experts", "gpu"]
 
@@ -15,9 +15,9 @@ class Quantity:
 
     Attributes:
         name: the key.
-        meaning: in a few words, with its unit.
-        kind: a number with a curve, a text, or a mark of place and time.
-        where: which runs have it: all, those with experts, those with a choice of attention kernels.
+        meaning: a short description with its unit.
+        kind: a plotted number, a text, or a mark of position and time.
+        where: which runs have it: all, those with experts, or those with a choice of attention kernels.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Schema:
     Attributes:
         file: its name in ``metrics/``.
         quantities: keys of a record.
-        by_source: beginning of the keys that runs with several sources have for each of them.
+        by_source: prefix of the keys that runs with several sources have for each source.
     """
 
     file: str
@@ -41,22 +41,22 @@ class Schema:
     by_source: str
 
     def names(self, where: Iterable[Where] = ("always", "experts", "gpu")) -> tuple[str, ...]:
-        """Keys of the records of runs that are so."""
+        """Keys in the records of runs of these kinds."""
         return tuple(quantity.name for quantity in self.quantities if quantity.where in where)
 
     def columns(self) -> tuple[str, ...]:
-        """Keys whose values are numbers, marks included."""
+        """Keys whose values are numbers, including marks."""
         return tuple(quantity.name for quantity in self.quantities if quantity.kind != "text")
 
     def curves(self, record: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-        """What trackers plot of a record: its numbers, without marks of place and time."""
+        """The values of a record that trackers plot: its numbers, without marks."""
         left_out = {quantity.name for quantity in self.quantities if quantity.kind != "number"}
         for name, value in record.items():
             if name not in left_out and isinstance(value, int | float):
                 yield name, value
 
     def check(self, record: Iterable[str]) -> None:
-        """See that a record has no key that is not declared here."""
+        """Check that all keys of a record are declared here."""
         known = set(self.names())
         strange = [name for name in record if name not in known and not name.startswith(self.by_source)]
         assert not strange, f"not in metrics/schema.py: {strange}"

@@ -1,4 +1,4 @@
-"""Training objectives. Each gives its loss as sums over tokens or pairs; the trainer divides by the global count."""
+"""Training objectives. Each returns its loss as sums over tokens or pairs; the trainer divides by the global count."""
 
 from collections.abc import Callable
 
@@ -10,12 +10,12 @@ from megatron_ko.parallel.groups import Groups
 
 __all__ = ["KINDS", "LanguageModelling", "LossOutput", "Objective", "Term", "Unit", "build_objective"]
 
-# objective.kind -> what builds it.
+# objective.kind -> function that builds it.
 KINDS: dict[str, Callable[[ObjectiveConfig, Groups], Objective[Batch]]] = {
     "lm": lambda config, groups: LanguageModelling(),
 }
 
 
 def build_objective(config: ObjectiveConfig, groups: Groups) -> Objective[Batch]:
-    """The objective that a configuration names, on these ranks."""
+    """The configured objective, on these ranks."""
     return KINDS[config.kind](config, groups)

@@ -1,7 +1,7 @@
-"""What an objective is: a forward pass, and a loss that is told in sums, never in means.
+"""The interface of an objective: a forward pass, and a loss that is reported as sums, never as means.
 
-Means of means are wrong as soon as micro-batches hold different numbers of counted tokens. Sums can be added over
-micro-batches, ranks and gradient accumulation, and be divided once, by the count of the global batch.
+Means of means are wrong as soon as micro-batches have different numbers of counted tokens. Sums can be added over
+micro-batches, ranks and gradient accumulation, and divided once, by the count of the global batch.
 """
 
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ Batch_contra = TypeVar("Batch_contra", contravariant=True)
 
 
 class Unit(Enum):
-    """What a mean is taken over. Ranks that share sequences each hold a part of the tokens, but whole pairs."""
+    """What a mean is taken over. Ranks that share sequences hold part of the tokens, but all of the pairs."""
 
     TOKEN = "token"
     PAIR = "pair"
 
     @property
     def shared_by_context_ranks(self) -> bool:
-        """Whether ranks of one context group hold the same ones, so that only one of them may count."""
+        """Whether the ranks of a context group hold the same units, so that only one of them may count."""
         return self is not Unit.TOKEN
 
 
 @dataclass(frozen=True)
 class Term:
-    """A part of the loss: ``weight`` times the mean of something over all units of the global batch.
+    """A part of the loss: ``weight`` times the mean of a quantity over all units of the global batch.
 
     Attributes:
         name: its key in ``LossOutput.sums``.
@@ -47,8 +47,8 @@ class LossOutput:
     """The loss of one micro-batch on one rank; every tensor is a scalar on the device.
 
     Attributes:
-        sums: sum over this rank's units of each term, in nats, fp32, with its graph.
-        metrics: further quantities as (sum, count) pairs, without graph.
+        sums: for each term, the sum over this rank's units, in nats, fp32, with its autograd graph.
+        metrics: other quantities as (sum, count) pairs, without a graph.
     """
 
     sums: dict[str, Tensor]
@@ -59,7 +59,7 @@ class Objective(Protocol[Batch_contra]):
     """A training objective. It knows the batch and the loss, not the schedule.
 
     Attributes:
-        terms: what the loss is the sum of; the unit of the first one is that of the whole loss.
+        terms: the terms that add up to the loss; the unit of the first one is the unit of the loss.
         metric_names: keys of ``LossOutput.metrics``, known on every rank before a loss is computed.
     """
 
@@ -70,12 +70,12 @@ class Objective(Protocol[Batch_contra]):
         """Run one model chunk on one micro-batch.
 
         Returns:
-            On the last pipeline stage what ``loss`` takes; on the others the hidden states [s, b, h] to send on.
+            On the last pipeline stage the input of ``loss``; on the others the hidden states [s, b, h] to send on.
         """
         ...
 
     def count(self, batch: Batch_contra) -> Mapping[Unit, Tensor]:
-        """Trained tokens, and whatever else terms are means over, of a micro-batch on this rank: int64 scalars.
+        """Trained tokens, and other units that terms are means over, of a micro-batch on this rank: int64 scalars.
 
         It is known before any loss is computed, and on every pipeline stage.
         """

@@ -1,4 +1,4 @@
-"""Devices, ranks, process groups and random states: everything that depends on where and how wide a run is."""
+"""Devices, ranks, process groups and random states: everything that depends on the machine and the number of ranks."""
 
 from megatron_ko.machine import device
 from megatron_ko.parallel import compat, quick_import

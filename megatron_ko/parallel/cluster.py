@@ -1,4 +1,4 @@
-"""Joining the world that torchrun or srun has started."""
+"""Joins the ranks that torchrun or srun has started."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ def join_cluster(
     threads: int | None = None,
     timeout_s: float = 600.0,
 ) -> int:
-    """Run ``target(*args)`` as one rank of the world that torchrun or srun has started. Returns its exit code.
+    """Run ``target(*args)`` as one of the ranks started by torchrun or srun. Returns its exit code.
 
     Raises:
         LaunchError: the variables that say which rank this is, or where the ranks meet, are missing.
@@ -29,8 +29,8 @@ def join_cluster(
     if place is None or missing:
         raise LaunchError(
             "this process does not know its world",
-            got=f"without {', '.join(missing)}" if place else "neither torchrun's nor srun's variables",
-            expected="torchrun's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or the variables of a step of Slurm",
+            got=f"{', '.join(missing)} not set" if place else "no variables of torchrun or srun",
+            expected="torchrun's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or the variables of a Slurm job step",
             remedy="start with torchrun or srun, or export MASTER_ADDR (the first node) and MASTER_PORT (a free port)",
         )
     known = place

@@ -1,4 +1,4 @@
-"""The few exchanges between ranks that this project does itself; all others are megatron-core's."""
+"""The few collectives that this project calls itself; all others are in megatron-core."""
 
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ def all_reduce_sum(tensor: torch.Tensor, group: dist.ProcessGroup | None = None)
 
 
 def broadcast_object(obj: T, src: int = 0, group: dist.ProcessGroup | None = None) -> T:
-    """The object of rank ``src`` on every rank; it must be picklable. What other ranks pass is ignored.
+    """Return the object of rank ``src`` on every rank; it must be picklable. Arguments of other ranks are ignored.
 
-    ``group`` is a gloo group of all ranks; without it the exchange goes through the world's.
+    ``group`` is a gloo group of all ranks; without it, the default group is used.
     """
     box = [obj]
     dist.broadcast_object_list(box, src=src, group=group, device=get_platform().device if group is None else None)
@@ -27,5 +27,5 @@ def broadcast_object(obj: T, src: int = 0, group: dist.ProcessGroup | None = Non
 
 
 def barrier() -> None:
-    """Return when every rank has come here."""
+    """Wait until every rank has called this."""
     dist.barrier()

@@ -1,4 +1,4 @@
-"""Differences between megatron-core 0.16 and 0.19, and between installations of them. Nothing else knows a version."""
+"""Handles differences between megatron-core 0.16 and 0.19 and their installations; no other module checks versions."""
 
 import contextlib
 import importlib
@@ -12,28 +12,28 @@ from typing import Any
 
 from megatron_ko.errors import LaunchError
 
-# Warnings from inside the engine speak to whoever calls it: missing optional packages, names that will change, PyTorch
-# interfaces that megatron-core has not left yet. A user of this project can change none of it.
+# These warnings are for callers of megatron-core: missing optional packages, names that will change, deprecated PyTorch
+# interfaces. A user of this project cannot change any of it.
 _NOISY_MODULES = (r"megatron\.", r"torch\.distributed\.")
-# The same through logging: 0.19 announces with every model that GPTModel will be replaced (both releases have it), and
-# that it computes a parameter layout itself; PyTorch for CUDA reports that it finds no GPU, which the platform knows.
+# The same for log messages. For every model 0.19 logs that GPTModel will be replaced (both releases have it) and that
+# it computes a parameter layout itself. PyTorch for CUDA reports that it finds no GPU; the platform handles this.
 _NOISY_LOGGERS = (
     "megatron.core.models.gpt.gpt_model",
     "megatron.core.distributed.distributed_data_parallel",
     "torch.utils.cpp_extension",
 )
-# Imported on every machine from this release on, for kernels that only a GPU runs; PyTorch for CPUs does not bring it.
+# From this release on, imported on every machine for GPU kernels; PyTorch for CPUs does not include it.
 _NEEDS_TRITON = (0, 17)
-# Without the option pip compiles the extension against whatever PyTorch it downloads for that purpose.
+# Without this option, pip compiles the extension against a PyTorch that it downloads for the build.
 INSTALL_ENGINE = 'pip install --no-build-isolation "transformer-engine[pytorch]"'
 
 
 def prepare_imports() -> None:
-    """Make sure that megatron-core can be imported, and keep it quiet. Call before its first import.
+    """Make sure that megatron-core can be imported, and silence it. Call before its first import.
 
     Raises:
-        LaunchError: a package is missing that megatron-core needs and does not declare, or Transformer Engine is
-            there and broken.
+        LaunchError: a package that megatron-core needs but does not declare is missing, or Transformer Engine is
+            installed but broken.
     """
     for module in _NOISY_MODULES:
         for category in (UserWarning, FutureWarning, DeprecationWarning):
@@ -42,15 +42,15 @@ def prepare_imports() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     release = tuple(int(part) for part in version("megatron-core").split(".")[:2])
     if release >= _NEEDS_TRITON and importlib.util.find_spec("triton") is None:
-        # An inert module in its place would break PyTorch's own compiler, which takes it for the real one.
+        # A dummy module would break PyTorch's own compiler, which would take it for the real one.
         raise LaunchError(f"megatron-core {version('megatron-core')} needs triton", remedy="pip install triton")
     _import_engine()
 
 
 def _import_engine() -> None:
-    """Import Transformer Engine where it is installed, as megatron-core will, which survives an ImportError only.
+    """Import Transformer Engine if it is installed. megatron-core will do so too, but handles only an ImportError.
 
-    Its package without the compiled extension, or an extension made for another PyTorch, is found by ``find_spec``.
+    ``find_spec`` also finds a package without its compiled extension, or with one built for another PyTorch.
 
     Raises:
         LaunchError: it cannot be imported.
@@ -58,21 +58,21 @@ def _import_engine() -> None:
     if importlib.util.find_spec("transformer_engine") is None:
         return
     try:
-        with warnings.catch_warnings():  # a missing extension is a warning of the package and an error of its part
+        with warnings.catch_warnings():  # for a missing extension the package only warns, and its submodule fails
             warnings.simplefilter("ignore")
             importlib.import_module("torch")  # loads NCCL, which Transformer Engine would not find by itself
             importlib.import_module("transformer_engine.pytorch")
-    except Exception as error:  # RuntimeError, FileNotFoundError, AssertionError, OSError, by release and by what lacks
+    except Exception as error:  # RuntimeError, FileNotFoundError, AssertionError, OSError, by release and cause
         raise LaunchError(
             "Transformer Engine is installed, but cannot be imported",
             got=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            expected="its compiled extension, made for this PyTorch, or no Transformer Engine at all",
+            expected="its compiled extension, built for this PyTorch, or no Transformer Engine at all",
             remedy=f"{INSTALL_ENGINE}, or pip uninstall transformer-engine",
         ) from error
 
 
 class _NoFp8:
-    """Transformer Engine's answers where there is none: nothing is computed in 8 bits."""
+    """A substitute for Transformer Engine's FP8 state if it is not installed: FP8 is never enabled."""
 
     @staticmethod
     def is_fp8_enabled() -> bool:
@@ -84,9 +84,9 @@ def _nothing_around(*_: object, **__: object) -> contextlib.AbstractContextManag
 
 
 def define_missing_names() -> None:
-    """Define what megatron-core reads and defines only where Transformer Engine is installed.
+    """Define names that megatron-core uses, but defines only if Transformer Engine is installed.
 
-    That is a matrix product in the router of 0.16, and what recomputation of single modules asks about 8-bit states.
+    These are a matrix product in the router of 0.16, and the FP8 state that recomputation of single modules checks.
     """
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer.moe import moe_utils
@@ -98,14 +98,14 @@ def define_missing_names() -> None:
 
 
 def accept_empty_states() -> None:
-    """Let megatron-core 0.16 save experts of Transformer Engine 2.16 and later.
+    """Make megatron-core 0.16 able to save experts of Transformer Engine 2.16 and later.
 
-    A recipe that keeps nothing from step to step has an empty state there. 0.16 divides the state of a layer among its
-    experts and expects to find one; later releases know. To be called before a model of these layers is saved.
+    There, a recipe that keeps nothing between steps has an empty state. 0.16 splits the state of a layer over its
+    experts and requires one; later releases handle this. Call it before a model with these layers is saved.
     """
     from megatron.core.extensions import transformer_engine as engine
 
-    experts = getattr(engine, "TEGroupedLinear", None)  # None where Transformer Engine is not installed
+    experts = getattr(engine, "TEGroupedLinear", None)  # None if Transformer Engine is not installed
     if experts is None:
         return
     split = experts._split_extra_state
@@ -120,7 +120,7 @@ def accept_empty_states() -> None:
 
 @contextlib.contextmanager
 def allow_pickled_states() -> Iterator[None]:
-    """While inside, Transformer Engine reads the state of delayed scaling, which 2.20 refuses: a Python pickle."""
+    """Within this context, Transformer Engine reads states of delayed scaling: pickles, which 2.20 refuses."""
     name = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,4 +1,4 @@
-"""Collectives of expert parallelism that gloo lacks. Installed on a CPU only; on CUDA nothing is replaced."""
+"""Collectives that expert parallelism needs and gloo lacks. Installed on a CPU only; CUDA is not affected."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ def install() -> None:
 
 
 def _with_plain_sizes(all_to_all_single: Callable[..., Any]) -> Callable[..., Any]:
-    """Split sizes may be a tensor: on CUDA it has been copied to the host meanwhile, here it still is one."""
+    """Accept split sizes as a tensor. On CUDA they have already been copied to the host; here they have not."""
 
     def plain(sizes: Sequence[int] | torch.Tensor | None) -> Sequence[int] | None:
         return sizes.tolist() if isinstance(sizes, torch.Tensor) else sizes
@@ -38,7 +38,7 @@ def _with_plain_sizes(all_to_all_single: Callable[..., Any]) -> Callable[..., An
 
 
 def _of_unequal_sizes(all_gather: Callable[..., Any]) -> Callable[..., Any]:
-    """Tensors may differ in their first dimension: gathered at the length of the longest."""
+    """Accept tensors that differ in their first dimension; they are padded to the longest."""
 
     @functools.wraps(all_gather)
     def gather(
@@ -65,7 +65,7 @@ def _reduce_scatter(
     group: Group = None,
     async_op: bool = False,
 ) -> None:
-    """The part of this rank out of the reduction of lists of tensors, which may differ in their first dimension."""
+    """This rank's part of the reduced list of tensors, which may differ in their first dimension."""
     assert not async_op, "megatron-core waits for it"
     whole = torch.cat(input_list)
     dist.all_reduce(whole, op=op, group=group)

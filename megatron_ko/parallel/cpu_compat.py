@@ -1,9 +1,9 @@
-"""megatron-core on a CPU: what it asks of CUDA is answered by the host. Installed once, and never where CUDA is used.
+"""Runs megatron-core on a CPU by replacing the CUDA functions that it calls. Never installed if CUDA is used.
 
-megatron-core names CUDA in some 500 places. Nearly all of them go through the few doors that are replaced here: the
-current device, streams and events, ``.cuda()``, the literal ``device="cuda"`` of factory functions, the names of tensor
-types, and the state of the device's random generator. Factory functions are wrapped rather than watched by a
-``TorchFunctionMode``, because a mode costs time at every operation and is blind in other threads.
+megatron-core refers to CUDA in some 500 places. Nearly all of them go through the few entry points that are replaced
+here: the current device, streams and events, ``.cuda()``, the literal ``device="cuda"`` of factory functions, the names
+of tensor types, and the state of the device's random generator. Factory functions are wrapped instead of using a
+``TorchFunctionMode``, because a mode slows down every operation and does not work in other threads.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ _FACTORIES = ("tensor", "empty", "zeros", "ones", "full", "arange", "empty_like"
 
 
 class HostStream:
-    """A CUDA stream on a machine that runs everything in order: all waiting is over before it begins."""
+    """A CUDA stream on a machine that runs everything in order, so nothing ever has to wait."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.device = _CPU
 
     def wait_stream(self, _: object) -> None:
-        """Nothing runs beside this stream."""
+        """No-op: nothing runs in parallel to this stream."""
 
     def wait_event(self, _: object) -> None:
-        """An event has happened as soon as it is recorded."""
+        """No-op: an event is complete as soon as it is recorded."""
 
     def record_event(self, event: "HostEvent | None" = None) -> "HostEvent":
         """Record the event now."""
@@ -43,7 +43,7 @@ class HostStream:
         return event
 
     def synchronize(self) -> None:
-        """Everything is done already."""
+        """No-op: everything is already done."""
 
 
 class HostEvent:
@@ -53,17 +53,17 @@ class HostEvent:
         self._time = 0.0
 
     def record(self, _: object = None) -> None:
-        """Note the time."""
+        """Record the current time."""
         self._time = time.perf_counter()
 
     def wait(self, _: object = None) -> None:
-        """It has happened."""
+        """No-op: the event is complete."""
 
     def synchronize(self) -> None:
-        """It has happened."""
+        """No-op: the event is complete."""
 
     def query(self) -> bool:
-        """It has happened."""
+        """Always True: the event is complete."""
         return True
 
     def elapsed_time(self, later: "HostEvent") -> float:
@@ -73,13 +73,13 @@ class HostEvent:
 
 @functools.cache
 def install() -> None:
-    """Replace the doors to CUDA in this process. Idempotent."""
+    """Replace the CUDA entry points in this process. Idempotent."""
     _patch_tensors()
     _patch_device()
     _patch_streams()
     _patch_random_state()
     cpu_collectives.install()
-    # Compiling for a CPU takes longer than it saves; megatron-core's compiled functions run as they are written.
+    # Compiling for a CPU takes longer than it saves; megatron-core's compiled functions run uncompiled.
     torch._dynamo.config.disable = True
 
 
@@ -111,7 +111,7 @@ def _patch_tensors() -> None:
         answer = name_or_convert(this, *args, **kwargs)
         return answer.replace("torch.", "torch.cuda.", 1) if isinstance(answer, str) else answer
 
-    # `with torch.device(...)` recognises factories by identity: it has to remember the originals.
+    # `with torch.device(...)` recognises factories by identity, so it has to know the originals.
     _device._device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_host(getattr(torch, name)))
@@ -129,7 +129,7 @@ def _replace(**replacements: object) -> None:
 
 
 def _always(answer: object) -> Callable[..., object]:
-    # A fresh function each time: PyTorch's compiler keeps rules by the identity of functions of torch.cuda.
+    # A new function each time: PyTorch's compiler has rules keyed by the identity of torch.cuda functions.
     return lambda *_, **__: answer
 
 
@@ -161,7 +161,7 @@ def _patch_streams() -> None:
 
 
 def _patch_random_state() -> None:
-    """One generator for both devices, so that megatron-core's seeds and recomputation govern what a CPU draws."""
+    """Use one generator for both devices, so that megatron-core's seeds and recomputation also control the CPU's."""
 
     def get_state(*_: object, **__: object) -> torch.Tensor:
         return torch.get_rng_state()
@@ -171,7 +171,7 @@ def _patch_random_state() -> None:
 
     _replace(
         manual_seed=lambda seed: torch.default_generator.manual_seed(seed),
-        # torch.manual_seed calls this one after it has seeded the CPU.
+        # torch.manual_seed calls this after it has seeded the CPU.
         manual_seed_all=_always(None),
         get_rng_state=get_state,
         set_rng_state=set_state,
@@ -180,5 +180,5 @@ def _patch_random_state() -> None:
     # no effect, and recomputation would silently draw other dropout masks than the forward pass did.
     random._get_cuda_rng_state = get_state
     random._set_cuda_rng_state = set_state
-    # It warns when the CPU's generator moves while the device's is in use: here they are the same.
+    # It warns if the CPU's generator advances while the device's is in use; here they are the same.
     logging.getLogger(random.__name__).setLevel(logging.ERROR)

@@ -14,7 +14,7 @@ _ORDER = "tp-cp-ep-dp-pp"
 
 @dataclass(frozen=True)
 class Groups:
-    """Where this rank stands on every parallel axis.
+    """This rank's position on every parallel axis.
 
     Attributes:
         pg: megatron-core's process groups.
@@ -24,7 +24,7 @@ class Groups:
         pp_rank, pp_size: pipeline axis.
         cp_rank, cp_size: context axis.
         dp_rank, dp_size: data axis (without context).
-        ep_rank, ep_size: expert axis, which crosses the others.
+        ep_rank, ep_size: expert axis, which spans the others.
         vp_size: model chunks per pipeline stage.
     """
 
@@ -55,7 +55,7 @@ class Groups:
 
 
 def initialise(parallel: ParallelConfig, timeout_s: float) -> Groups:
-    """Build every process group of a layout. A collective: the world must exist, and every rank must call it.
+    """Build every process group of a layout. A collective: the default group must exist, and every rank must call it.
 
     Args:
         parallel: sizes of the axes; data parallelism takes what is left of the world.
@@ -70,7 +70,7 @@ def initialise(parallel: ParallelConfig, timeout_s: float) -> Groups:
         expert_tensor_parallel_size=parallel.expert_tensor_size,
         distributed_timeout_minutes=timeout_s / 60,
         order=_ORDER,
-        # Groups on gloo are needed beside NCCL only for a checkpoint format that is not used here.
+        # Additional gloo groups are only needed for a checkpoint format that is not used here.
         create_gloo_process_groups=False,
     )
     pg = ProcessGroupCollection.use_mpu_process_groups()
@@ -93,5 +93,5 @@ def initialise(parallel: ParallelConfig, timeout_s: float) -> Groups:
 
 
 def destroy() -> None:
-    """Forget the layout, so that another one can be built in the same world."""
+    """Discard the layout, so that another one can be built with the same ranks."""
     parallel_state.destroy_model_parallel()

@@ -1,4 +1,4 @@
-"""Which kind of machine this is: the only place that chooses between CUDA with NCCL and CPU with gloo."""
+"""Chooses between CUDA with NCCL and CPU with gloo; no other module does."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ from megatron_ko.machine.device import device_type
 from megatron_ko.parallel import cpu_compat
 from megatron_ko.parallel.host_memory import keep_freed_memory
 
-# Dense peaks in FLOP/s by a part of the device name; the vendor's data sheets, without structured sparsity.
+# Dense peaks in FLOP/s by part of the device name, from the vendor's data sheets, without structured sparsity.
 _PEAKS: dict[str, dict[str, float]] = {
     "B200": {"bf16": 2250e12, "fp16": 2250e12, "fp8": 4500e12},
     "H200": {"bf16": 989e12, "fp16": 989e12, "fp8": 1979e12},
@@ -25,7 +25,7 @@ _PEAKS: dict[str, dict[str, float]] = {
     "A100": {"bf16": 312e12, "fp16": 312e12},
 }
 
-_ALLOCATIONS = 200_000  # remembered for a snapshot: some steps of a model of 80 layers
+_ALLOCATIONS = 200_000  # kept for a snapshot: a few steps of a model with 80 layers
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class MemoryUse:
     """Memory of this process in bytes.
 
     Attributes:
-        allocated_peak: the most that tensors took (CUDA), or the largest resident set so far (CPU).
-        reserved: what the caching allocator holds (CUDA), or the present resident set (CPU).
+        allocated_peak: peak memory of tensors (CUDA), or the largest resident set so far (CPU).
+        reserved: memory that the caching allocator holds (CUDA), or the current resident set (CPU).
     """
 
     allocated_peak: int
@@ -55,14 +55,14 @@ class Platform:
 
     @property
     def device(self) -> torch.device:
-        """The device of this rank; on CUDA the one that ``select`` chose."""
+        """The device of this rank; on CUDA the one chosen by ``select``."""
         if self.device_type == "cuda":
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("cpu")
 
     @property
     def device_name(self) -> str:
-        """Name of the device, as its driver or the operating system tells it."""
+        """Name of the device, as reported by its driver or the operating system."""
         return torch.cuda.get_device_name() if self.device_type == "cuda" else _cpu_name()
 
     @property
@@ -82,7 +82,7 @@ class Platform:
 
     @property
     def compute_capability(self) -> tuple[int, int] | None:
-        """Generation of the GPU as NVIDIA counts it, (9, 0) for Hopper; None on a CPU."""
+        """CUDA compute capability of the GPU, (9, 0) for Hopper; None on a CPU."""
         return torch.cuda.get_device_capability() if self.device_type == "cuda" else None
 
     @property
@@ -101,7 +101,7 @@ class Platform:
         return self.backend == "nccl"
 
     def select(self, local_rank: int) -> None:
-        """Take the device of a local rank for this process.
+        """Use the device of a local rank in this process.
 
         Raises:
             LaunchError: this machine has fewer devices.
@@ -119,50 +119,50 @@ class Platform:
         torch.cuda.set_device(local_rank)
 
     def memory(self) -> MemoryUse:
-        """Memory of this process, now."""
+        """Current memory use of this process."""
         if self.device_type == "cuda":
             return MemoryUse(torch.cuda.max_memory_allocated(), torch.cuda.memory_reserved())
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         resident = psutil.Process().memory_info().rss
-        return MemoryUse(max(peak, resident), resident)  # the kernel counts its maximum a little late
+        return MemoryUse(max(peak, resident), resident)  # the kernel updates its maximum with a delay
 
     def reset_peak(self) -> None:
-        """Start a new peak on CUDA. The peak of a resident set is kept by the kernel for the life of a process."""
+        """Reset the peak on CUDA. On a CPU it cannot be reset: the kernel keeps it for the life of the process."""
         if self.device_type == "cuda":
             torch.cuda.reset_peak_memory_stats()
 
     def memory_summary(self) -> str:
-        """What the caching allocator holds, as PyTorch's table; empty on a CPU."""
+        """PyTorch's table of the memory that the caching allocator holds; empty on a CPU."""
         return torch.cuda.memory_summary() if self.device_type == "cuda" else ""
 
     def record_allocations(self) -> None:
-        """Remember from now on where each allocation on a GPU was made."""
+        """Record from now on where each GPU allocation is made."""
         if self.device_type == "cuda":
             torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
 
     def dump_allocations(self, path: Path) -> None:
-        """Write what was remembered, for pytorch.org/memory_viz."""
+        """Write the recorded allocations, for pytorch.org/memory_viz."""
         if self.device_type == "cuda":
             torch.cuda.memory._dump_snapshot(str(path))
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that was queued; work on a CPU is never queued."""
+        """Wait until the device has finished all queued work; on a CPU nothing is queued."""
         if self.device_type == "cuda":
             torch.cuda.synchronize()
 
     def peak_flops(self, dtype: str) -> float | None:
-        """Dense peak of the device in FLOP/s for "bf16", "fp16" or "fp8"; None where it is not known."""
+        """Dense peak of the device in FLOP/s for "bf16", "fp16" or "fp8"; None if it is unknown."""
         name = self.device_name
         return next((peaks.get(dtype) for part, peaks in _PEAKS.items() if part in name), None)
 
 
 @cache
 def get_platform() -> Platform:
-    """CUDA when there is a device, unless MEGATRON_KO_DEVICE=cpu. On a CPU megatron-core is made to run on it.
+    """CUDA if there is a device, unless MEGATRON_KO_DEVICE=cpu. On a CPU, megatron-core is patched to run on it.
 
     Raises:
-        LaunchError: MEGATRON_KO_DEVICE has an unknown value, or asks for a device that is not there.
+        LaunchError: MEGATRON_KO_DEVICE has an unknown value, or requests a device that does not exist.
     """
     wanted = os.environ.get("MEGATRON_KO_DEVICE", "")
     if wanted not in ("", "cpu", "cuda"):
@@ -171,9 +171,9 @@ def get_platform() -> Platform:
         if not torch.cuda.is_available():
             raise LaunchError(
                 "PyTorch finds no CUDA device",
-                got="MEGATRON_KO_DEVICE=cuda" if wanted else "a GPU that the driver knows",
-                expected="a driver that is new enough for this PyTorch, or a PyTorch that is built for CUDA",
-                remedy="MEGATRON_KO_DEVICE=cpu goes on without it",
+                got="MEGATRON_KO_DEVICE=cuda" if wanted else "a GPU that the driver reports",
+                expected="a driver that is new enough for this PyTorch, or a PyTorch built for CUDA",
+                remedy="set MEGATRON_KO_DEVICE=cpu to run without a GPU",
             )
         return Platform("cuda", "nccl")
     cpu_compat.install()

@@ -1,8 +1,8 @@
-"""Importing PyTorch and megatron-core in two thirds of the time: without work that comes to nothing.
+"""Imports PyTorch and megatron-core in two thirds of the time, by skipping unnecessary work.
 
-Their million objects stay, so a garbage collection meanwhile, or of them later, finds nothing. And megatron-core hands
-functions to PyTorch's compiler when it is imported; where they run as they are written, the compiler's back end need
-not be imported either.
+The imports create about a million objects that are never freed, so collecting garbage during the imports, or checking
+these objects later, is wasted time. megatron-core also passes functions to PyTorch's compiler on import. If they run
+uncompiled, the compiler's back end does not have to be imported.
 """
 
 import atexit
@@ -20,13 +20,13 @@ _LARGE = ("torch", "torch._dynamo", "megatron.core")
 
 
 def install(compiled: bool) -> None:
-    """Import them so when somebody does. Needs no torch.
+    """Make later imports of both packages faster. Needs no torch.
 
     Args:
-        compiled: whether megatron-core may have functions compiled.
+        compiled: whether megatron-core may compile functions.
     """
     sys.meta_path.insert(0, _Finder(compiled))
-    atexit.register(gc.unfreeze)  # libraries that count their objects at the end would report leaks
+    atexit.register(gc.unfreeze)  # otherwise libraries that count their objects at exit would report leaks
 
 
 class _Finder(MetaPathFinder):

@@ -1,4 +1,4 @@
-"""The life of one rank: take a device and threads, join the world, run, and say how it ended."""
+"""Runs one rank: set its device and threads, create the default group, run the target, and report how it ended."""
 
 import os
 import time
@@ -20,13 +20,13 @@ EXIT_CRASH = 1
 
 @dataclass(frozen=True)
 class Ending:
-    """How a rank ended by itself.
+    """How a rank ended.
 
     Attributes:
-        exit_code: what its process exits with.
-        message: what to tell the user; empty when it returned.
-        repairable: the user can repair it (a KoError), so a traceback would only hide the message.
-        time: ``time.monotonic()`` of the failure; one clock for all processes of a machine.
+        exit_code: exit code of its process.
+        message: message for the user; empty if the rank returned normally.
+        repairable: whether the user can fix it (a KoError); a traceback would only hide the message.
+        time: ``time.monotonic()`` of the failure; the same clock for all processes of a machine.
     """
 
     exit_code: int
@@ -36,7 +36,7 @@ class Ending:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended by an exception; a code that was returned on purpose is no failure."""
+        """Whether it ended with an exception; a returned exit code is not a failure."""
         return bool(self.message)
 
 
@@ -65,8 +65,8 @@ def take_place(place: Place, threads: int | None) -> None:
     """Set this process's device, threads and rank variables.
 
     Args:
-        place: where the rank is.
-        threads: CPU threads of this rank; None: the cores of the machine, shared evenly.
+        place: position of the rank.
+        threads: CPU threads of this rank; None: an even share of the cores of the machine.
     """
     os.environ.update(
         RANK=str(place.rank),
@@ -74,18 +74,18 @@ def take_place(place: Place, threads: int | None) -> None:
         WORLD_SIZE=str(place.world_size),
         LOCAL_WORLD_SIZE=str(place.local_size),
     )
-    # megatron-core overlaps communication with computation by the order of launches: one queue, as it asks for.
+    # megatron-core's overlap of communication and computation relies on launch order, so it needs a single queue.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     get_platform().select(place.local_rank)
     torch.set_num_threads(threads or threads_per_rank(place.local_size))
 
 
 def join_world(store: dist.Store | None, place: Place, timeout_s: float) -> None:
-    """Create the process group of the world on this machine's back end.
+    """Create the default process group with this machine's back end.
 
     Args:
-        store: where ranks meet; None: MASTER_ADDR and MASTER_PORT say.
-        place: where the rank is.
+        store: where ranks meet; None: at MASTER_ADDR and MASTER_PORT.
+        place: position of the rank.
         timeout_s: seconds after which a collective that does not complete is an error.
     """
     platform = get_platform()

@@ -1,4 +1,4 @@
-"""Random states: seeding them for a rank, reading all of them, and putting them back."""
+"""Random states of a rank: seeding, saving and restoring."""
 
 import random
 from typing import Any
@@ -10,8 +10,8 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_c
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.platform import get_platform
 
-# Strides that keep the seeds of stages and replicas apart from one another, and from the offsets that megatron-core
-# adds inside one model-parallel group (2718 + tensor rank, 1024 + 100 * expert rank).
+# Strides that keep the seeds of stages and replicas distinct from each other, and from the offsets that megatron-core
+# adds within a model-parallel group (2718 + tensor rank, 1024 + 100 * expert rank).
 _STAGE_STRIDE = 100_003
 _REPLICA_STRIDE = 10_000_019
 
@@ -19,9 +19,9 @@ _REPLICA_STRIDE = 10_000_019
 def seed_everything(seed: int, groups: Groups) -> None:
     """Seed python, numpy, torch and megatron-core's tracker.
 
-    Tensor-parallel ranks share what they must share (dropout outside of split regions) and differ where the tensor is
-    split; pipeline stages, data-parallel replicas and parts of a sequence draw different dropout masks. Initial weights
-    do not depend on these states at all (``models/initialise.py``).
+    Tensor-parallel ranks draw the same numbers where they must (dropout outside split regions), and different ones
+    where the tensor is split. Pipeline stages, data-parallel replicas and parts of a sequence draw different dropout
+    masks. Initial weights do not depend on these states (``models/initialise.py``).
     """
     replica = groups.dp_rank * groups.cp_size + groups.cp_rank
     own = seed + _STAGE_STRIDE * groups.pp_rank + _REPLICA_STRIDE * replica
@@ -47,7 +47,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what ``rng_state`` gave."""
+    """Restore a state returned by ``rng_state``."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

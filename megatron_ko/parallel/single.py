@@ -1,4 +1,4 @@
-"""A world of one rank inside the present process: for inference and conversion."""
+"""A process group of one rank in the current process, for inference and conversion."""
 
 import functools
 
@@ -12,7 +12,7 @@ from megatron_ko.parallel.rank import join_world, take_place
 
 @functools.cache
 def single_world() -> Groups:
-    """The world of one rank, created by the first call; every model that this process loads is in it."""
+    """The groups of a single rank, created by the first call and shared by all models of this process."""
     if not dist.is_initialized():
         alone = Place(rank=0, local_rank=0, world_size=1, local_size=1)
         take_place(alone, None)

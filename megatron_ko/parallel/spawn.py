@@ -1,8 +1,8 @@
-"""Starting ranks on this machine.
+"""Starts ranks on this machine.
 
-On a CPU ranks are forked after torch and megatron-core are imported, so that N of them start as fast as one. A fork
-keeps only the calling thread: nothing may have computed with several threads in this process before. CUDA does not
-survive a fork, and a mere question to it by any package counts: there each rank is a new interpreter.
+On a CPU, ranks are forked after torch and megatron-core are imported, so that N ranks start as fast as one. A fork
+keeps only the calling thread, so nothing may have used several threads in this process before. CUDA does not survive a
+fork once any package has even queried it, so there each rank is a new interpreter.
 """
 
 import ctypes
@@ -42,14 +42,14 @@ class _World:
     """What every rank is given.
 
     Attributes:
-        target: what it runs.
-        args: with these arguments.
+        target: the function that it runs.
+        args: arguments of the function.
         size: number of ranks.
-        listener: a bound socket, where rank 0 lets the others meet.
-        reports: folder for a file a rank, which says how it ended.
-        parent: process that started it.
-        threads: CPU threads of one rank; None: the cores shared evenly.
-        timeout_s: limit of a collective.
+        listener: a bound socket, on which rank 0 serves the store.
+        reports: folder with one file per rank, which says how it ended.
+        parent: process that started the ranks.
+        threads: CPU threads of one rank; None: an even share of the cores.
+        timeout_s: time limit of a collective.
     """
 
     target: Target
@@ -73,30 +73,30 @@ def run_ranks(
 ) -> int:
     """Start ``world_size`` ranks on this machine, run ``target(*args)`` in each, and wait for all of them.
 
-    Signals SIGTERM, SIGINT and SIGUSR1 to this process are passed on to every rank. A rank that fails makes the others
-    stop. Ranks die with this process, however it dies.
+    SIGTERM, SIGINT and SIGUSR1 to this process are forwarded to every rank. If a rank fails, the others are stopped.
+    Ranks end when this process ends, however it ends.
 
     Args:
-        target: what a rank runs; its return value (None: 0) is the rank's exit code.
+        target: function that a rank runs; its return value (None: 0) is the rank's exit code.
         world_size: number of ranks.
         args: arguments of the target. On CUDA both are pickled; on a CPU they are inherited.
-        threads: CPU threads of one rank; None: the cores shared evenly.
+        threads: CPU threads of one rank; None: an even share of the cores.
         timeout_s: seconds after which a collective that does not complete is an error.
-        grace_s: seconds between SIGTERM and SIGKILL for ranks that have to stop because another one failed.
+        grace_s: seconds between SIGTERM and SIGKILL for ranks that are stopped because another one failed.
 
     Returns:
-        0; or the exit code of the rank whose error is printed: the lowest one with a KoError (2), else one that a
-        signal killed (128 + its number), else the first that crashed (1); or the lowest rank's code that is not 0.
+        0, or the exit code of the rank whose error is printed: the lowest rank with a KoError (2), else one killed by
+        a signal (128 + its number), else the first that crashed (1); or the lowest rank's code that is not 0.
 
     Raises:
-        LaunchError: this process has an initialised process group.
+        LaunchError: this process already has a process group.
     """
     platform = get_platform()
-    if dist.is_initialized():  # they would inherit a process group without its threads, and wait for it forever
+    if dist.is_initialized():  # ranks would inherit a process group without its threads, and wait forever
         raise LaunchError(
-            "ranks cannot be started by a process that computes in a world itself",
+            "ranks cannot be started from a process that has a process group itself",
             got="an initialised torch.distributed",
-            remedy="start them from a process of its own, or destroy the process group first",
+            remedy="start them from a separate process, or destroy the process group first",
         )
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((_LOOPBACK, 0), backlog=max(128, world_size)))
@@ -109,7 +109,7 @@ def run_ranks(
         ]
         with _forwarding(ranks):
             stack.callback(_kill, ranks)
-            # A new interpreter takes seconds to where it leaves the terminal's group; Ctrl-C waits until then.
+            # It takes seconds until a new interpreter leaves the terminal's process group; until then, Ctrl-C waits.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 for process in ranks:
@@ -123,7 +123,7 @@ def run_ranks(
 
 def _rank_main(world: _World, rank: int) -> None:
     _die_with(world.parent)
-    os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, through the parent
+    os.setpgid(0, 0)  # so that Ctrl-C arrives only once, through the parent
     for number in _FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -146,7 +146,7 @@ def _join(place: Place, world: _World) -> None:
     first = place.rank == 0
     listener = world.listener
     port = listener.getsockname()[1]
-    # The parent bound the port, so nobody else can have taken it; rank 0 serves on the parent's own socket.
+    # The parent has bound the port, so no other process can take it; rank 0 serves on the parent's socket.
     store = dist.TCPStore(
         _LOOPBACK,
         port,
@@ -164,7 +164,7 @@ def _die_with(parent: int) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the request
+    if os.getppid() != parent:  # the parent died before the request
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -184,7 +184,7 @@ def _forwarding(ranks: list[BaseProcess]) -> Iterator[None]:
 
 
 def _watch(ranks: list[BaseProcess], reports: Path, grace_s: float) -> set[int]:
-    """Wait for all ranks; when one fails, stop the others. Returns the ranks that were told to stop."""
+    """Wait for all ranks; if one fails, stop the others. Returns the ranks that were stopped."""
     running = set(range(len(ranks)))
     stopped: set[int] = set()
     deadline: float | None = None
@@ -212,11 +212,11 @@ def _ending(process: BaseProcess, report: Path) -> Ending:
         return ending
     if code < 0:
         return Ending(128 - code, f"{process.name} was killed by {signal.Signals(-code).name}")
-    return Ending(code or EXIT_CRASH, f"{process.name} exited without a word, code {code}")
+    return Ending(code or EXIT_CRASH, f"{process.name} exited with code {code} and without a message")
 
 
 def _tell(endings: list[Ending], stopped: set[int]) -> int:
-    """Print the error that explains the others, once, and give the exit code of the whole."""
+    """Print the error that caused the others, once, and return the overall exit code."""
     failed = [rank for rank, ending in enumerate(endings) if ending.failed]
     if not failed:
         return next((ending.exit_code for ending in endings if ending.exit_code), EXIT_DONE)
@@ -224,7 +224,7 @@ def _tell(endings: list[Ending], stopped: set[int]) -> int:
     def cause(rank: int) -> tuple[int, float]:
         if endings[rank].repairable:
             return 0, rank
-        if endings[rank].time == 0.0:  # killed, not crashed: a cause, unless this process did it
+        if endings[rank].time == 0.0:  # killed, not crashed: this is the cause, unless this process killed it
             return (3 if rank in stopped else 1), rank
         return 2, endings[rank].time
 

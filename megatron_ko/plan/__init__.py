@@ -1,1 +1,1 @@
-"""Exact arithmetic from a configuration, without building anything: parameters and FLOPs."""
+"""Exact parameter counts and FLOPs from a configuration, without building the model."""

@@ -1,17 +1,17 @@
-"""The arithmetic of training one token, and the convention that it is counted in."""
+"""The FLOPs of training on one token, and the convention for counting them."""
 
 from megatron_ko.config import ModelConfig
 from megatron_ko.plan.params import count_parameters
 
-# Printed next to every figure, because published ones differ by more than ten per cent in how they count attention.
+# Printed next to every figure, because published figures differ by more than ten per cent in how they count attention.
 CONVENTION = "matrix products of forward and backward (3 x forward), causal attention counted half, recomputation not"
 
 
 def matmul_parameters(model: ModelConfig) -> int:
-    """Weights that a token is multiplied with: projections, feed-forward or its experts, router, the output layer.
+    """Weights that a token is multiplied with: projections, feed-forward or its experts, router, output layer.
 
-    The embedding is a look-up and norms are not matrix products, so neither counts. The output layer counts even when
-    it shares its weight with the embedding. Padding rows of the vocabulary do not count: they are not useful work.
+    The embedding is a look-up and norms are not matrix products, so neither counts. The output layer counts even if it
+    shares its weight with the embedding. Padding rows of the vocabulary do not count, because they do no useful work.
     """
     active = count_parameters(model).active_groups
     layers = sum(number for group, number in active.items() if group not in ("embedding", "norms", "output_layer"))
@@ -19,12 +19,12 @@ def matmul_parameters(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
-    """FLOPs of training on one token: forward and backward, a multiplication and an addition counted as two.
+    """FLOPs of training on one token: forward and backward; a multiplication and an addition count as two.
 
     ``6 N + 12 n d (sum of keys over layers)`` with N the weights of ``matmul_parameters`` and n query heads of width d.
-    A forward pass is 2 N for the weights; scores and weighted values are 2 n d each for every key; the backward pass is
-    twice the forward one. Recomputed activations are not counted, so the figure is that of model FLOPs utilisation
-    (Chowdhery et al., 2022, arXiv:2204.02311, app. B, which counts every key of the sequence: 12 L s n d).
+    A forward pass is 2 N for the weights, and 2 n d per key for each of scores and weighted values; the backward pass
+    is twice the forward pass. Recomputed activations are not counted, as in model FLOPs utilisation (Chowdhery et al.,
+    2022, arXiv:2204.02311, app. B, which counts every key of the sequence: 12 L s n d).
 
     Args:
         model: the network.
@@ -35,9 +35,9 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 
 
 def visible_keys(sequence_length: int, window: int | None) -> float:
-    """Keys that a token sees, on average over a sequence: half of it, or its window but for the start.
+    """Keys that a token sees on average over a sequence: half of the sequence, or less with a window.
 
-    With w tokens in sight, itself included, the first w tokens see half of w on average and all others see w.
+    With a window of w tokens (including the token itself), the first w tokens see half of w on average, all others w.
     """
     seen = sequence_length if window is None else min(window + 1, sequence_length)
     return seen - seen * seen / (2 * sequence_length)

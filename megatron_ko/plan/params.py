@@ -1,4 +1,4 @@
-"""Exact parameter counts from the configuration, by group, without building anything."""
+"""Exact parameter counts from the configuration, by group, without building the model."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from megatron_ko.config import ModelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
-    """Parameters of a model with its vocabulary as published, that is without padding rows.
+    """Parameters of a model with its vocabulary as published, without padding rows.
 
     Attributes:
         groups: embedding, attention, mlp or experts, router and shared_experts, norms, output_layer (0 when tied).
-        active_groups: the same, with those parameters only that take part in computing one token.
+        active_groups: the same, counting only parameters that are used to compute one token.
     """
 
     groups: dict[str, int]
@@ -24,7 +24,7 @@ class ParameterCount:
 
     @property
     def active(self) -> int:
-        """Parameters that take part in computing one token; all of them in a dense model."""
+        """Parameters that are used to compute one token; all of them in a dense model."""
         return sum(self.active_groups.values())
 
 
@@ -37,7 +37,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
     - attention ``L (h n d + 2 h g d + n d h)``: query, key and value, output projection
     - mlp ``L 3 h f``: gate, up, down; or with E experts of which a token sees k, and a shared one of width s:
       experts ``L E 3 h f`` (active ``L k 3 h f``), router ``L E h``, shared_experts ``L 3 h s``
-    - norms ``(2 L + 1) h``: two a layer and the last one; ``+ 2 L d`` where queries and keys are normalised by head
+    - norms ``(2 L + 1) h``: two per layer and the last one; ``+ 2 L d`` if queries and keys are normalised per head
     """
     hidden, layers, head = model.hidden_size, model.num_layers, model.kv_channels
     embedding = model.vocab_size * hidden
@@ -54,7 +54,7 @@ def count_parameters(model: ModelConfig) -> ParameterCount:
 
 
 def _feed_forward(model: ModelConfig) -> tuple[dict[str, int], dict[str, int]]:
-    """All parameters of the feed-forward layers by group, and those that compute one token."""
+    """All parameters of the feed-forward layers by group, and those that are used to compute one token."""
     layers, hidden, moe = model.num_layers, model.hidden_size, model.moe
     one = layers * 3 * hidden * model.ffn_hidden_size
     if moe is None:
@@ -68,7 +68,7 @@ def _feed_forward(model: ModelConfig) -> tuple[dict[str, int], dict[str, int]]:
 def padding_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """Parameters of the rows that pad the vocabulary for ``tensor`` tensor-parallel ranks.
 
-    They are never trained on a token, are not part of the published model, and are not in ``count_parameters``.
+    They are never trained, are not part of the published model, and are not in ``count_parameters``.
     """
     rows = model.padded_vocab_size(tensor) - model.vocab_size
     return rows * model.hidden_size * (1 if model.tie_embeddings else 2)
