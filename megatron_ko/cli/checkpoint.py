@@ -1,4 +1,4 @@
-"""`megatron-ko checkpoint`: what a run has saved, and whether it can be trusted."""
+"""`megatron-ko checkpoint`: lists and verifies the checkpoints of a run."""
 
 import sys
 from dataclasses import asdict
@@ -11,19 +11,19 @@ from megatron_ko.errors import CheckpointError
 
 _AXES = {"tensor": "tp", "pipeline": "pp", "context": "cp", "expert": "ep", "data": "dp"}
 
-app = typer.Typer(no_args_is_help=True, help="Look at the checkpoints of a run.")
+app = typer.Typer(no_args_is_help=True, help="List and verify the checkpoints of a run.")
 
 
 @app.callback()
 def _checkpoint() -> None:
-    """Keeps ``ls`` a verb of its own while it is the only one."""
+    """Makes ``ls`` a subcommand even though it is the only one."""
 
 
 @app.command("ls")
 def list_(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or its checkpoints folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Compare sizes only, read no content.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Check sizes only, without reading the files.")] = False,
 ) -> None:
     """List the checkpoints of a run, oldest first, each verified against its manifest.
 
@@ -58,5 +58,5 @@ def list_(
             "-" if row.age_s is None else f"{row.age_s:.0f} s",
             state,
         )
-    # A pipe has no width that a line would have to be broken for.
+    # In a pipe, lines do not have to be wrapped.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)

@@ -11,13 +11,13 @@ from megatron_ko.config import check_world, dump, load_config, raise_problems, r
 app = typer.Typer(no_args_is_help=True, help="Show, check and describe run configurations.")
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run configuration.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over it.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to override.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def show(run_file: RunFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Print the configuration with every default, parent file and override resolved.
+    """Print the configuration with all defaults, parent files and overrides resolved.
 
     Example: megatron-ko config show configs/runs/demo.yaml optim.lr=1e-3
     """
@@ -33,7 +33,7 @@ def check(
     no_data: Annotated[bool, typer.Option("--no-data", help="The data is not on this machine.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Report every problem of a configuration at once, and the first one of its data; exit code 2 if there is one.
+    """Report all problems of a configuration, and the first problem of its data; exit code 2 if there is any.
 
     Example: megatron-ko config check configs/runs/demo.yaml --ranks 8
     """
@@ -53,7 +53,7 @@ def check(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of run files, for editors that complete and check while one types.
+    """Print the JSON Schema of run files, for completion and checks in editors.
 
     Example: megatron-ko config schema > run.schema.json
     """

@@ -1,4 +1,4 @@
-"""`megatron-ko convert`: models between this project and Hugging Face, each with its proof."""
+"""`megatron-ko convert`: converts models from and to Hugging Face, and verifies each conversion."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from megatron_ko.cli.convert_gguf import gguf
 if TYPE_CHECKING:
     from megatron_ko.convert.gates import Proof
 
-app = typer.Typer(no_args_is_help=True, help="Models between this project and Hugging Face, each with its proof.")
+app = typer.Typer(no_args_is_help=True, help="Convert models from and to Hugging Face, and verify them.")
 
 NewFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
 app.command("gguf")(gguf)
@@ -26,7 +26,7 @@ def hf_import(
     output: NewFolder,
     as_json: AsJson = False,
 ) -> None:
-    """Make a native model of a Hugging Face folder. Nothing is written unless both are the same model.
+    """Convert a Hugging Face folder to a native model. Nothing is written unless both compute the same.
 
     Example: megatron-ko convert hf-import SmolLM2-135M models/smollm2
     """
@@ -43,11 +43,11 @@ def hf_export(
     step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="DIR is a file of configs/; map it without weights.")
+        bool, typer.Option("--dry-run", help="DIR is a file in configs/; map it without weights.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a folder that transformers loads. Nothing is written unless both are the same model.
+    """Write a folder that transformers can load. Nothing is written unless both compute the same.
 
     Example: megatron-ko convert hf-export runs/demo exports/demo --dtype bfloat16
     """
@@ -55,7 +55,7 @@ def hf_export(
         _dry_run(source, dtype or "bfloat16", as_json)
         return
     if output is None:
-        raise typer.BadParameter("say which folder to write", param_hint="OUTPUT")
+        raise typer.BadParameter("give the folder to write", param_hint="OUTPUT")
     expect_model(source)
     from megatron_ko.convert.hf_export import export_hf
 
@@ -66,14 +66,14 @@ def hf_export(
 def upcycle(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model, without experts.")],
     output: NewFolder,
-    experts: Annotated[int, typer.Option(min=2, help="Experts of a layer; all start as its feed-forward layer.")] = 8,
-    top_k: Annotated[int, typer.Option(min=1, help="Experts that compute one token.")] = 2,
-    score: Annotated[str, typer.Option(help="softmax or sigmoid: from router logits to weights.")] = "softmax",
+    experts: Annotated[int, typer.Option(min=2, help="Experts per layer, each a copy of the feed-forward layer.")] = 8,
+    top_k: Annotated[int, typer.Option(min=1, help="Experts per token.")] = 2,
+    score: Annotated[str, typer.Option(help="softmax or sigmoid: how router logits become weights.")] = "softmax",
     expert_bias: Annotated[bool, typer.Option("--expert-bias", help="Balance by a bias; needs sigmoid.")] = False,
     step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a mixture of experts of a dense model. Nothing is written unless both are the same model.
+    """Turn a dense model into a mixture of experts. Nothing is written unless both compute the same.
 
     Train it with `checkpoint: {start_from: OUTPUT}` and `model: {from: OUTPUT/model.yaml}` in the run file.
 
@@ -93,11 +93,11 @@ def upcycle(
 def merge(
     words: Annotated[list[str], typer.Argument(metavar="DIR... OUTPUT", help="Models, and the folder to write.")],
     weights: Annotated[
-        list[float] | None, typer.Option(metavar="SHARE...", help="Of each model; default: all alike.")
+        list[float] | None, typer.Option(metavar="SHARE...", help="Weight of each model; default: equal.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Average native models of one network and one tokenizer, tensor by tensor.
+    """Average native models with the same network and tokenizer, tensor by tensor.
 
     Example: megatron-ko convert merge runs/decay-a runs/decay-b models/soup --weights 0.5 0.5
     """
@@ -106,7 +106,7 @@ def merge(
         shares += [float(word) for word in folders if _is_number(word)]
         folders = [word for word in folders if not _is_number(word)]
     if len(folders) < 2:
-        raise typer.BadParameter("name two models or more, and the folder to write", param_hint="DIR... OUTPUT")
+        raise typer.BadParameter("give at least two models, and the folder to write", param_hint="DIR... OUTPUT")
     output = Path(folders[-1])
     for name in folders[:-1]:
         expect_model(Path(name))

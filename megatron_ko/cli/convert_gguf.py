@@ -1,4 +1,4 @@
-"""`megatron-ko convert gguf`: files for llama.cpp and Ollama, each with its proof."""
+"""`megatron-ko convert gguf`: writes files for llama.cpp and Ollama, and verifies each one."""
 
 import json
 from pathlib import Path
@@ -18,17 +18,17 @@ def gguf(
         Path, typer.Argument(metavar="DIR", help="Hugging Face folder; or a run directory or native model.")
     ],
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
-    types: Annotated[str, typer.Option(help="Of f32, f16, bf16, q8_0, q5_k_m, q4_k_m; one file each.")] = "q8_0,q4_k_m",
+    types: Annotated[str, typer.Option(help="f32, f16, bf16, q8_0, q5_k_m, q4_k_m; one file each.")] = "q8_0,q4_k_m",
     text: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Held-out text (UTF-8) to compare on; default: a few passages."),
+        typer.Option(exists=True, dir_okay=False, help="Held-out text (UTF-8) for the comparison; default: built-in."),
     ] = None,
     accept_ties: Annotated[
-        bool, typer.Option("--accept-ties", help="Unigram: accept other pieces of exactly the same probability.")
+        bool, typer.Option("--accept-ties", help="Unigram: accept other pieces with exactly the same probability.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Write GGUF files and a Modelfile. Nothing is written unless llama.cpp computes what transformers does.
+    """Write GGUF files and a Modelfile. Nothing is written unless llama.cpp and transformers compute the same.
 
     Example: megatron-ko convert gguf exports/demo exports/demo-gguf --types f16,q4_k_m
     """

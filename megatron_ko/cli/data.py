@@ -1,4 +1,4 @@
-"""`megatron-ko data`: text to indexed tokens, and a look at what they hold."""
+"""`megatron-ko data`: turns text into indexed tokens, and inspects them."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_merge, data_preprocess
 from megatron_ko.cli.data_options import AsJson
 
-app = typer.Typer(no_args_is_help=True, help="Text to indexed tokens, and a look at what they hold.")
+app = typer.Typer(no_args_is_help=True, help="Turn text into indexed tokens, and inspect them.")
 
 _SOURCES = 10
 _BAR = 40
@@ -22,7 +22,7 @@ Prefix = Annotated[
 
 @app.callback()
 def _group() -> None:
-    """Text to indexed tokens, and a look at what they hold."""
+    """Turn text into indexed tokens, and inspect them."""
 
 
 app.command()(data_preprocess.preprocess)
@@ -41,7 +41,7 @@ def inspect(
     samples: Annotated[int, typer.Option(min=0, help="Documents to show, spread over the file.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show totals, sources, the spread of document lengths and some documents; with --tokenizer as text.
+    """Show totals, sources, the distribution of document lengths and some documents (as text with --tokenizer).
 
     Example: megatron-ko data inspect data/corpus --tokenizer tokenizer --json
     """
@@ -79,7 +79,7 @@ def inspect(
 
 @app.command()
 def verify(prefix: Prefix, as_json: AsJson = False) -> None:
-    """Check every byte: hashes, sizes, index, ids below the vocabulary. Exit code 2 if anything differs.
+    """Check every byte: hashes, sizes, index, token ids in range. Exit code 2 if anything differs.
 
     Example: megatron-ko data verify data/corpus
     """

@@ -1,4 +1,4 @@
-"""`megatron-ko data stats` and `data blend`: what sources hold, and how much of each a run reads."""
+"""`megatron-ko data stats` and `data blend`: statistics of sources, and how much of each a run reads."""
 
 import json
 from enum import StrEnum
@@ -16,7 +16,7 @@ Prefixes = Annotated[
 
 
 class Method(StrEnum):
-    """How weights are found."""
+    """How weights are computed."""
 
     proportional = "proportional"
     temperature = "temperature"
@@ -31,7 +31,7 @@ def stats(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Documents, tokens, bytes and document lengths of every source; two that hold the same tokens are refused.
+    """Show documents, tokens, bytes and document lengths of every source. Sources with the same tokens are refused.
 
     Example: megatron-ko data stats data/web data/books --plot lengths.png
     """
@@ -55,18 +55,18 @@ def blend(
     prefixes: Prefixes,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that the run reads.")],
     output: Annotated[Path, typer.Option(metavar="YAML", help="New file, for data: {from: YAML} of a run.")],
-    method: Annotated[Method, typer.Option(help="How weights are found.")] = Method.proportional,
-    temperature: Annotated[float, typer.Option(min=1.0, help="Of that method: tokens ** (1 / temperature).")] = 2.0,
+    method: Annotated[Method, typer.Option(help="How weights are computed.")] = Method.proportional,
+    temperature: Annotated[float, typer.Option(min=1.0, help="For that method: tokens ** (1 / temperature).")] = 2.0,
     weights: Annotated[
-        list[str] | None, typer.Option("--weights", metavar="NAME=SHARE", help="Of that of explicit; repeat it.")
+        list[str] | None, typer.Option("--weights", metavar="NAME=SHARE", help="For explicit weights; repeatable.")
     ] = None,
-    max_epochs: Annotated[float, typer.Option(min=0.0, help="Reading a source more often is refused.")] = 4.0,
+    max_epochs: Annotated[float, typer.Option(min=0.0, help="Refuse to read a source more often than this.")] = 4.0,
     train_share: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of each source that is for training (data.split).")
+        float, typer.Option(min=0.01, max=1.0, help="Share of each source used for training (data.split).")
     ] = 0.98,
     as_json: AsJson = False,
 ) -> None:
-    """Weights of sources for a budget of tokens, and how often each is then repeated.
+    """Compute the weights of sources for a token budget, and how often each source is then read.
 
     Example: megatron-ko data blend data/web data/books --tokens 1000000000 --method unimax --output blend.yaml
     """

@@ -1,4 +1,4 @@
-"""`megatron-ko data clean`: text through a declared pipeline, with a report of all that it dropped and changed."""
+"""`megatron-ko data clean`: cleans text with a configured pipeline, and reports everything it dropped or changed."""
 
 import json
 import sys
@@ -34,19 +34,19 @@ def clean(
     workers: Workers = CORES,
     json_key: Annotated[str, typer.Option(metavar="KEY", help="Field of the text.")] = "text",
     text_unit: TextUnitOption = TextUnit.line,
-    format: Annotated[OutputFormat, typer.Option(help="Of the shards.")] = OutputFormat.jsonl_zst,
+    format: Annotated[OutputFormat, typer.Option(help="Format of the shards.")] = OutputFormat.jsonl_zst,
     shard_size: Annotated[int, typer.Option(metavar="MIB", min=1, help="A shard is closed at this size.")] = 512,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
-    size: Annotated[int, typer.Option(min=1, help="Processes that share the work; the last to end writes.")] = 1,
+    size: Annotated[int, typer.Option(min=1, help="Processes that share the work; the last one writes.")] = 1,
     sample: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Only measure N documents, to find limits; drop nothing.")
+        int | None, typer.Option(metavar="N", min=1, help="Only measure N documents to find thresholds; drop nothing.")
     ] = None,
     restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
-    """Repair, cut, judge and mask text. No byte depends on the number of workers, ranks or interruptions.
+    """Repair, trim, filter and mask text. The output does not depend on the number of workers, ranks or interruptions.
 
-    What is done is kept in DIR.parts until the end: the same command, started again after a kill, goes on from there.
+    Finished work is kept in DIR.parts until the end: if you run the same command again after a kill, it continues.
     Every dropped document is counted by stage and reason, with samples; documents in = out + dropped.
 
     Example: megatron-ko data clean --input dump.jsonl.zst --output clean --config configs/clean/korean-web.yaml

@@ -1,4 +1,4 @@
-"""`megatron-ko data decontaminate`: documents that give an evaluation away."""
+"""`megatron-ko data decontaminate`: removes documents that overlap with evaluation data."""
 
 import json
 import time
@@ -33,7 +33,7 @@ class GramUnit(StrEnum):
     char = "char"
 
 
-# By unit: an n-gram of English words and one of Korean characters carry about as much as 13 eojeol.
+# By unit: n-grams of this length in words or characters carry about as much information as 13 eojeol.
 DEFAULT_SIZES = {GramUnit.eojeol: 13, GramUnit.char: 40}
 
 
@@ -45,12 +45,12 @@ def decontaminate(
     output: NewFolder,
     more: MoreInputs = None,
     against_key: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Field with text of the evaluation files; repeatable.")
+        list[str] | None, typer.Option(metavar="KEY", help="Text field of the evaluation files; repeatable.")
     ] = None,
     unit: Annotated[GramUnit, typer.Option(help="eojeol, or characters without blanks.")] = GramUnit.eojeol,
     ngram: Annotated[int | None, typer.Option(min=1, help="Units in a row. [13 eojeol, 40 characters]")] = None,
     shortest: Annotated[
-        int | None, typer.Option(min=1, help="Search for shorter items as a whole, from so many units. [half of it]")
+        int | None, typer.Option(min=1, help="Match shorter items as a whole, from this many units. [half of --ngram]")
     ] = None,
     json_key: Key = "text",
     text_unit: TextUnitOption = TextUnit.line,
@@ -62,8 +62,8 @@ def decontaminate(
 ) -> None:
     """Remove documents that share an n-gram with an item of an evaluation file.
 
-    Compared without case and punctuation. DIR/removed.jsonl.zst names, for each document that went, the items and the
-    text in common. The same command, started again after a kill, goes on from what is done.
+    Case and punctuation are ignored. For each removed document, DIR/removed.jsonl.zst lists the items and the text in
+    common. If you run the same command again after a kill, it continues.
 
     Example: megatron-ko data decontaminate --input web.jsonl --against kobest/*.jsonl --output clean/web --ngram 13
     """

@@ -1,4 +1,4 @@
-"""`megatron-ko data dedup`: duplicates, exact and near, across all sources."""
+"""`megatron-ko data dedup`: removes exact and near duplicates across all sources."""
 
 import json
 import time
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 class Keep(StrEnum):
-    """Which document of a cluster stays."""
+    """Which document of a cluster is kept."""
 
     first = "first"
     longest = "longest"
     priority = "priority"
 
 
-NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="New folder: a file for each input, manifest, report.")]
-Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory that a process may sort in.")]
+NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="New folder: one file per input, manifest, report.")]
+Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory per process for sorting.")]
 
 
 def dedup(
@@ -49,16 +49,16 @@ def dedup(
     ] = "document",
     near: Annotated[bool, typer.Option("--near", help="Near duplicates too, by MinHash.")] = False,
     shingle: Annotated[str, typer.Option(metavar="UNIT:N", help="char:N or word:N.")] = "char:5",
-    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which on documents are near.")] = 0.45,
-    bands: Annotated[int | None, typer.Option(help="With --rows, instead of what suits the threshold.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Values of a signature in a band.")] = None,
+    threshold: Annotated[float, typer.Option(help="Minimum Jaccard similarity of near duplicates.")] = 0.45,
+    bands: Annotated[int | None, typer.Option(help="Number of bands, with --rows; default: by threshold.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Signature values per band.")] = None,
     normalise: Annotated[
-        str, typer.Option(metavar="STEP,...", help="Compared after: nfc, case, space, punctuation; or none.")
+        str, typer.Option(metavar="STEP,...", help="Normalised for comparison: nfc, case, space, punctuation; or none.")
     ] = "nfc,space",
     keep: Annotated[
-        Keep, typer.Option(help="Of duplicates: the first, the longest, or of the source named first the longest.")
+        Keep, typer.Option(help="The first duplicate, the longest, or the longest of the source named first.")
     ] = Keep.first,
-    min_characters: Annotated[int, typer.Option(min=1, help="Shorter paragraphs and lines stay.")] = 30,
+    min_characters: Annotated[int, typer.Option(min=1, help="Shorter paragraphs and lines are kept.")] = 30,
     json_key: Key = "text",
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
@@ -68,11 +68,11 @@ def dedup(
     restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove duplicates within and across all inputs. What stays is written as it was, in order, a file for each input.
+    """Remove duplicates within and across all inputs. The rest is written unchanged, in order, one file per input.
 
-    A document goes only in favour of one that has its text or is at least --threshold similar to it; both are named in
-    DIR/removed.jsonl.zst. What is done is kept in DIR.parts until the end: the same command, started again after a
-    kill, goes on from there. No byte depends on --workers or --memory-mb.
+    A document is removed only if a kept one has the same text or is at least --threshold similar to it; both are listed
+    in DIR/removed.jsonl.zst. Finished work is kept in DIR.parts until the end: if you run the same command again after
+    a kill, it continues. The output does not depend on --workers or --memory-mb.
 
     Example: megatron-ko data dedup --input web.jsonl.zst books.parquet --output clean/unique --near --workers 8
     """
@@ -111,7 +111,7 @@ def dedup(
 
 
 def listed(text: str) -> list[str]:
-    """The words of a comma-separated list; "none" alone is an empty one."""
+    """The items of a comma-separated list; "none" alone means an empty list."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     return [] if words == ["none"] else words
 

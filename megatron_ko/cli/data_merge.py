@@ -1,4 +1,4 @@
-"""`megatron-ko data merge`: the files of a `data preprocess` that several ranks shared."""
+"""`megatron-ko data merge`: writes the files of a `data preprocess` with several ranks."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +13,12 @@ from megatron_ko.cli.data_progress import say_how_to_resume
 def merge(
     output: NewPrefix,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Decode samples of what was written with it, and compare.")
+        Path | None, typer.Option(metavar="DIR", help="Decode samples of the output with this tokenizer and compare.")
     ] = None,
     workers: Workers = CORES,
     as_json: AsJson = False,
 ) -> None:
-    """Write the files of a `data preprocess` that several ranks shared, when all of them are finished.
+    """Write the files of a `data preprocess` with several ranks, once all ranks have finished.
 
     Example: megatron-ko data merge --output data/corpus
     """

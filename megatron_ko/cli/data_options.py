@@ -1,4 +1,4 @@
-"""Options that several data verbs have."""
+"""Options shared by several data commands."""
 
 import os
 from pathlib import Path
@@ -21,11 +21,11 @@ Inputs = Annotated[
 ]
 MoreInputs = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More --input files.")]
 Key = Annotated[str, typer.Option(metavar="KEY", help="Text field or column.")]
-TextUnitOption = Annotated[TextUnit, typer.Option(help="A document of a .txt file.")]
+TextUnitOption = Annotated[TextUnit, typer.Option(help="What is a document in a .txt file.")]
 InputFormatOption = Annotated[
-    InputFormat | None, typer.Option("--format", help="Kind of all inputs, instead of their suffixes.")
+    InputFormat | None, typer.Option("--format", help="Format of all inputs; default: by suffix.")
 ]
-OutputFormatOption = Annotated[OutputFormat, typer.Option(help="Kind of the output files.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one a core.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Throw away what an unfinished run left.")]
+OutputFormatOption = Annotated[OutputFormat, typer.Option(help="Format of the output files.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one per core.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard the results of an unfinished run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,4 +1,4 @@
-"""`megatron-ko data preprocess`: text to indexed tokens."""
+"""`megatron-ko data preprocess`: encodes text into indexed tokens."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def output_prefix(value: str) -> Path:
-    """A prefix; a folder has none."""
+    """The output prefix; a folder is refused."""
     if value.endswith("/"):
         from megatron_ko.errors import DataError
 
@@ -50,23 +50,23 @@ def preprocess(
     workers: Workers = CORES,
     json_key: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Field of the text; given several times, each writes PREFIX_KEY. [text]"),
+        typer.Option(metavar="KEY", help="Text field; if repeated, each one writes PREFIX_KEY. [text]"),
     ] = None,
     append_eod: Annotated[bool, typer.Option(help="End every document with the end-of-document token.")] = True,
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
     shards: Annotated[int | None, typer.Option(min=1, help="Write PREFIX-00000-of-N ..., N shards.")] = None,
-    shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about so many tokens.")] = None,
+    shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about this many tokens.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
     size: Annotated[int, typer.Option(min=1, help="Processes that share the work; then run data merge.")] = 1,
-    verify: Annotated[bool, typer.Option("--verify", help="Decode samples of what was written and compare.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode samples of the output and compare.")] = False,
     restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
-    """Encode text into Megatron's indexed format. No byte depends on the number of workers, ranks or interruptions.
+    """Encode text into Megatron's indexed format. The output does not depend on workers, ranks or interruptions.
 
-    Records that are no documents are counted and written to PREFIX.rejected.jsonl with the reason. What is done is kept
-    in PREFIX.parts until the end: the same command, started again after a kill, goes on from there.
+    Records that are not documents are counted and written to PREFIX.rejected.jsonl with the reason. Finished work is
+    kept in PREFIX.parts until the end: if you run the same command again after a kill, it continues.
 
     Example: megatron-ko data preprocess --input corpus.jsonl --tokenizer tokenizer --output data/corpus --workers 8
     """

@@ -1,4 +1,4 @@
-"""Progress of a data verb, and what it says when it is stopped."""
+"""Progress of a data command, and the message when it is stopped."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ _LINE_SECONDS = 60.0
 
 @contextmanager
 def say_how_to_resume(folder: Path) -> Iterator[None]:
-    """After an error or Ctrl-C, say where the parts are kept, and that the same command goes on from them."""
+    """After an error or Ctrl-C, say where finished work is kept and that the same command continues from there."""
     try:
         yield
     except BaseException:
         if any(folder.glob("part-*")) or any(folder.glob("*/part-*")):
-            typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
+            typer.echo(f"megatron-ko: finished work is kept in {folder}; run the same command to continue", err=True)
         raise
 
 
 @contextmanager
 def bar_over_bytes(title: str, inputs: tuple[Path, ...], ranks: int = 1) -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the inputs, or of this rank's share, on a terminal; elsewhere a line a minute."""
+    """A progress bar over the bytes of the inputs (or this rank's share) on a terminal; else one line per minute."""
     total = sum(path.stat().st_size for path in inputs if path.is_file()) // ranks
     if not sys.stderr.isatty():
         tell = _told_in_lines()
@@ -43,7 +43,7 @@ def bar_over_bytes(title: str, inputs: tuple[Path, ...], ranks: int = 1) -> Iter
 
 @contextmanager
 def bars_of_passes() -> Iterator[Callable[[str, float], None]]:
-    """A bar for each pass, on a terminal; elsewhere a line a minute."""
+    """A progress bar for each pass on a terminal; otherwise one line per minute."""
     if not sys.stderr.isatty():
         tell = _told_in_lines()
         yield lambda name, share: tell(f"{name}: {share:.0%}")
@@ -63,7 +63,7 @@ def bars_of_passes() -> Iterator[Callable[[str, float], None]]:
 
 
 def _told_in_lines() -> Callable[[str], None]:
-    """Prints what it is given, at most once a minute, so that the log of a batch job shows where it is."""
+    """Returns a function that prints lines, at most one per minute, to show progress in the log of a batch job."""
     start = told = monotonic()
 
     def tell(line: str) -> None:

@@ -1,4 +1,4 @@
-"""`megatron-ko generate`: read what a run has learnt so far."""
+"""`megatron-ko generate`: continues prompts with the model of a run."""
 
 import json
 import secrets
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 def generate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model.")],
-    prompt: Annotated[list[str], typer.Option(help="Beginning of a text; repeat it for several.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to add at most.")] = 128,
+    prompt: Annotated[list[str], typer.Option(help="Beginning of a text; repeatable.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Draw from this share of the probability.")] = 0.9,
-    top_k: Annotated[int, typer.Option(min=0, help="Draw from this many tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample from the top share of probability.")] = 0.9,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from the top K tokens; 0: all.")] = 0,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**62, help="Decides the draws; a new one is chosen and told.")
+        int | None, typer.Option(min=0, max=2**62, help="Random seed; default: a new one, which is printed.")
     ] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint; the newest valid one.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint; default: the newest valid one.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, if it has moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Continue prompts with the newest valid checkpoint of a run, on one GPU or on the CPU.
 
-    The checkpoint may have been trained under any parallel layout. One prompt is written as it is generated.
+    The checkpoint may come from any parallel layout. With a single prompt, text is printed as it is generated.
 
     Example: megatron-ko generate runs/demo --prompt "한국의 수도는" --temperature 0
     """
@@ -76,7 +76,7 @@ def _check(prompts: list[str]) -> None:
 
 
 def _after(prompt: str) -> Callable[[str], None]:
-    """Writes what it is given, and the prompt before the first piece: not before it is clear that it is accepted."""
+    """Returns a function that prints text, with the prompt before the first piece, once it has been accepted."""
     waiting = [prompt]
 
     def write(text: str) -> None:

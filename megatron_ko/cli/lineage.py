@@ -1,4 +1,4 @@
-"""`megatron-ko lineage`: what a run or a converted model was made of."""
+"""`megatron-ko lineage`: shows what a run or a converted model was made from."""
 
 import json
 from pathlib import Path
@@ -6,22 +6,22 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="What a run or a converted model was made of.")
+app = typer.Typer(no_args_is_help=True, help="Show what a run or a converted model was made from.")
 
 
 @app.callback()
 def _group() -> None:
-    """What a run or a converted model was made of."""
+    """Show what a run or a converted model was made from."""
 
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a folder that a conversion wrote.")],
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a folder written by a conversion.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Draw the ancestry as a tree: weights, corpus, tokenizer, code, and the same of every parent.
+    """Draw the ancestry as a tree: weights, corpus, tokenizer, code, and the same for every parent.
 
-    The weights are hashed now. Where they are not those of the lineage, that is an error.
+    The weights are hashed again. It is an error if they do not match the lineage.
 
     Example: megatron-ko lineage show exports/demo
     """

@@ -1,4 +1,4 @@
-"""The `megatron-ko` program: one verb a file, and one place that turns errors into exit codes."""
+"""The `megatron-ko` program: one file per command, and one place that turns errors into exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def run(program: Callable[[], object]) -> None:
-    """A KoError is told in full and ends with its exit code; anything else is a crash."""
+    """Run the program. A KoError is printed in full and sets the exit code; anything else is a crash."""
     try:
         program()
     except KoError as error:

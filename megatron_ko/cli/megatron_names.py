@@ -1,4 +1,4 @@
-"""The option names of Megatron-LM's tools, mapped onto our verbs; what has no counterpart is refused with a reason."""
+"""Maps the options of Megatron-LM's tools to our commands; options without a counterpart are refused with a reason."""
 
 import argparse
 import sys
@@ -19,22 +19,22 @@ _REFUSED_IN_PREPROCESSING = {
     "--lang": "it belongs to --split-sentences",
     "--vocab-file": "give a folder with a tokenizer.json as --tokenizer-model",
     "--merge-file": "give a folder with a tokenizer.json as --tokenizer-model",
-    "--vocab-size": "the tokenizer says how many ids there are",
-    "--find-optimal-num-workers": "give --workers the number of cores",
+    "--vocab-size": "the tokenizer determines the number of ids",
+    "--find-optimal-num-workers": "set --workers to the number of cores",
     "--workers-to-check": "it belongs to --find-optimal-num-workers",
     "--max-documents": "it belongs to --find-optimal-num-workers",
     "--performance-dir": "it belongs to --find-optimal-num-workers",
 }
 _REFUSED_IN_TRAINING = {
-    "--tokenizer-model": "it names a finished tokenizer; the new folder is --output-prefix",
+    "--tokenizer-model": "it refers to an existing tokenizer; the new folder is --output-prefix",
     "--append-eod": "it belongs to preprocess_data.py",
-    "--workers": "the trainers use the cores that they find",
-    "--partitions": "the trainers read the files as they are",
+    "--workers": "the trainers use all available cores",
+    "--partitions": "the trainers read the files directly",
 }
 
 
 def preprocess_options(arguments: Sequence[str]) -> "PreprocessOptions":
-    """What Megatron-LM's preprocess_data.py would be told, as our options; writes PREFIX_KEY_document.bin and .idx.
+    """Our options for the arguments of Megatron-LM's preprocess_data.py; writes PREFIX_KEY_document.bin and .idx.
 
     Raises:
         ConfigError: an option without a counterpart, or a tokenizer that is not a folder of ours or of Hugging Face.
@@ -56,12 +56,12 @@ def preprocess_options(arguments: Sequence[str]) -> "PreprocessOptions":
         "--tokenizer-model",
         required=True,
         type=Path,
-        help="Folder with tokenizer.json, or the .model in such a folder.",
+        help="Folder with tokenizer.json, or the .model file in such a folder.",
     )
     add("--append-eod", action="store_true", help="End every document with the end-of-document token.")
     add("--output-prefix", required=True, type=Path, metavar="PREFIX")
     add("--workers", type=int, default=CORES, help="Processes.")
-    add("--partitions", type=int, help="Not needed: the order of documents is that of the input at any speed.")
+    add("--partitions", type=int, help="Not needed: documents always stay in input order.")
     add("--log-interval", type=int, help="Not needed: a terminal shows a progress bar.")
     add("--keep-sequential-samples", action="store_true", help="Always so.")
     _refuse(parser, arguments, _REFUSED_IN_PREPROCESSING)
@@ -81,7 +81,7 @@ def preprocess_options(arguments: Sequence[str]) -> "PreprocessOptions":
 
 
 def training_words(arguments: Sequence[str]) -> list[str]:
-    """The words of ``megatron-ko tokenizer train`` that stand for Megatron's names.
+    """The arguments of ``megatron-ko tokenizer train`` for Megatron's arguments.
 
     Raises:
         ConfigError: an option without a counterpart.
@@ -99,9 +99,9 @@ def training_words(arguments: Sequence[str]) -> list[str]:
         default="SentencePieceTokenizer",
         help=f"SentencePieceTokenizer or {_HUGGING_FACE} (byte BPE).",
     )
-    add("--model-type", choices=["unigram", "bpe"], default="unigram", help="Of a SentencePieceTokenizer.")
+    add("--model-type", choices=["unigram", "bpe"], default="unigram", help="Model of a SentencePieceTokenizer.")
     add("--vocab-size", required=True, help="Number of ids.")
-    add("--character-coverage", help="Of a SentencePieceTokenizer.")
+    add("--character-coverage", help="Character coverage of a SentencePieceTokenizer.")
     add("--output-prefix", required=True, metavar="DIR", help="New folder.")
     _refuse(parser, arguments, _REFUSED_IN_TRAINING)
     given = parser.parse_args(arguments)
@@ -114,7 +114,7 @@ def training_words(arguments: Sequence[str]) -> list[str]:
 
 
 def has_own_names(arguments: Sequence[str]) -> bool:
-    """Whether these are the options of our own verbs, which the tools take too."""
+    """Whether these are options of our own commands, which the tools accept as well."""
     return any(word.split("=")[0] in ("--tokenizer", "--output", "--model") for word in arguments)
 
 

@@ -1,4 +1,4 @@
-"""`megatron-ko plan`: exact arithmetic from a configuration, before anything is built or bought."""
+"""`megatron-ko plan`: exact parameter counts and FLOPs from a configuration."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from megatron_ko.config.problems import raise_problems
 from megatron_ko.plan.flops import CONVENTION, flops_per_token
 from megatron_ko.plan.params import ParameterCount, count_parameters, padding_parameters
 
-app = typer.Typer(no_args_is_help=True, help="Exact arithmetic from a configuration: parameters, FLOPs.")
+app = typer.Typer(no_args_is_help=True, help="Compute parameters and FLOPs from a configuration.")
 
 
 @app.callback()
 def _group() -> None:
-    """Exact arithmetic from a configuration: parameters, FLOPs."""
+    """Compute parameters and FLOPs from a configuration."""
 
 
 @app.command()
@@ -28,8 +28,8 @@ def params(
 ) -> None:
     """Print the number of parameters by group, without building the model.
 
-    The vocabulary counts as published. Rows that pad it, so that tensor-parallel ranks hold equally many, are printed
-    apart: they are never trained and do not leave the checkpoint.
+    The vocabulary is counted as published. Padding rows, which give all tensor-parallel ranks the same number of rows,
+    are printed separately: they are never trained, and are not exported.
 
     Example: megatron-ko plan params configs/models/ko-1b.yaml --json
     """
@@ -53,7 +53,7 @@ def models(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.yaml...", help="Model files, or run configurations.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print one line a model, as a Markdown table: shape, parameters, compute, possible tensor-parallel sizes.
+    """Print a Markdown table with one line per model: shape, parameters, compute, possible tensor-parallel sizes.
 
     Example: megatron-ko plan models configs/models/*.yaml
     """

@@ -1,4 +1,4 @@
-"""`megatron-ko report`: what a run did, as one page."""
+"""`megatron-ko report`: writes a page that shows what a run did."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory of `megatron-ko train`.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the key figures and the page's path as JSON.")] = False,
 ) -> None:
-    """Write DIR/report/index.html: key figures, plots, configuration and lineage, from the metric store alone.
+    """Write DIR/report/index.html: key figures, plots, configuration and lineage of a run.
 
-    Works while the run is going on. The page is one file that loads nothing, so it can be mailed or archived.
+    Also works during a run. The page is a single file that loads nothing else, so it can be mailed or archived.
 
     Example: megatron-ko report runs/demo
     """

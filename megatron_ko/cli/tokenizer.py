@@ -1,4 +1,4 @@
-"""`megatron-ko tokenizer`: train, extend, check and compare tokenizers."""
+"""`megatron-ko tokenizer`: trains, extends, checks and compares tokenizers."""
 
 import json
 from enum import StrEnum
@@ -21,7 +21,7 @@ BalanceBy = Annotated[
 ]
 Weights = Annotated[
     list[str] | None,
-    typer.Option("--weights", metavar="NAME=SHARE", help="Share of each file, or value of the field; repeat it."),
+    typer.Option("--weights", metavar="NAME=SHARE", help="Share of each file or field value; repeatable."),
 ]
 Temperature = Annotated[
     float, typer.Option(min=1.0, help="Without --weights: shares in proportion to bytes ** (1 / temperature).")
@@ -50,7 +50,7 @@ def train(
     model: Annotated[Model, typer.Option(help="SentencePiece unigram or bpe, or byte-level bpe.")] = Model.unigram,
     json_key: JsonKey = "text",
     character_coverage: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="Share of characters with a token; others are spelt in bytes.")
+        float, typer.Option(min=0.5, max=1.0, help="Share of characters with their own token; others become bytes.")
     ] = 0.9995,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Train on a random sample of at most this size.")] = 200,
     balance_by: BalanceBy = "source",
@@ -59,7 +59,7 @@ def train(
     tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Train a tokenizer, check that every text comes back exactly, and write a folder that transformers loads.
+    """Train a tokenizer, check that it is lossless, and write a folder that transformers can load.
 
     Example: megatron-ko tokenizer train --input corpus.jsonl --model unigram --vocab-size 16000 --output tokenizer
     """
@@ -118,9 +118,9 @@ def extend(
     tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Add Korean pieces to a tokenizer. Every old id stays, and text without Hangul keeps its ids.
+    """Add Korean pieces to a tokenizer. Existing ids do not change, and text without Hangul keeps its ids.
 
-    DIR/new_ids.jsonl says which old ids each new id stands for: the mean of their embedding rows begins the new row.
+    DIR/new_ids.jsonl lists the old ids that each new id replaces; initialise its embedding row with their mean.
 
     Example: megatron-ko tokenizer extend --base SmolLM2-135M --input corpus.jsonl --vocab-size 8981 --output bori
     """
@@ -161,15 +161,15 @@ def extend(
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Any Hugging Face folder with a tokenizer.json.")],
     files: Annotated[
-        list[Path] | None, typer.Option("--input", metavar="FILE...", help="Documents that must survive too.")
+        list[Path] | None, typer.Option("--input", metavar="FILE...", help="More documents that must round-trip.")
     ] = None,
     more: MoreInputs = None,
     json_key: JsonKey = "text",
     as_json: AsJson = False,
 ) -> None:
-    """The gate: everything comes back, nothing is normalised, special tokens are single, transformers agrees.
+    """Check that a tokenizer is lossless, normalises nothing, has single special tokens, and matches transformers.
 
-    Exit code 2 if anything fails; a check that could not run has failed.
+    Exit code 2 if anything fails; a check that cannot run counts as failed.
 
     Example: megatron-ko tokenizer check tokenizer --input corpus.jsonl
     """
@@ -201,10 +201,10 @@ def compare(
     files: Inputs,
     json_key: JsonKey = "text",
     max_megabytes: Annotated[int, typer.Option(min=1, help="Compare on a random sample of at most this size.")] = 20,
-    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the comparison too.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the comparison.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fertility, coverage, byte and unknown tokens of several tokenizers on the same text.
+    """Compare fertility, coverage, byte and unknown tokens of several tokenizers on the same text.
 
     Example: megatron-ko tokenizer compare tok-unigram tok-bpe --input corpus.jsonl --plot fertility.png
     """
@@ -215,7 +215,7 @@ def compare(
 
     if plot is not None:
         check_picture(plot)
-    # `--input A B` leaves B to the positional arguments.
+    # With `--input A B`, B becomes a positional argument.
     inputs = [*files, *(path for path in folders if path.is_file())]
     tokenizers = [path for path in folders if not path.is_file()]
     comparison = compare_tokenizers(tokenizers, _documents(inputs, json_key, max_megabytes))

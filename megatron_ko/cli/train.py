@@ -1,4 +1,4 @@
-"""`megatron-ko train`: check the configuration, start the ranks, and pass their exit code on."""
+"""`megatron-ko train`: checks the configuration, starts the ranks, and returns their exit code."""
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from megatron_ko.machine.place import cluster_world_size, is_restart
 def train(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run configuration.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values laid over it.")
+        list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values to override.")
     ] = None,
     from_step: Annotated[
         int | None, typer.Option("--from-step", min=1, help="Go back to the checkpoint of this step.")
@@ -27,17 +27,17 @@ def train(
         bool, typer.Option("--no-data", help="With --dry-run: the data is not on this machine.")
     ] = False,
 ) -> None:
-    """Train, or continue, the run of a configuration. Started again it resumes from its newest valid checkpoint.
+    """Start the run of a configuration, or continue it from its newest valid checkpoint.
 
-    Starts its ranks itself, unless torchrun or srun has done so. Exit codes: 0 done, 2 something to repair,
-    75 stopped on request with a checkpoint (start again to continue). With --from-step newer checkpoints are set aside
-    and metrics cut back; a job that Slurm or torchrun starts again by itself goes on from its newest one.
+    Starts its ranks itself, unless torchrun or srun has done so. Exit codes: 0 done, 2 a problem that you can fix,
+    75 stopped on request with a checkpoint (start again to continue). With --from-step, newer checkpoints are moved
+    aside and metrics cut back; a job restarted by Slurm or torchrun still continues from its newest checkpoint.
 
     Example: megatron-ko train configs/runs/demo.yaml run.dir=runs/demo training.steps=100
     """
     config = load_config(run_file, overrides or [])
     log.configure(0, config.logging.level)
-    for name, value in config.launch.environment.items():  # before anything reads them: PyTorch does on import
+    for name, value in config.launch.environment.items():  # before anything reads them; PyTorch does so on import
         os.environ.setdefault(name, value)
     joined = cluster_world_size()
     world_size = joined or _plain_world_size(config.launch, config.parallel.smallest_world)
@@ -53,7 +53,7 @@ def train(
             if warning := preview.warning():
                 typer.echo(f"warning     {warning}")
         return
-    # megatron-core warns about its own inner workings, when imported and on every rank; nothing that one could change.
+    # megatron-core warns about its internals, on import and on every rank; a user cannot change that.
     warnings.filterwarnings("ignore", module=r"(megatron\.core|torch)\b")
     from megatron_ko.parallel import cluster, spawn
     from megatron_ko.train import setup
@@ -68,10 +68,10 @@ def train(
 
 
 def _plain_world_size(launch: LaunchConfig, smallest: int) -> int:
-    """Ranks to start on this machine: what was asked for, else its accelerators, else one copy of the model."""
+    """Ranks to start on this machine: the configured number, else one per GPU, else one copy of the model."""
     if launch.nodes > 1:
         raise LaunchError(
-            "a run on several machines has to be started on each of them",
+            "a run on several machines must be started on each of them",
             got=f"launch.nodes {launch.nodes}, without srun or torchrun",
             remedy="start it with srun or torchrun, or set launch.nodes=1",
         )

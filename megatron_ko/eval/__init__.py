@@ -1,4 +1,4 @@
 """Using a trained model: loading it into one process, and continuing texts."""
 
-# Before the first import of megatron-core, which this prepares and keeps quiet.
+# Must come before the first import of megatron-core, which it prepares and silences.
 import megatron_ko.parallel  # noqa: F401

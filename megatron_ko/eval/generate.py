@@ -1,4 +1,4 @@
-"""Text from a trained model: prompts in one batch, megatron-core's key/value cache, one new token a step."""
+"""Generates text with a trained model: prompts in one batch, megatron-core's key/value cache, one token per step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Stop = Literal["end_of_document", "max_new_tokens", "context"]
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What was added to a prompt.
+    """The continuation of a prompt.
 
     Attributes:
-        prompt: as given.
+        prompt: the prompt as given.
         text: the continuation.
         tokens: its token ids, without the end-of-document token.
-        stop: why it ended; ``context`` when the model's longest context was full.
+        stop: why it ended; ``context`` means that the model's context was full.
     """
 
     prompt: str
@@ -38,13 +38,13 @@ def generate(
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
 ) -> list[Completion]:
-    """Continue prompts. Each begins a document, so the end-of-document token goes before it, as in training.
+    """Continue prompts. Each begins a document, so the end-of-document token is put before it, as in training.
 
     Args:
         loaded: model and tokenizer.
-        prompts: texts; an empty one asks for a whole document.
+        prompts: texts; for an empty prompt a whole document is generated.
         sampling: how tokens are chosen.
-        on_text: is given every new piece of the first continuation as soon as its characters are complete.
+        on_text: called with every new piece of the first continuation once its characters are complete.
 
     Raises:
         DataError: a prompt fills the model's context.
@@ -78,16 +78,16 @@ def generate(
 def continue_tokens(
     loaded: Loaded, prompts: Sequence[Sequence[int]], sampler: Sampler, max_new_tokens: int
 ) -> Iterator[dict[int, int]]:
-    """Yield, step by step, the tokens that were chosen: row -> token.
+    """Yield the chosen tokens of each step: row -> token.
 
-    No row is padded, so that none needs a mask and every token has its true position: the batch begins with as many
-    tokens as the shortest prompt has, and while a longer prompt lasts, its own next token is taken.
+    Rows are not padded, so no mask is needed and every token has its true position. The batch begins with as many
+    tokens as the shortest prompt has; until the end of a longer prompt, its own next token is fed.
 
     Args:
         loaded: the model.
         prompts: token ids, at least one each.
-        sampler: chooses for all rows at once.
-        max_new_tokens: tokens added to a prompt at most.
+        sampler: chooses tokens for all rows at once.
+        max_new_tokens: maximum number of tokens added to a prompt.
 
     Raises:
         DataError: a prompt fills the model's context.
@@ -108,7 +108,7 @@ def continue_tokens(
 
 
 def _last_logits(loaded: Loaded, tokens: Tensor, cache: StaticInferenceContext) -> Tensor:
-    """Logits after the last of ``tokens``, which follow those in the cache: [b, s] -> [b, v], padding rows cut off."""
+    """Logits after the last of ``tokens``, which continue the cache: [b, s] -> [b, v], without padding rows."""
     start, length = cache.sequence_len_offset, tokens.shape[1]
     positions = torch.arange(start, start + length, device=tokens.device).expand_as(tokens)
     with torch.inference_mode():
@@ -118,7 +118,7 @@ def _last_logits(loaded: Loaded, tokens: Tensor, cache: StaticInferenceContext) 
 
 
 class _Text:
-    """The text of one row as its tokens arrive; a character of several tokens is told once it is complete."""
+    """The text of one row as its tokens arrive; a character of several tokens is emitted once it is complete."""
 
     def __init__(self, loaded: Loaded, prompt: list[int]) -> None:
         self._decode = loaded.tokenizer.decode
@@ -131,7 +131,7 @@ class _Text:
         self.tokens.append(token)
 
     def so_far(self) -> str:
-        # Decoded with the prompt, because a decoder may strip the space before the first token.
+        # Decoded together with the prompt, because a decoder may strip the space before the first token.
         return self._decode([*self._prompt, *self.tokens])[self._prefix :]
 
     def news(self, final: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""A trained model in one process: a native model, or the newest valid checkpoint of a run at whatever layout."""
+"""Loads a trained model into one process: a native model, or the newest valid checkpoint of a run, of any layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Loaded:
     Attributes:
         model: [b, s] token ids -> logits; in evaluation mode.
         tokenizer: the run's.
-        network: what the model is.
+        network: configuration of the model.
         step: training step of the weights.
         device: where the model is.
     """
@@ -39,13 +39,13 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     """Load a run, or a native model, for inference on this process's device.
 
     Args:
-        run_dir: run directory, or a folder that a conversion wrote.
+        run_dir: run directory, or a folder written by a conversion.
         step: which checkpoint; None: the newest valid one.
-        tokenizer_dir: where the tokenizer is now; None: where it was in training.
+        tokenizer_dir: current tokenizer folder; None: the one used in training.
 
     Raises:
         CheckpointError: there is no valid checkpoint.
-        TokenizerError: the tokenizer is not the one of the training.
+        TokenizerError: the tokenizer is not the one used in training.
     """
     if (run_dir / MODEL_FILE).is_file():
         return _load_native(run_dir, step, tokenizer_dir)
@@ -55,7 +55,7 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
         raise TokenizerError(
             "the tokenizer of the run is not where it was in training",
             got=f"no folder {config.data.tokenizer}",
-            remedy="say where it is now: --tokenizer DIR",
+            remedy="give its current folder: --tokenizer DIR",
         )
     tokenizer = load_tokenizer(tokenizer_dir or config.data.tokenizer)
     _check_tokenizer(tokenizer, manifest.tokenizer, tokenizer_dir or config.data.tokenizer)
@@ -67,7 +67,7 @@ def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> 
     place = tokenizer_dir or found.tokenizer
     if place is None:
         raise TokenizerError(
-            "the model has no tokenizer", got=folder, remedy="say where the one of its training is: --tokenizer DIR"
+            "the model has no tokenizer", got=folder, remedy="give the one it was trained with: --tokenizer DIR"
         )
     tokenizer = load_tokenizer(place)
     if found.tokenizer is not None:

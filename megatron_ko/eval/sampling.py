@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: greedy, or drawn after temperature, top-k and top-p."""
+"""Chooses the next token from logits: greedily, or by sampling with temperature, top-k and top-p."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-        max_new_tokens: tokens added to a prompt at most.
+        max_new_tokens: maximum number of tokens added to a prompt.
         temperature: divides the logits; 0 takes the most likely token.
-        top_p: only the fewest most likely tokens that hold this probability together are drawn from
-            (Holtzman et al., 2020, arXiv:1904.09751); 1 is all.
-        top_k: only this many most likely tokens are drawn from; 0 is all.
-        seed: decides the draws. Prompt number i draws from ``seed + i``, whatever the other prompts are.
+        top_p: sample only from the smallest set of most likely tokens with this total probability
+            (Holtzman et al., 2020, arXiv:1904.09751); 1 means all.
+        top_k: sample only from this many most likely tokens; 0 means all.
+        seed: random seed. Prompt number i uses ``seed + i``, whatever the other prompts are.
     """
 
     max_new_tokens: int = 128
@@ -28,11 +28,11 @@ class Sampling:
 
 
 class Sampler:
-    """Draws tokens for a batch of prompts, each with its own generator.
+    """Samples tokens for a batch of prompts, each with its own random generator.
 
     Args:
         sampling: how tokens are chosen.
-        batch: prompts.
+        batch: number of prompts.
     """
 
     def __init__(self, sampling: Sampling, batch: int) -> None:
@@ -41,10 +41,10 @@ class Sampler:
         self._generators = [torch.Generator().manual_seed(sampling.seed + number) for number in range(batch)]
 
     def choose(self, logits: Tensor, rows: Sequence[int]) -> dict[int, int]:
-        """The next tokens of some of the prompts, row -> token. The others draw nothing.
+        """The next tokens of some of the prompts, row -> token. The generators of the others do not advance.
 
         Args:
-            logits: [b, v], without the rows that pad the vocabulary.
+            logits: [b, v], without padding rows of the vocabulary.
             rows: prompts that get a token.
         """
         wanted = logits[list(rows)]
@@ -56,7 +56,7 @@ class Sampler:
 
 
 def probabilities_of(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What is drawn from: temperature first, then top-k, then top-p of what is left; [b, v] -> [b, v], rows add to 1.
+    """Sampling probabilities: temperature, then top-k, then top-p of the rest; [b, v] -> [b, v], rows sum to 1.
 
     Args:
         logits: [b, v].
@@ -66,7 +66,7 @@ def probabilities_of(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k:
         ordered[:, sampling.top_k :] = -torch.inf
     probabilities = ordered.softmax(dim=-1)
-    # A token stays while those before it hold less than top_p, so the first one always does.
+    # A token is kept while the total probability before it is below top_p, so the first one always is.
     before = probabilities.cumsum(dim=-1) - probabilities
     probabilities[before >= sampling.top_p] = 0
     probabilities /= probabilities.sum(dim=-1, keepdim=True)

@@ -1,1 +1,1 @@
-"""What a run did, from its metric store alone: one page, key figures, pictures."""
+"""Reports of a run, from its metric store: one page, key figures, plots."""

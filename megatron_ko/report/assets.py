@@ -1,4 +1,4 @@
-"""The look of the page and the pointer that reads values off the plots. Nothing is fetched from anywhere."""
+"""Styles of the page, and the script that shows values under the pointer. Nothing is loaded from elsewhere."""
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --card: #fafaf9; --ink: #1c1917; --soft: #6b6560; --line: #e7e5e4;

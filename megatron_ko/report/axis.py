@@ -1,4 +1,4 @@
-"""Axes: a range that outliers cannot ruin, round ticks, and short labels for numbers."""
+"""Axes: a range that is robust to outliers, round ticks, and short labels for numbers."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Axis:
 
     Attributes:
         low, high: ends of the range.
-        log: whether equal distances are equal ratios.
+        log: whether the scale is logarithmic.
     """
 
     low: float
@@ -24,7 +24,7 @@ class Axis:
     log: bool = False
 
     def place(self, values: Column) -> Column:
-        """Positions of values, those outside of the range moved to its ends."""
+        """Positions of values; values outside the range are moved to its ends."""
         inside = np.clip(values, self.low, self.high)
         if self.log:
             return (np.log(inside) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
@@ -40,10 +40,10 @@ class Axis:
 
 
 def fit_axis(values: Column, *, from_zero: bool = False, log: bool = False) -> Axis:
-    """The axis for all values, except that a few outliers beyond the rest do not squeeze the rest.
+    """The axis for all values, except that a few outliers must not squash the rest.
 
-    The top is 1.25 times the 99th percentile (measured from the smallest value) when the largest value is more than
-    two and a half times as far away.
+    The top is 1.25 times the 99th percentile (measured from the smallest value) if the largest value is more than two
+    and a half times as far away.
     """
     known = values[np.isfinite(values) & ((values > 0) if log else np.isfinite(values))]
     if not len(known):
@@ -60,7 +60,7 @@ def fit_axis(values: Column, *, from_zero: bool = False, log: bool = False) -> A
 
 
 def round_step(step: float) -> float:
-    """The smallest of 1, 2, 2.5, 5 times a power of ten that is at least ``step``."""
+    """The smallest 1, 2, 2.5 or 5 times a power of ten that is at least ``step``."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= step * (1 - 1e-9))
 
@@ -77,7 +77,7 @@ def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
 
 
 def short(value: float, digits: int = 3) -> str:
-    """A number in few characters: 1.31B, 250k, 0.003, 3e-05."""
+    """A number in short form: 1.31B, 250k, 0.003, 3e-05."""
     if not value or not math.isfinite(value):
         return "0" if value == 0 else "–"
     for size, prefix in _PREFIXES:

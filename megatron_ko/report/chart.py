@@ -1,4 +1,4 @@
-"""One chart as HTML: curves in an inline SVG that stretches, labels in HTML that does not."""
+"""One chart as HTML: curves in an inline SVG that scales with the page, labels in HTML that does not."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from megatron_ko.report.reduce import keep_extremes
 from megatron_ko.report.store import Column
 
 _BUCKETS = 400
-_SIDE = 1000  # units of the drawing in both directions; it is stretched to the size on the screen
+_SIDE = 1000  # width and height of the drawing in its own units; it is scaled to the screen
 
 Style = Literal["raw", "line", "second", "dots"]
 
@@ -23,8 +23,8 @@ class Series:
     """One curve.
 
     Attributes:
-        name: in the legend.
-        x, y: positions and values; values that are not finite are gaps in the record and left out.
+        name: label in the legend.
+        x, y: positions and values; non-finite values are gaps and are left out.
         style: raw (faint), line, second (another colour), dots (points joined by a line).
     """
 
@@ -40,10 +40,10 @@ class Chart:
 
     Attributes:
         key: its id in the page is ``plot-<key>``.
-        title, unit: what is shown, and in what.
+        title, unit: the quantity and its unit.
         series: the curves.
-        from_zero, log: kind of the y axis.
-        wide: spans the page.
+        from_zero, log: kind of y axis.
+        wide: whether it spans the page.
         note: one line below the plot.
     """
 
@@ -59,7 +59,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """What happened on the way: the last step, steps from which a session went on, and steps that were skipped."""
+    """Events of a run: the last step, steps from which a session resumed, and skipped steps."""
 
     last: int = 0
     resumed: Sequence[int] = ()
@@ -109,7 +109,7 @@ def _curve(series: Series, x_axis: Axis, y_axis: Axis) -> str:
     points = [f"{x:g} {y:g}" for x, y in zip(across.tolist(), down.tolist(), strict=True)]
     path = f'<path class="{series.style}" d="M{"L".join(points)}"/>'
     if series.style == "dots" or len(points) == 1:
-        # A line of no length with round ends is a dot that stays round however the drawing is stretched.
+        # A line of length zero with round ends is a dot that stays round, however the drawing is scaled.
         path += f'<path class="dot {series.style}" d="{"".join(f"M{p}h0" for p in points)}"/>'
     return path
 
@@ -126,7 +126,7 @@ def _lines(marks: Marks, x_axis: Axis) -> str:
 
 
 def _names(marks: Marks, x_axis: Axis) -> str:
-    """Labels of the sessions; on the right half they stand on the left of their line."""
+    """Labels of the sessions; in the right half they are left of their line."""
     spans, last = "", -1.0
     for step in sorted(set(marks.resumed)):
         left = _at(x_axis, step)
@@ -145,7 +145,7 @@ def _legend(chart: Chart) -> str:
 
 
 def _note(chart: Chart, y_axis: Axis) -> str:
-    """The line below the plot, with the number of values that the axis leaves out (averages are not values)."""
+    """The line below the plot, with the number of values beyond the axis (averages are not counted)."""
     values = [series.y for series in chart.series if series.style != "line" or len(chart.series) == 1]
     beyond = sum(int((y > y_axis.high).sum()) for y in values)
     told = (
@@ -156,7 +156,7 @@ def _note(chart: Chart, y_axis: Axis) -> str:
 
 
 def _values(chart: Chart, x_axis: Axis) -> str:
-    """What the pointer reads, as JSON: the ends of the x axis and the points of every curve."""
+    """The data for the pointer script as JSON: the ends of the x axis and the points of every curve."""
     curves = []
     for series in chart.series:
         chosen = keep_extremes(series.x, series.y, _BUCKETS)

@@ -1,4 +1,4 @@
-"""Experts over a run: curves of their balance, and a map of the load of every expert in every layer."""
+"""Experts over a run: curves of their load balance, and a map of the load of every expert in every layer."""
 
 import base64
 import json
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from megatron_ko.report.chart import Chart, Series
 from megatron_ko.report.store import RunRecord
 
-_MOST_CELLS = 400_000  # of the map: one byte each in the page
-_EVEN = 128  # the byte of an even load; 32 more is twice as much, 32 less is half
+_MOST_CELLS = 400_000  # of the map; each takes one byte in the page
+_EVEN = 128  # the byte for an even load; +32 means twice the load, -32 half
 
 HEAT_STYLE = """
 .heat { margin: 16px 0 0; padding: 14px 18px 10px; background: var(--card); border: 1px solid var(--line);
@@ -106,7 +106,7 @@ def expert_charts(run: RunRecord) -> list[Chart]:
 
 
 def heat_map(run: RunRecord) -> str:
-    """The map as one ``<figure>``: time to the right, layers downward, in each of them its experts."""
+    """The map as one ``<figure>``: time from left to right, layers from top to bottom, one row per expert."""
     steps, loads = read_loads(run.directory / "metrics" / "experts.jsonl", int(run.train["step"][-1]))
     if not len(steps):
         return ""
@@ -149,7 +149,7 @@ def _labels(steps: NDArray[np.int64], layers: int) -> str:
 
 
 def read_loads(path: Path, last_step: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Recorded steps [r] and loads [r, layers, experts]; of steps that were computed again, the later ones."""
+    """Recorded steps [r] and loads [r, layers, experts]; if a step was computed again, the later values."""
     rows: dict[int, list[list[float]]] = {}
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:

@@ -1,4 +1,4 @@
-"""The report of a run: one page that holds everything it shows and asks nobody for anything."""
+"""The report of a run: one self-contained page."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from megatron_ko.report.plots import charts_of, marks_of
 from megatron_ko.report.store import RunRecord, read_run
 from megatron_ko.report.summary import Summary, summarise
 
-# The page cannot load anything, even if a name in it tried to.
+# The page must not load anything, even if a name in it contains markup.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -33,7 +33,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def save_page(run_dir: Path, run: RunRecord) -> Path:
-    """Write the page of a run that was read already; an older page is replaced as a whole."""
+    """Write the page of a run that has been read already; an older page is replaced atomically."""
     path = run_dir / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".index.html.{os.getpid()}")
@@ -90,7 +90,7 @@ def _date(seconds: float) -> str:
 def _warnings(figures: Summary) -> str:
     told = []
     if figures.unreadable_lines:
-        told.append(f"{_many(figures.unreadable_lines, 'line')} of the metric store cannot be read: not shown here.")
+        told.append(f"{_many(figures.unreadable_lines, 'line')} of the metric store cannot be read and left out.")
     if figures.skipped_steps:
         told.append(f"{_many(figures.skipped_steps, 'step')} skipped: the loss or a gradient was not finite.")
     return "".join(f'<p class="warn">{text}</p>' for text in told)
@@ -101,7 +101,7 @@ def _many(number: int, noun: str) -> str:
 
 
 def _figures(figures: Summary) -> str:
-    """The key figures: name, value, unit, and one line of context each."""
+    """The key figures, each with name, value, unit, and one line of context."""
     rate = figures.median_tokens_per_s
     seconds = figures.median_step_time_s
     tiles = [
@@ -169,7 +169,7 @@ def duration(seconds: float) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: frozenset[int] = frozenset()) -> str:
-    """Rows of escaped text; the columns in ``numbers`` are aligned at the right."""
+    """A table of escaped text; the columns in ``numbers`` are right-aligned."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
@@ -211,7 +211,7 @@ def _sessions(run: RunRecord) -> str:
 
 
 def _layout(layout: Any) -> str:
-    """Axes that are split and switches that are on: "world 4, tensor 2, pipeline 2, distributed optimizer"."""
+    """Parallel axes larger than 1 and enabled options: "world 4, tensor 2, pipeline 2, distributed optimizer"."""
     if not isinstance(layout, dict):
         return str(layout or "–")
     parts = []

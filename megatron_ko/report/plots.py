@@ -1,4 +1,4 @@
-"""Which plots a run has, and its loss curve as a picture."""
+"""The plots of a run, and its loss curve as a PNG."""
 
 import os
 from pathlib import Path
@@ -75,7 +75,7 @@ def _loss_chart(run: RunRecord, span: int) -> Chart:
 def _loss_note(run: RunRecord) -> str:
     parts = []
     if run.resumed_steps:
-        parts.append("dashed: a session that went on from a checkpoint")
+        parts.append("dashed: a session resumed from a checkpoint")
     if np.any(run.train["skipped"] > 0):
         parts.append("red: skipped steps")
     return " · ".join(parts)
@@ -91,7 +91,7 @@ def _with_average(key: str, title: str, unit: str, step: Column, values: Column,
 
 
 def _quality_chart(run: RunRecord) -> Chart:
-    """Validation on a scale that does not depend on the tokenizer, where the bytes are known."""
+    """Validation in bits per byte, which do not depend on the tokenizer, or perplexity if the bytes are unknown."""
     valid = run.valid
     if np.isfinite(valid["bits_per_byte"]).any():
         name, unit, values = "Validation bits per byte", "bits", valid["bits_per_byte"]
@@ -103,7 +103,7 @@ def _quality_chart(run: RunRecord) -> Chart:
 
 
 def _source_charts(run: RunRecord) -> list[Chart]:
-    """Validation by source, where a run reads several: one chart each, all on the same scale of steps."""
+    """Validation loss by source, if there are several: one chart each, all with the same step axis."""
     step = run.valid["step"]
     return [
         Chart(
@@ -125,7 +125,7 @@ def loss_curve_png(run_dir: Path, path: Path) -> Path:
 
     Args:
         run_dir: run directory.
-        path: where the picture goes; an existing one is replaced.
+        path: file to write; an existing one is replaced.
 
     Raises:
         DataError: the directory holds no metrics.

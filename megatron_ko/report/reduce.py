@@ -1,4 +1,4 @@
-"""Making long series drawable without hiding what happened: smoothing, and reduction that keeps every extreme."""
+"""Makes long series drawable without hiding events: smoothing, and reduction that keeps all extremes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,14 +7,14 @@ from megatron_ko.report.store import Column
 
 
 def keep_extremes(x: Column, y: Column, buckets: int) -> NDArray[np.int64]:
-    """Indices of a reduced series: of every bucket along x, its first, smallest, largest and last finite value.
+    """Indices of a reduced series: the first, smallest, largest and last finite value of every bucket along x.
 
     A single spike in a million steps is therefore still drawn, and the result has at most ``4 * buckets`` points.
 
     Args:
         x: increasing positions.
-        y: values; those that are not finite are left out.
-        buckets: parts of equal width that the range of x is divided into.
+        y: values; non-finite ones are left out.
+        buckets: number of equal parts into which the range of x is divided.
     """
     known: NDArray[np.int64] = np.flatnonzero(np.isfinite(y))
     if len(known) <= 4 * buckets:
@@ -24,7 +24,7 @@ def keep_extremes(x: Column, y: Column, buckets: int) -> NDArray[np.int64]:
     bucket = np.minimum(((positions - positions[0]) / width).astype(np.int64), buckets - 1)
     starts = np.flatnonzero(np.diff(bucket, prepend=-1))
     ends = np.append(starts[1:], len(bucket)) - 1
-    # Sorted by (bucket, value): the first of a bucket is its smallest, the last its largest.
+    # Sorted by (bucket, value): the first entry of a bucket is its smallest, the last its largest.
     order = np.lexsort((values, bucket))
     chosen = np.unique(np.concatenate([starts, ends, order[starts], order[ends]]))
     reduced: NDArray[np.int64] = known[chosen]
@@ -32,13 +32,13 @@ def keep_extremes(x: Column, y: Column, buckets: int) -> NDArray[np.int64]:
 
 
 def smooth(y: Column, span: int) -> Column:
-    """Moving average over the ``span`` steps around each one, shorter at the ends; NaN where none of them is known.
+    """Moving average over the ``span`` steps around each step, shorter at the ends; NaN if none of them is known.
 
     It is centred, so the curve does not lag behind the values as an exponential average would.
 
     Args:
-        y: values, one a step; those that are not finite do not count.
-        span: steps in the window; an even number gets one more.
+        y: values, one per step; non-finite ones do not count.
+        span: steps in the window; an even number is increased by one.
     """
     known = np.isfinite(y)
     totals = np.concatenate([[0.0], np.cumsum(np.where(known, y, 0.0))])

@@ -1,4 +1,4 @@
-"""Reading a run directory: the metric store, lineage, configuration and checkpoints, exactly as they were written."""
+"""Reads a run directory: metric store, lineage, configuration and checkpoints, exactly as they were written."""
 
 import json
 from array import array
@@ -20,12 +20,12 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns of one metrics file, one row a step, in step order; a number that is not known is NaN.
+    """Columns of one metrics file, one row per step, in step order; unknown numbers are NaN.
 
     Attributes:
-        columns: name -> values, all of one length.
+        columns: name -> values, all of the same length.
         superseded: rows that a resumed session computed again; only the later ones are in the columns.
-        unreadable: lines that are not JSON objects, or hold something else where a number belongs.
+        unreadable: lines that are not JSON objects, or hold something other than a number where one is expected.
     """
 
     columns: dict[str, Column]
@@ -39,34 +39,34 @@ class Table:
         return self.columns[name]
 
     def by_source(self, prefix: str) -> dict[str, Column]:
-        """The columns that begin with a prefix, by the rest of their names."""
+        """The columns whose names begin with a prefix, by the rest of the name."""
         return {name.removeprefix(prefix): values for name, values in self.columns.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEntry:
-    """One checkpoint directory, as its manifest describes it; ``manifest`` is empty when there is no readable one."""
+    """One checkpoint directory, as described by its manifest; ``manifest`` is empty if it cannot be read."""
 
     name: str
     manifest: dict[str, Any]
 
     @property
     def bytes(self) -> int:
-        """Size of the payload by the manifest."""
+        """Size of the payload according to the manifest."""
         return sum(int(entry["bytes"]) for entry in self.manifest.get("files", {}).values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything that the report is made from.
+    """All data that the report is made from.
 
     Attributes:
         directory: the run directory.
         train, valid: the metrics.
         recomputed: training steps that were computed again after a restart.
-        config_text, config: ``config.resolved.yaml``, empty when it is missing.
-        lineage: ``lineage.json``, empty when it is missing.
-        checkpoints: in the order of their steps.
+        config_text, config: ``config.resolved.yaml``, empty if it is missing.
+        lineage: ``lineage.json``, empty if it is missing.
+        checkpoints: ordered by step.
     """
 
     directory: Path
@@ -80,23 +80,23 @@ class RunRecord:
 
     @property
     def name(self) -> str:
-        """Name of the run, or that of its directory."""
+        """Name of the run, or of its directory."""
         return str(self.config.get("run", {}).get("name") or self.lineage.get("run") or self.directory.name)
 
     @property
     def planned_steps(self) -> int | None:
-        """Steps that the configuration asked for, if it is known."""
+        """Steps in the configuration, if known."""
         steps = self.config.get("training", {}).get("steps")
         return int(steps) if steps is not None else None
 
     @property
     def sessions(self) -> list[dict[str, Any]]:
-        """One entry for every time the run was started."""
+        """One entry per start of the run."""
         return list(self.lineage.get("sessions", []))
 
     @property
     def resumed_steps(self) -> list[int]:
-        """The steps from which a session went on."""
+        """The steps from which sessions resumed."""
         return [int(s["resumed_from_step"]) for s in self.sessions if s.get("resumed_from_step")]
 
 
@@ -104,7 +104,7 @@ def read_run(directory: Path) -> RunRecord:
     """Read a run directory.
 
     Raises:
-        DataError: it holds no metrics, or a file of it cannot be read.
+        DataError: it has no metrics, or one of its files cannot be read.
     """
     metrics = directory / "metrics" / TRAIN.file
     remedy = "give the run directory of `megatron-ko train` (run.dir)"
@@ -128,10 +128,10 @@ def read_run(directory: Path) -> RunRecord:
 
 
 def read_table(path: Path, names: tuple[str, ...], prefix: str | None = None) -> Table:
-    """Read the named numbers of a JSON-lines file, and all that begin with ``prefix``; no file is an empty table.
+    """Read the named numbers of a JSON-lines file, and all that begin with ``prefix``; a missing file is empty.
 
     When a run is resumed, steps after its checkpoint are computed again. A row therefore replaces every earlier row
-    of the same or a later step. A line that is cut off, as a killed process leaves it, is counted as unreadable.
+    of the same or a later step. An incomplete line, as left by a killed process, is counted as unreadable.
     """
     values = {name: array("d") for name in names}
     unreadable = 0
@@ -158,7 +158,7 @@ def read_table(path: Path, names: tuple[str, ...], prefix: str | None = None) ->
 
 
 def _moved_steps(path: Path) -> int:
-    """Training steps in the file that a restart moves taken-back records to, so that each step appears once."""
+    """Training steps in the file to which a restart moves superseded records."""
     if not path.is_file():
         return 0
     with path.open("rb") as lines:
@@ -170,7 +170,7 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         try:
-            row = json.loads(line)  # accepts NaN and Infinity, which orjson refuses
+            row = json.loads(line)  # unlike orjson, accepts NaN and Infinity
         except ValueError:
             return None
     return row if isinstance(row, dict) and "step" in row else None
@@ -226,7 +226,7 @@ def _read_checkpoints(folder: Path) -> list[CheckpointEntry]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """An incomplete checkpoint is something to show, not a reason to refuse the report."""
+    """The manifest, or nothing: an incomplete checkpoint is shown and does not make the report fail."""
     try:
         return dict(json.loads(_read_text(path) or "{}"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The key figures of a run, each one a number of the metric store or simple arithmetic on it."""
+"""The key figures of a run: numbers from the metric store, or simple arithmetic on them."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,11 +11,11 @@ from megatron_ko.report.store import Column, RunRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Key figures; None where the store does not hold what is needed.
+    """Key figures; None if the store does not have the data.
 
-    Losses are in nats a token. ``sources`` holds ``tokens`` and ``valid_loss`` by the name of the source, where the run
-    read several. ``training_time_s`` is the sum of step and validation times, ``elapsed_s`` the time
-    from the first recorded step to the last, with whatever lay between sessions.
+    Losses are in nats per token. ``sources`` holds ``tokens`` and ``valid_loss`` by source name, if the run read
+    several. ``training_time_s`` is the sum of step and validation times; ``elapsed_s`` is the time from the first
+    recorded step to the last, including the time between sessions.
     """
 
     run: str

@@ -1,1 +1,1 @@
-"""Files that others see only when they are complete: written whole, locked, renamed together."""
+"""Files that become visible only when they are complete: staged, locked, renamed together."""

@@ -1,4 +1,4 @@
-"""Files get their names only when all of them are complete and on the disk, so that nobody reads half of one."""
+"""Files get their final names only when all of them are complete and on disk, so that partial files are never read."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ import xxhash
 from megatron_ko.errors import NO_SPACE, DataError, naming, repairable
 from megatron_ko.storage.locks import try_lock
 
-TEMPORARY = ".tmp-"  # names of unfinished files begin with this
+TEMPORARY = ".tmp-"  # prefix of unfinished files
 _CHUNK = 8 << 20
 
 
 @contextmanager
 def explain_disk_errors(target: Path) -> Iterator[None]:
-    """Turn a full or read-only disk, or a path that is taken, into a DataError that says so; other errors pass."""
+    """Turn errors of a full or read-only disk, or an existing path, into a DataError; other errors pass through."""
     try:
         yield
     except OSError as error:
@@ -30,9 +30,9 @@ def explain_disk_errors(target: Path) -> Iterator[None]:
 
 
 class StagedFiles:
-    """A set of new files that appear together: written as NAME.partial, synced, then renamed in the order given.
+    """A set of new files that appear together: written as NAME.partial, synced, then renamed in the given order.
 
-    Leaving the block without ``publish`` removes everything that was written.
+    If the block ends without ``publish``, all files are removed.
 
     Raises:
         DataError: a final name exists, or another process is writing the same files.
@@ -50,10 +50,10 @@ class StagedFiles:
             )
 
     def open(self, final: Path) -> BinaryIO:
-        """The file that becomes ``final``, open for writing and locked against a second writer."""
+        """Open the file that becomes ``final`` for writing, and lock it against a second writer."""
         assert final in self._finals, final
         final.parent.mkdir(parents=True, exist_ok=True)
-        # "a" and truncate: a file that another process is writing must not be emptied before its lock is tried.
+        # "a", then truncate: a file that another process is writing must not be emptied before its lock is checked.
         stream = _partial(final).open("ab+")
         if not try_lock(stream):
             stream.close()
@@ -63,7 +63,7 @@ class StagedFiles:
         return stream
 
     def publish(self) -> None:
-        """Give every opened file its name, the last one of the list last."""
+        """Give every opened file its final name, in the order of the list."""
         for stream in self._open.values():
             stream.flush()
             os.fsync(stream.fileno())
@@ -83,13 +83,13 @@ class StagedFiles:
             for final in self._open:
                 _partial(final).unlink(missing_ok=True)
         for stream in self._open.values():
-            # Bytes that did not fit on a full disk are still in the buffer: closing fails again.
+            # Bytes that did not fit on a full disk are still in the buffer, so closing fails again.
             _close(stream, lost=not self._published)
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A new folder. It gets its name if the block succeeds, and is removed if the block fails.
+    """A new folder. It gets its final name if the block succeeds, and is removed if the block fails.
 
     Raises:
         DataError: it exists already.
@@ -115,7 +115,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old or the new content, also after a power cut."""
+    """Write a file so that readers see either the old or the new content, even after a power failure."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}")
     try:
         with naming(path), temporary.open("wb") as stream:
@@ -139,18 +139,18 @@ def hash_file(path: Path) -> str:
 
 
 def append_suffix(prefix: Path, suffix: str) -> Path:
-    """PREFIX with a suffix after it. Dots in the prefix stay, unlike with ``Path.with_suffix``.
+    """Append a suffix to a prefix. Unlike ``Path.with_suffix``, dots in the prefix are kept.
 
     Raises:
         DataError: the prefix is empty.
     """
     if not prefix.name:
-        raise DataError("a prefix without a name", got=f"'{prefix}'", expected="for example data/corpus")
+        raise DataError("the prefix has no name", got=f"'{prefix}'", expected="for example data/corpus")
     return prefix.with_name(prefix.name + suffix)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` survive a power cut."""
+    """Make renames inside ``folder`` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

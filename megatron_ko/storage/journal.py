@@ -1,4 +1,4 @@
-"""Rename many files together: the list of renames is on the disk first, so that a restart can complete it."""
+"""Renames many files together: the list of renames is written to disk first, so that a restart can complete it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ JOURNAL = "publish.json"
 
 
 def rename_together(folder: Path, moves: Sequence[tuple[Path, Path]]) -> None:
-    """Put the list of renames on the disk, then move the finished files out of ``folder``, in order."""
+    """Write the list of renames to disk, then move the finished files out of ``folder``, in order."""
     listed = json.dumps([[str(source), str(final)] for source, final in moves], ensure_ascii=False)
     writing = folder / f"{JOURNAL}.writing"
     with writing.open("w", encoding="utf-8") as stream:

@@ -1,4 +1,4 @@
-"""Locks on files and folders, held until they are closed or the process ends, however it ends."""
+"""Locks on files and folders, held until they are closed or the process ends for any reason."""
 
 import fcntl
 from typing import IO, Any
@@ -9,11 +9,11 @@ _log = get_logger(__name__)
 
 
 def try_lock(opened: IO[Any] | int, without_locks: bool = True) -> bool:
-    """Lock an open file against other processes; False when one of them holds it.
+    """Lock an open file against other processes; False if one of them holds the lock.
 
     Args:
         opened: the file, or the handle of a folder.
-        without_locks: the answer where the file system has no locks, as is the case with some network file systems.
+        without_locks: the result if the file system has no locks, as with some network file systems.
     """
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -26,7 +26,7 @@ def try_lock(opened: IO[Any] | int, without_locks: bool = True) -> bool:
 
 
 def wait_for_lock(opened: IO[Any]) -> None:
-    """Lock an open file as soon as nobody else holds it; at once where the file system has no locks."""
+    """Lock an open file as soon as no other process holds the lock; return at once if the file system has no locks."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX)
     except OSError as error:

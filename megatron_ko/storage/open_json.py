@@ -1,4 +1,4 @@
-"""JSON whose content this program does not decide: what users write, and what other programs keep in their files."""
+"""JSON whose content this program does not control: files of users and of other programs."""
 
 from typing import Any
 
