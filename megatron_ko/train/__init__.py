@@ -3,5 +3,5 @@
 Nothing heavy is imported here, so that the torch-free parts (``schedule``, ``state``, ``retention``) stay quick.
 """
 
-# Before the first import of megatron-core, which this prepares and keeps quiet.
+# Must come before the first import of megatron-core, which it prepares and silences.
 import megatron_ko.parallel  # noqa: F401

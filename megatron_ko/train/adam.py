@@ -1,9 +1,9 @@
-"""AdamW with the interface that megatron-core expects of a fused Adam, on PyTorch alone, for any device.
+"""AdamW with the interface that megatron-core expects of a fused Adam, using only PyTorch, for any device.
 
 megatron-core takes its Adam from Transformer Engine or apex. Without them it falls back to ``torch.optim.AdamW``, whose
-state holds one ``step`` tensor per parameter: resharded checkpoints then fail, or silently corrupt the step count. This
-class keeps ``step`` in the parameter group and only ``exp_avg`` and ``exp_avg_sq`` in the state, as the fused ones do,
-and computes with PyTorch's own fused kernel (on a CPU three times faster than its per-parameter loop, six times faster
+state holds one ``step`` tensor per parameter: resharded checkpoints then fail, or silently corrupt the step count. Like
+the fused versions, this class keeps ``step`` in the parameter group and only ``exp_avg`` and ``exp_avg_sq`` in the
+state. It uses PyTorch's own fused kernel (on a CPU three times faster than its per-parameter loop, six times faster
 than its foreach variant).
 """
 
@@ -59,7 +59,7 @@ class PortableAdam(torch.optim.Optimizer):
             if not state:
                 state["exp_avg"] = torch.zeros_like(param)
                 state["exp_avg_sq"] = torch.zeros_like(param)
-        # The kernel adds one to each step tensor; these are throw-away views of one tensor.
+        # The kernel adds one to each step tensor; these are temporary views of one tensor.
         steps = torch.full((len(params),), group["step"] - 1, dtype=torch.float32, device=params[0].device).unbind()
         beta1, beta2 = group["betas"]
         adamw(
@@ -81,7 +81,7 @@ class PortableAdam(torch.optim.Optimizer):
 
 
 def install_portable_adam() -> None:
-    """Make megatron-core use ``PortableAdam`` where neither Transformer Engine nor apex is installed; else nothing."""
+    """Make megatron-core use ``PortableAdam`` if neither Transformer Engine nor apex is installed."""
     if not mcore_optimizer.USING_PYTORCH_OPTIMIZER:
         return
     mcore_optimizer.Adam = PortableAdam

@@ -1,4 +1,4 @@
-"""Failing together: what goes wrong on one rank becomes the same error on all of them, not a dead-lock."""
+"""Makes all ranks fail together: an error on one rank becomes the same error on all of them, not a deadlock."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 def gather_from_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-    """The value of every rank, by rank. A collective; small objects only. ``group`` holds all ranks, too."""
+    """The values of all ranks, in rank order. A collective; for small objects. ``group`` must hold all ranks."""
     values: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(values, value, group)
     return values
 
 
 def on_all_ranks(what: str, action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
-    """Run an action that writes on every rank. A collective, of the world or another group of all ranks.
+    """Run an action that writes on every rank. A collective over the default or another group of all ranks.
 
     Raises:
-        CheckpointError: on all ranks, when the action failed on any with an error of the operating system or of
+        CheckpointError: on all ranks, if the action failed on any rank with an error of the operating system or of
             PyTorch's checkpoint writer.
     """
     result: list[T] = []

@@ -1,9 +1,9 @@
-"""Saving and restoring the whole state of a run: weights, optimizer, RNG, progress, metric position.
+"""Saves and restores the whole state of a run: weights, optimizer, RNG, progress, metric position.
 
-A save has three steps. *Stage* takes hold of the state and of everything that ranks must exchange about it. *Persist*
-writes files under a temporary name and flushes them. *Commit* renames them into place, moves the pointer, and only then
-deletes older ones (``artifacts.checkpoints``). Ranks exchange on a process group of their own, which no training step
-uses. Tensors go through megatron-core's distributed checkpoints, which any parallel layout can read.
+A save has three steps. *Stage* collects references to the state, and everything that ranks must exchange about it.
+*Persist* writes files under a temporary name and flushes them. *Commit* renames them into place, updates the pointer,
+and only then deletes older checkpoints (``artifacts.checkpoints``). The ranks use a separate process group, which no
+training step uses. Tensors are saved as megatron-core's distributed checkpoints, which any parallel layout can read.
 """
 
 import shutil
@@ -49,7 +49,7 @@ Files = dict[str, checkpoints.FileRecord]
 
 @dataclass(frozen=True)
 class Staged:
-    """A state that was taken hold of, and where it goes.
+    """A staged state, and where it is written.
 
     Attributes:
         folder: the temporary folder.
@@ -70,7 +70,7 @@ class Staged:
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restored checkpoint says besides tensors.
+    """The content of a restored checkpoint, except tensors.
 
     Attributes:
         state: progress of the run.
@@ -87,8 +87,8 @@ class Checkpointer:
     Args:
         config: the resolved configuration.
         groups: process groups.
-        parts: whose tensors are saved.
-        identity: hashes and versions that the manifest names.
+        parts: the parts of the state whose tensors are saved.
+        identity: hashes and versions for the manifest.
     """
 
     def __init__(self, config: RunConfig, groups: Groups, parts: Sequence[StatePart], identity: Identity) -> None:
@@ -98,10 +98,10 @@ class Checkpointer:
         self._layout = layout_of(config, groups.world_size)
 
     def check_room(self) -> None:
-        """See now whether a checkpoint can be written, not after hours of training. A collective.
+        """Check now, not after hours of training, whether a checkpoint can be written. A collective.
 
         Raises:
-            CheckpointError: the disk is too full, or the folder cannot be made.
+            CheckpointError: the disk is too full, or the folder cannot be created.
         """
         weight = torch.finfo(DTYPES[self._config.precision.dtype]).bits // 8
         master_and_moments = 3 * 4
@@ -109,20 +109,20 @@ class Checkpointer:
         self._on_rank_0("room for a checkpoint", lambda: self._check_room(needed))
 
     def save(self, state: TrainState, metrics: dict[str, int]) -> None:
-        """Save the present state, then delete what ``checkpoint.keep`` does not cover.
+        """Save the current state, then delete checkpoints that ``checkpoint.keep`` does not cover.
 
         Args:
             state: progress.
-            metrics: byte lengths of the metric files; only rank 0's count.
+            metrics: byte lengths of the metric files; only rank 0's are used.
 
         Raises:
-            CheckpointError: it could not be written; older checkpoints are untouched and nothing half-written is left.
+            CheckpointError: it could not be written; older checkpoints are untouched and no partial files are left.
         """
         staged = self.stage(state, metrics)
         self.commit(staged, self.persist(staged))
 
     def stage(self, state: TrainState, metrics: dict[str, int]) -> Staged:
-        """Take hold of the state, and make room for it. The tensors are not copied: they must not change meanwhile."""
+        """Collect the state and make room for it. Tensors are not copied, so they must not change until it is saved."""
         began = time.perf_counter()
         tensors = {name: value for part in self._parts for name, value in part.sharded().items()}
         needed = sum(gather_from_ranks(_bytes_of(tensors), self._own))
@@ -135,18 +135,18 @@ class Checkpointer:
         return Staged(folder, write, random, TrainState.from_dict(state.to_dict()), dict(metrics), began)
 
     def persist(self, staged: Staged) -> Files:
-        """Write and flush every file; what this rank has read back of its own."""
+        """Write and flush every file. Returns size and hash of the files of this rank, read back from disk."""
         folder = staged.folder
         with self._removing_on_failure(folder):
             write = staged.write
             on_all_ranks("writing weights and optimizer", lambda: write.async_fn(*write.async_fn_args), self._own)
             self._on_rank_0("writing RNG states", lambda: torch.save({"ranks": staged.random}, folder / RNG))
-            # megatron-core's own way to finish would let the whole world wait.
+            # megatron-core's own finalisation would block all ranks.
             self._on_rank_0("naming their format", lambda: save_config(FORMAT, str(folder / MODEL)))
             return on_all_ranks("reading back", lambda: self._record_files(folder), self._own)
 
     def commit(self, staged: Staged, files: Files) -> None:
-        """Put the checkpoint into its place."""
+        """Give the checkpoint its final name."""
         records = {name: record for part in gather_from_ranks(files, self._own) for name, record in part.items()}
         manifest = self._manifest(staged.state, staged.metrics, records)
         with self._removing_on_failure(staged.folder):
@@ -157,12 +157,12 @@ class Checkpointer:
             _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
 
     def _on_rank_0(self, what: str, action: Callable[[], T]) -> T | None:
-        """Run an action on rank 0; when it fails, all ranks do."""
+        """Run an action on rank 0; if it fails, all ranks fail."""
         return on_all_ranks(what, action if self._groups.rank == 0 else lambda: None, self._own)
 
     @contextmanager
     def _removing_on_failure(self, folder: Path) -> Iterator[None]:
-        """Leave nothing half-written behind."""
+        """Remove partial files if the block fails."""
         try:
             yield
         except BaseException:
@@ -186,12 +186,12 @@ class Checkpointer:
     def _prepare(self, tensors: dict[str, Any], directory: Path) -> AsyncRequest:
         strategy: Any = InProcessSave(self._own)
         if self._groups.dp_size > 1:
-            # Data-parallel ranks hold the same weights: each writes a part of them.
+            # Data-parallel ranks hold the same weights, so each writes a part of them.
             strategy = FullyParallelSaveStrategyWrapper(strategy, self._groups.pg.dp_cp)
         return dist_checkpointing.save(tensors, str(directory), strategy, async_sharded_save=True)
 
     def _record_files(self, temporary: Path) -> dict[str, checkpoints.FileRecord]:
-        """Size and hash of the files that this rank wrote; everything shared counts as rank 0's."""
+        """Size and hash of the files that this rank wrote; shared files belong to rank 0."""
         rank, found = self._groups.rank, {}
         for path in sorted(entry for entry in temporary.rglob("*") if entry.is_file()):
             owner = path.name.split("_")[2] if path.name.startswith("__") else "0"
@@ -222,10 +222,10 @@ class Checkpointer:
         )
 
     def restore(self, found: Found) -> Restored:
-        """Load a checkpoint into model, optimizer and RNG, and say from where.
+        """Load a checkpoint into model, optimizer and RNG, and log its path.
 
         Returns:
-            What it says about the run.
+            The rest of its content.
 
         Raises:
             CheckpointError: its weights cannot be read.
@@ -235,7 +235,7 @@ class Checkpointer:
         changed = check_resumable(self._config, self._identity.tokenizer, manifest, self._identity.versions)
         for part in self._parts:
             part.load(directory / MODEL)
-        exact = {**self._layout, **manifest.layout} == self._layout  # an axis that it does not name was not there yet
+        exact = {**self._layout, **manifest.layout} == self._layout  # an axis missing in the manifest did not exist yet
         if exact:
             set_rng_state(torch.load(directory / RNG, weights_only=True)["ranks"][self._groups.rank])
         else:
@@ -247,11 +247,11 @@ class Checkpointer:
             _log.warning("the layout changed, so the run does not continue bit for bit: same samples, RNG seeded anew")
             _log.warning("  saved under %s, now %s", manifest.layout, self._layout)
         state = TrainState.from_dict(manifest.state)
-        state.consecutive_skips = 0  # a new session gets a new chance
+        state.consecutive_skips = 0  # a new session starts counting again
         return Restored(state, manifest.metrics)
 
 
 def _bytes_of(tensors: dict[str, Any]) -> int:
-    """Bytes that this rank's main replicas take."""
+    """Size of this rank's main replicas in bytes."""
     own = (part for part in nested_values(tensors) if isinstance(part, ShardedTensor) and part.data is not None)
     return sum(part.data.nbytes for part in own if is_main_replica(part.replica_id))

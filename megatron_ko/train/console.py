@@ -1,4 +1,4 @@
-"""Progress for people: a live panel on a terminal, a plain line every few seconds everywhere else."""
+"""Progress output: a live panel on a terminal, a plain line every few seconds otherwise."""
 
 import logging
 import math
@@ -13,12 +13,12 @@ from rich.table import Table
 from megatron_ko.metrics.schema import VALID
 from megatron_ko.train.state import Record
 
-_QUIET_S = 5.0  # seconds between plain lines: a log of a long run stays readable
-_SMOOTHING = 0.9  # share of the past in the throughput that the remaining time is computed from
+_QUIET_S = 5.0  # seconds between plain lines, so that the log of a long run stays readable
+_SMOOTHING = 0.9  # weight of the past in the smoothed throughput that gives the remaining time
 
 
 class Progress:
-    """Turns records into short texts; keeps what the remaining time needs.
+    """Turns records into short texts, and keeps the data for the remaining time.
 
     Args:
         total_steps: steps of the run.
@@ -31,7 +31,7 @@ class Progress:
         self.valid: str = "-"
 
     def fields(self, record: Record) -> dict[str, str]:
-        """Name -> text of everything worth showing about a training step."""
+        """Name -> text of the values shown for a training step."""
         rate, tokens = _number(record["tokens_per_s"]), int(_number(record["tokens"]))
         self._rate = rate if self._rate is None else _SMOOTHING * self._rate + (1 - _SMOOTHING) * rate
         left = max(0, self.total_tokens - tokens) / self._rate if self._rate else 0.0
@@ -57,7 +57,7 @@ class Progress:
         self.valid = f"{_number(record['valid_loss']):.4f}"
 
     def eval_line(self, record: Record) -> str:
-        """One line about a validation."""
+        """One line for a validation."""
         bits = record["bits_per_byte"]
         return (
             f"valid at step {record['step']}: loss {_number(record['valid_loss']):.4f}, "
@@ -71,8 +71,8 @@ class Progress:
 class PlainConsole:
     """Lines on standard output, for logs and pipes.
 
-    The first and the last step are always printed, and so is a skipped one; others when the newest line is
-    ``_QUIET_S`` old. Every step is in the metric store.
+    The first step, the last step and every skipped step are always printed; others if the newest line is ``_QUIET_S``
+    old. The metric store has every step.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -81,12 +81,12 @@ class PlainConsole:
         self._waiting = ""
 
     def write_step(self, record: Record) -> None:
-        """Print a step, or keep it until it is known whether it was the last."""
+        """Print a step, or keep it until it is known whether it is the last one."""
         fields = self._progress.fields(record)
         self._waiting = "  ".join(f"{name} {fields[name]}" for name in _PLAIN)
         now = _number(record["time"])
         last = record["step"] == self._progress.total_steps
-        # A clock that was set back must not silence the run.
+        # The output must not stop if the clock is set back.
         if last or record["skipped"] or not 0 <= now - self._printed_at < _QUIET_S:
             self._printed_at = now
             self._flush()
@@ -103,7 +103,7 @@ class PlainConsole:
         print(self._progress.eval_line(record), flush=True)
 
     def close(self) -> None:
-        """Print the step that a run stopped at."""
+        """Print the last step of a run that stopped."""
         self._flush()
 
 
@@ -148,20 +148,20 @@ class LiveConsole:
 
     @staticmethod
     def _redirect_logs() -> None:
-        # Live replaces sys.stderr while it runs; handlers hold the stream that they were made with.
+        # Live replaces sys.stderr while it runs, but handlers keep the stream that they were created with.
         for handler in logging.getLogger("megatron_ko").handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stderr)
 
 
 def make_console(total_steps: int, total_tokens: int) -> PlainConsole | LiveConsole:
-    """The live panel when standard output is a terminal, else plain lines."""
+    """The live panel if standard output is a terminal, else plain lines."""
     progress, console = Progress(total_steps, total_tokens), Console()
     return LiveConsole(progress, console) if console.is_terminal else PlainConsole(progress)
 
 
 def short(count: float) -> str:
-    """A count for people: 1234567 -> ``1.23M``."""
+    """A count in short form: 1234567 -> ``1.23M``."""
     for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit}"
@@ -169,7 +169,7 @@ def short(count: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration for people: ``1:02:03``, with days when there are any."""
+    """A duration: ``1:02:03``, with days if there are any."""
     whole = round(seconds)
     days, rest = divmod(whole, 86400)
     text = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"

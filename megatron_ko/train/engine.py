@@ -1,4 +1,4 @@
-"""What computes: a model on its ranks, its optimizer, and what is minimised."""
+"""The engine: a model on its ranks, its optimizer, and its objective."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from megatron_ko.train.optimizer import build_optimizer, treat, wrap_data_parall
 
 @dataclass(frozen=True)
 class Engine:
-    """What steps and evaluations take; they know nothing of the run around it.
+    """Everything that steps and evaluations need; they do not depend on the run.
 
     Attributes:
-        network: the model as it was configured.
+        network: the configuration of the model.
         model: the model chunks of this pipeline stage, wrapped for data parallelism.
-        optimizer: megatron-core's optimizer over them.
+        optimizer: megatron-core's optimizer for them.
         objective: forward pass and loss.
         groups: process groups and this rank's place in them.
         device: where batches are.
-        scales_loss: whether gradients are those of a scaled loss (fp16).
+        scales_loss: whether gradients come from a scaled loss (fp16).
     """
 
     network: ModelConfig

@@ -1,4 +1,4 @@
-"""Validation: sharded over data-parallel ranks, weighted by tokens, on the same sequences for every layout."""
+"""Validation: sharded over data-parallel ranks, weighted by tokens, with the same sequences under every layout."""
 
 import math
 import time
@@ -21,12 +21,12 @@ BYTES = "bytes"
 
 
 class ScoredText:
-    """An objective that also tells the text that it scored: its bytes, and the loss of every source; see ``Objective``.
+    """An ``Objective`` that also reports the bytes of the text that it scored, and the loss of every source.
 
     Args:
-        objective: what is measured.
-        token_bytes: [v] bytes of text that each id spells.
-        sources: names of the sources, by number; none where they are not told apart.
+        objective: the objective that is measured.
+        token_bytes: [v] bytes of text in each token.
+        sources: names of the sources, by number; empty if they are not distinguished.
     """
 
     def __init__(self, objective: Objective[Batch], token_bytes: Tensor, sources: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ class ScoredText:
 
     @staticmethod
     def metric_of(source: str) -> str:
-        """The name of a source's loss among the metrics."""
+        """The name of a source's loss in the metrics."""
         return f"loss/{source}"
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
@@ -54,15 +54,15 @@ class ScoredText:
 
 
 class Evaluator:
-    """Mean loss of validation sequences, in all and by source.
+    """Mean loss of validation sequences, in total and by source.
 
     Args:
-        engine: whose model is validated, by its objective.
-        data: validation sequences, the same on every rank; the first ``samples`` count.
-        samples: how many at most.
+        engine: the engine with the model and its objective.
+        data: validation sequences, the same on every rank; the first ``samples`` are used.
+        samples: maximum number of sequences.
         training: sizes of micro-batch and batch, which keep the pipeline as full as in training.
-        collate: makes a batch of sequences.
-        token_bytes: [v] bytes of text that each id spells.
+        collate: makes a batch from sequences.
+        token_bytes: [v] bytes of text in each token.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Evaluator:
         self._micro, self._global, self._collate = training.micro_batch_size, training.global_batch_size, collate
 
     def evaluate(self) -> Evaluation:
-        """Validate the present weights. Changes neither weights nor RNG. A collective: every rank must call it.
+        """Validate the current weights. Changes neither weights nor RNG. A collective: every rank must call it.
 
-        A part that is smaller than one micro-batch per rank is filled up with masked sequences, so that all ranks and
+        If there is less than one micro-batch per rank, the rest is padded with masked sequences, so that all ranks and
         pipeline stages run the same shapes and nothing is counted twice.
         """
         started = time.perf_counter()
@@ -105,19 +105,19 @@ class Evaluator:
         return forward_backward(self._engine, batches, count_units(self._engine, batches), forward_only=True)
 
     def _portions(self) -> Iterator[list[Batch]]:
-        """This rank's micro-batches in groups as large as a training step."""
+        """This rank's micro-batches, in groups of the size of a training step."""
         groups = self._engine.groups
         across = self._micro * groups.dp_size
         per_step = self._global // across
         rounds = -(-self._samples // across)
-        if groups.vp_size > 1:  # the interleaved schedule takes micro-batches in multiples of the stages
+        if groups.vp_size > 1:  # the interleaved schedule needs a multiple of the number of stages
             rounds = -(-rounds // groups.pp_size) * groups.pp_size
         for start in range(0, rounds, per_step):
             numbers = range(start, min(start + per_step, rounds))
             yield [self._batch(number * across + groups.dp_rank * self._micro) for number in numbers]
 
     def _batch(self, first: int) -> Batch:
-        """Validation sequences [b, s] from ``first`` on; those after the last one are filling and fully masked."""
+        """Validation sequences [b, s] from ``first`` on; after the last one, fully masked padding."""
         indices = range(first, first + self._micro)
         filled = [min(index, self._samples - 1) for index in indices]
         sources = tuple(self._data.source_numbers(filled).tolist())

@@ -1,4 +1,4 @@
-"""One training at a time in a run directory: two would cut off and overwrite each other's records and checkpoints."""
+"""Allows one training at a time in a run directory; two would overwrite each other's records and checkpoints."""
 
 import time
 from pathlib import Path
@@ -9,20 +9,20 @@ from megatron_ko.parallel.collectives import broadcast_object
 from megatron_ko.storage.locks import try_lock
 
 FILE = ".lock"
-# The ranks of a run that was just killed need a moment to die.
+# The ranks of a run that was just killed need a moment to exit.
 _PATIENCE_S = 5.0
-_held: list[IO[bytes]] = []  # until this process ends, however it ends
+_held: list[IO[bytes]] = []  # until this process ends for any reason
 
 
 def lock_run_dir(directory: Path, first: bool) -> None:
-    """Create the run directory and keep every other training out of it until this process ends. A collective.
+    """Create the run directory and lock out any other training until this process ends. A collective.
 
     Args:
         directory: the run directory.
-        first: whether this is rank 0, which holds the lock for all.
+        first: whether this is rank 0, which holds the lock for all ranks.
 
     Raises:
-        LaunchError: on all ranks, when another process trains in this directory, or nothing can be written there.
+        LaunchError: on all ranks, if another process trains in this directory, or it is not writable.
     """
     failure: KoError | None = None
     try:

@@ -1,6 +1,6 @@
-"""The global gradient norm on a CPU: megatron-core's own adds squares one by one in fp32, and loses some.
+"""The global gradient norm on a CPU: megatron-core's own sums squares one by one in fp32, which is inaccurate.
 
-At 50 million heavy-tailed values ``torch.norm`` is 2e-3 too small on a CPU. Clipping scales every gradient by it, so
+For 50 million heavy-tailed values, ``torch.norm`` is 2e-3 too small on a CPU. Clipping scales every gradient by it, so
 layouts that agree at the first step would drift apart.
 """
 
@@ -14,15 +14,15 @@ _ROW = 1024  # values whose squares are added in fp32
 
 
 def install_accurate_norm() -> None:
-    """Let megatron-core's optimizers take this norm where neither Transformer Engine nor apex has one. Idempotent."""
+    """Make megatron-core's optimizers use this norm without Transformer Engine and apex. Idempotent."""
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:
         clip_grads.l2_norm_impl = _multi_tensor_l2_norm
 
 
 def accurate_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Euclidean norm of all values together, as float64: rows in fp32, their norms in float64. As fast as one in fp32.
+    """Euclidean norm of all values: rows in fp32, their norms in float64. As fast as computing it in fp32.
 
-    Its relative error is below 1e-7, also for heavy tails.
+    The relative error is below 1e-7, even with heavy tails.
     """
     parts = [norms for tensor in tensors for norms in _norms(tensor.detach().flatten())]
     return torch.linalg.vector_norm(torch.cat(parts).double())
@@ -37,5 +37,5 @@ def _norms(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _multi_tensor_l2_norm(
     _chunk_size: int, _overflow: torch.Tensor, lists: Sequence[Sequence[torch.Tensor]], _per_tensor: bool, *_: object
 ) -> tuple[torch.Tensor, None]:
-    """The interface of apex's kernel of that name; the norm [1] in fp32, because ranks without gradients send that."""
+    """The interface of apex's kernel of that name; returns [1] in fp32, which is what ranks without gradients send."""
     return accurate_norm([tensor for tensors in lists for tensor in tensors]).float()[None], None

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, corpus, tokenizer, configuration, environment; kept beside it as lineage.json."""
+"""The lineage of a run: code, corpus, tokenizer, configuration, environment; kept in its folder as lineage.json."""
 
 import hashlib
 import platform
@@ -24,10 +24,10 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """Hashes and versions that name what a run was made with.
+    """Hashes and versions that identify what a run was made with.
 
     Attributes:
-        config_sha256: of the resolved configuration's text.
+        config_sha256: hash of the text of the resolved configuration.
         tokenizer: fingerprint of the tokenizer.
         versions: package -> version.
     """
@@ -38,13 +38,13 @@ class Identity:
 
 
 def identify(config: RunConfig, tokenizer_fingerprint: str) -> Identity:
-    """The identity of this run on this installation."""
+    """The identity of this run with this installation."""
     digest = hashlib.sha256(dump(config).encode()).hexdigest()
     return Identity(config_sha256=digest, tokenizer=tokenizer_fingerprint, versions=versions())
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes: this package, Python, PyTorch, megatron-core, transformers."""
+    """Versions of this package, Python, PyTorch, megatron-core and transformers."""
     found = {"megatron_ko": megatron_ko.__version__, "python": platform.python_version()}
     for name in ("torch", "megatron-core", "transformers"):
         try:
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
-    """Everything about the spread over ranks that decides whether a run continues bit for bit."""
+    """The parts of the parallel layout that must be equal for a run to continue bit for bit."""
     parallel = config.parallel
     return {
         "world": world_size,
@@ -72,7 +72,7 @@ def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
 
 
 def write_lineage(config: RunConfig, identity: Identity, corpus: list[CorpusEntry], session: dict[str, Any]) -> None:
-    """Write ``lineage.json``, or add a session to it when the run is continued, and say what became of the corpus.
+    """Write ``lineage.json``, or add a session to it if the run is continued, and log changes of the corpus.
 
     Args:
         config: the resolved configuration.
@@ -112,7 +112,7 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[CorpusEntr
 
 
 def record_checkpoint(directory: Path, manifest: Manifest) -> None:
-    """Name the newest checkpoint of a run, and its weights, in the run's lineage."""
+    """Record the newest checkpoint of a run, and the hash of its weights, in the run's lineage."""
     try:
         record = lineage.read(directory)
     except KoError as error:
@@ -124,14 +124,14 @@ def record_checkpoint(directory: Path, manifest: Manifest) -> None:
 
 
 def _start(config: RunConfig) -> list[lineage.Record]:
-    """Whose weights the run begins with."""
+    """The model whose weights the run starts with."""
     if config.checkpoint.start_from is None:
         return []
     return [find_pretrained(config.checkpoint.start_from).ancestor()]
 
 
 def _corpus_changes(before: list[CorpusEntry], now: list[CorpusEntry]) -> list[str]:
-    """One line for every source of tokens that is new, gone or has other content; its place does not matter."""
+    """One line for every source that is new, gone or changed; where it is stored does not matter."""
     known, found = ({source["sha256"]: source for source in sources} for sources in (before, now))
     lines = [f"no longer read: {_source(known[digest])}" for digest in known if digest not in found]
     lines += [f"new: {_source(found[digest])}" for digest in found if digest not in known]
@@ -143,7 +143,7 @@ def _source(source: CorpusEntry) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An earlier lineage, with the parts that are carried on in the form that this version writes."""
+    """An earlier lineage, with the parts that are kept converted to the current format."""
     try:
         content: dict[str, Any] = {**orjson.loads(path.read_bytes())}
         content["parents"] = list(content.get("parents", []))

@@ -1,4 +1,4 @@
-"""The training loop: every side effect is one named line, in order."""
+"""The training loop: every side effect is one named line, in order of execution."""
 
 import time
 
@@ -17,14 +17,14 @@ def train(run: Run) -> bool:
     """Train until the last step, or until a stop is requested.
 
     Returns:
-        Whether the last step was reached. Either way the newest state is saved, unless nothing ever is.
+        Whether the last step was reached. Either way the newest state is saved, unless saving is switched off.
 
     Raises:
         KoError: more than ``resilience.max_consecutive_skips`` steps in a row could not be applied.
     """
     config, state = run.config, run.state
     stop = False
-    if evaluation_due(run):  # a stop came before the validation of this step
+    if evaluation_due(run):  # the run was stopped before the validation of this step
         validate(run)
     while not state.done(config.training.steps) and not stop:
         started = time.perf_counter()
@@ -48,7 +48,7 @@ def train(run: Run) -> bool:
 
 
 def tell_attention(run: Run) -> None:
-    """Say once in a session which kernels attention runs on."""
+    """Log once per session which attention kernels are used."""
     if run.attention is None:
         run.attention = kernels_of(run.engine.model)
         if run.attention:
@@ -56,14 +56,14 @@ def tell_attention(run: Run) -> None:
 
 
 def validate(run: Run) -> None:
-    """Validate the present weights and record it."""
+    """Validate the current weights and record the result."""
     assert run.evaluator is not None, "the loop validates only where there is validation data"
     run.metrics.record_eval(run.state, run.evaluator.evaluate())
     run.state.evaluated_step = run.state.step
 
 
 def evaluation_due(run: Run) -> bool:
-    """Whether the present weights are to be validated and have not been."""
+    """Whether the current weights should be validated and have not been yet."""
     settings, state = run.config.eval, run.state
     if run.evaluator is None or state.step in (0, state.evaluated_step):
         return False
@@ -71,7 +71,7 @@ def evaluation_due(run: Run) -> bool:
 
 
 def checkpoint_due(run: Run, stop: bool) -> bool:
-    """Whether this step is saved: every ``checkpoint.interval`` steps, and the last one, also of a run that stops."""
+    """Whether to save this step: every ``checkpoint.interval`` steps, at the last step, and when the run is stopped."""
     state, interval = run.state, run.config.checkpoint.interval
     if interval == 0:
         return False
@@ -79,7 +79,7 @@ def checkpoint_due(run: Run, stop: bool) -> bool:
 
 
 def stop_if_stuck(run: Run) -> None:
-    """End a run whose updates are all skipped; it would only burn time."""
+    """End a run if all its updates are skipped; it would only waste time."""
     limit, folder = run.config.resilience.max_consecutive_skips, run.config.run.dir
     if run.state.consecutive_skips > limit:
         sound = sound_step(folder / "checkpoints")

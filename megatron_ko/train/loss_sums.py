@@ -1,4 +1,4 @@
-"""From the sums of micro-batches to the loss of the global batch: what is counted, weighed, added and divided."""
+"""Computes the loss of the global batch from the sums of micro-batches: counting, weighting, adding and dividing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ TOKENS = "trained_tokens"
 
 
 def count_units(engine: Engine, batches: Sequence[Batch]) -> Units:
-    """How many units of each kind the global batch holds: int64 scalars on the device, the same on every rank."""
+    """Number of units of each kind in the global batch: int64 scalars on the device, the same on every rank."""
     found = [_counts(engine, batch) for batch in batches]
     kinds = list(found[0])
     sums = torch.stack([torch.stack([counts[unit] for counts in found]).sum() for unit in kinds])
@@ -25,16 +25,16 @@ def count_units(engine: Engine, batches: Sequence[Batch]) -> Units:
 
 
 def _counts(engine: Engine, batch: Batch) -> Units:
-    """This rank's part of what is counted; of what context ranks share, one of them counts all."""
+    """This rank's part of the counts; units shared by context ranks are counted by one of them."""
     silent = engine.groups.cp_rank > 0
     counts = engine.objective.count(batch)
     return {unit: n * 0 if silent and unit.shared_by_context_ranks else n for unit, n in counts.items()}
 
 
 def weigh(engine: Engine, batch: Batch, found: LossOutput, units: Units) -> tuple[torch.Tensor, torch.Tensor, Pairs]:
-    """What megatron-core's schedule takes of a micro-batch: it divides all gradients by the sum of all counts.
+    """Loss and count of a micro-batch for megatron-core's schedule, which divides all gradients by the sum of counts.
 
-    Therefore terms with another unit than the first one are told in that unit: times its count by theirs.
+    Terms with another unit than the first one are therefore converted: times the count of the first, divided by theirs.
 
     Returns:
         Sum with its graph, count, and (sum, count) pairs to report: of terms, metrics and the trained tokens.
@@ -47,7 +47,7 @@ def weigh(engine: Engine, batch: Batch, found: LossOutput, units: Units) -> tupl
         total = found.sums[term.name]
         factor = term.weight if term.unit is first else term.weight * units[first] / units[term.unit].clamp(min=1)
         parts.append(total * factor)
-        # The schedule may scale what it backpropagates in place: the reported sum is a copy.
+        # The schedule may scale the loss in place, so the reported sum is a copy.
         own = total.detach().clone()
         reported[term.name] = (own * 0 if silent and term.unit.shared_by_context_ranks else own, counts[term.unit])
     tokens = counts[Unit.TOKEN]
@@ -56,10 +56,10 @@ def weigh(engine: Engine, batch: Batch, found: LossOutput, units: Units) -> tupl
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all ranks that are queued on the device.
+    """Sums over all ranks, still queued on the device.
 
     Attributes:
-        names: what they are of.
+        names: names of the quantities.
         pairs: [n, 2] float64, sum and count of each.
     """
 
@@ -74,12 +74,12 @@ class Totals:
 def add_up(engine: Engine, pairs: Sequence[Pairs], votes: Mapping[str, bool] | None = None) -> Totals:
     """Add (sum, count) pairs in float64 over micro-batches and then over all ranks, in one collective.
 
-    Only the last pipeline stage has pairs, and all its tensor-parallel ranks have the same ones: the first one counts.
+    Only the last pipeline stage has pairs. All its tensor-parallel ranks have the same ones; only the first one counts.
 
     Args:
-        engine: whose objective names the pairs.
-        pairs: those of each micro-batch.
-        votes: yes or no of this rank by name; their pair is (number of ranks that say yes, 0).
+        engine: its objective defines the names of the pairs.
+        pairs: the pairs of each micro-batch.
+        votes: yes or no of this rank by name; the resulting pair is (number of ranks that say yes, 0).
     """
     objective, groups, asked = engine.objective, engine.groups, dict(votes or {})
     names = (*(term.name for term in objective.terms), *objective.metric_names, TOKENS)
@@ -94,11 +94,11 @@ def add_up(engine: Engine, pairs: Sequence[Pairs], votes: Mapping[str, bool] | N
 
 
 def mean_loss(engine: Engine, totals: Mapping[str, tuple[float, float]]) -> float:
-    """The loss: the weighted sum of the means of its terms; NaN where nothing was counted."""
+    """The loss: the weighted sum of the means of its terms; NaN if nothing was counted."""
     return sum(term.weight * mean(totals[term.name]) for term in engine.objective.terms)
 
 
 def mean(pair: tuple[float, float]) -> float:
-    """Sum divided by count; NaN where nothing was counted."""
+    """Sum divided by count; NaN if nothing was counted."""
     total, count = pair
     return total / count if count else math.nan

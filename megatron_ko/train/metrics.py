@@ -1,4 +1,4 @@
-"""The metric store: one record a step, a validation and a look at experts, each exactly once, also after a kill."""
+"""The metric store: a record per step, validation and expert snapshot, each exactly once, even after a kill."""
 
 import math
 import os
@@ -20,13 +20,13 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Rates:
-    """What turns a step's duration into throughput.
+    """The numbers that turn a step's duration into throughput.
 
     Attributes:
         tokens_per_step: tokens of one step over all ranks.
         flops_per_token: model FLOPs of training on one token.
-        world_size: ranks.
-        peak_flops: dense peak of one device in FLOP/s, or None where it is not known.
+        world_size: number of ranks.
+        peak_flops: dense peak of one device in FLOP/s, or None if it is unknown.
     """
 
     tokens_per_step: int
@@ -40,9 +40,9 @@ class MetricStore:
 
     Args:
         directory: ``metrics`` of the run directory, or None on ranks that do not write.
-        sinks: further receivers.
+        sinks: other receivers.
         rates: for throughput.
-        routing_interval: steps between two records of the loads of all experts; 0 for a model without.
+        routing_interval: steps between two records of the loads of all experts; 0 for a model without experts.
     """
 
     def __init__(self, directory: Path | None, sinks: Sequence[Sink], rates: Rates, routing_interval: int = 0) -> None:
@@ -52,7 +52,7 @@ class MetricStore:
         self._sinks, self._rates, self._routing_interval = list(sinks), rates, routing_interval
 
     def record(self, state: TrainState, result: StepResult, seconds: float, attention: str | None = None) -> None:
-        """Write the record of the step that ``state`` has just finished in ``seconds``, on this attention kernel."""
+        """Write the record of the step that ``state`` has just finished, with its duration and attention kernel."""
         if self._train is None:
             return
         rates, memory = self._rates, get_platform().memory()
@@ -88,7 +88,7 @@ class MetricStore:
             sink.write_step(record)
 
     def record_eval(self, state: TrainState, evaluation: Evaluation) -> None:
-        """Write the record of a validation of the present weights."""
+        """Write the record of a validation of the current weights."""
         if self._valid is None:
             return
         record: Record = {
@@ -132,17 +132,17 @@ class MetricStore:
 
 
 def _by_source(schema: Schema, values: Mapping[str, float | int | None]) -> Record:
-    """A key for each of several sources; of one alone it would be what the record tells already."""
+    """A key for each source if there are several; for a single one the record already has the value."""
     return {f"{schema.by_source}{name}": value for name, value in values.items()} if len(values) > 1 else {}
 
 
 def rewind(directory: Path, positions: dict[str, int]) -> int:
-    """Cut the metric files back to what a checkpoint had seen, so that the steps after it appear once.
+    """Cut the metric files back to their state at a checkpoint, so that the steps after it appear once.
 
-    What is cut off is kept in ``superseded.jsonl``. Files that the checkpoint does not know are cut to nothing.
+    Removed lines are kept in ``superseded.jsonl``. Files that the checkpoint does not list are emptied.
 
     Returns:
-        The number of lines cut off.
+        The number of removed lines.
     """
     cut = 0
     for name in (TRAIN.file, VALID.file, EXPERTS):
@@ -165,7 +165,7 @@ def rewind(directory: Path, positions: dict[str, int]) -> int:
 
 
 def _warn_of_lost_records(path: Path, size: int, position: int) -> None:
-    """Say that records are gone, and end the line that they break off in, so that the next one is whole."""
+    """Warn that records are missing, and end an incomplete last line, so that the next one starts a new line."""
     _log.warning("%s has %d bytes; the checkpoint had seen %d: records were lost", path, size, position)
     if size and not path.read_bytes().endswith(b"\n"):
         with path.open("ab") as stream:

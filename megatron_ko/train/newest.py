@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from: the newest one whose files are as its manifest says."""
+"""Finds the checkpoint that a run continues from: the newest one whose files match its manifest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +15,22 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that was verified, and what it says of itself."""
+    """A verified checkpoint and its manifest."""
 
     directory: Path
     manifest: checkpoints.Manifest
 
 
 def find_newest(folder: Path, groups: Groups, from_step: int | None = None) -> Found | None:
-    """The newest checkpoint whose files are as its manifest says, if the run has any. A collective.
+    """The newest checkpoint whose files match its manifest; None if the run has no checkpoints. A collective.
 
     Args:
         folder: the checkpoints of the run.
         groups: process groups; ranks share the reading.
-        from_step: the only step that will do.
+        from_step: accept only the checkpoint of this step.
 
     Raises:
-        CheckpointError: there are checkpoints, but none is valid; or there is none of the step that was asked for.
+        CheckpointError: there are checkpoints, but none is valid; or there is none of the requested step.
     """
     problems: list[str] = []
     steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
@@ -54,7 +54,7 @@ def find_newest(folder: Path, groups: Groups, from_step: int | None = None) -> F
 
 
 def verify(directory: Path, groups: Groups) -> tuple[checkpoints.Manifest | None, list[str]]:
-    """The manifest of a checkpoint, where it is readable, and what is wrong. A collective: ranks share the reading."""
+    """The manifest of a checkpoint, if readable, and all problems. A collective: ranks share the reading."""
     manifest: checkpoints.Manifest | None = None
     try:
         manifest = checkpoints.read_manifest(directory)

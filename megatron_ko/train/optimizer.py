@@ -38,7 +38,7 @@ def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], gro
         use_distributed_optimizer=parallel.distributed_optimizer,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        check_for_nan_in_grad=False,  # the step itself decides, once, for all ranks
+        check_for_nan_in_grad=False,  # the training step checks it, once for all ranks
         **data_parallel_settings(config.precision),
     )
     return [
@@ -46,7 +46,7 @@ def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], gro
             config=get_model_config(chunk),
             ddp_config=settings,
             module=chunk,
-            # Buckets of later chunks would be reduced while the interleaved schedule still needs the network.
+            # Otherwise buckets of later chunks would be reduced while the interleaved schedule needs the network.
             disable_bucketing=index > 0,
             pg_collection=groups.pg,
         )
@@ -55,12 +55,12 @@ def wrap_data_parallel(config: RunConfig, chunks: Sequence[torch.nn.Module], gro
 
 
 def _set_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
-    """Let experts be reduced over the ranks that hold the same ones, and have an optimizer of their own.
+    """Reduce experts over the ranks that hold the same ones, and give them a separate optimizer.
 
-    megatron-core does so only where expert parallelism is in use. Then the state of a run without it could not be
-    continued with it, and where experts are split over other tensor ranks than the rest, gradients would be missing.
-    Whatever tensor ranks hold of experts is their own: the norm of the gradients has to count it on all of them, and
-    not, as 0.16 does with Transformer Engine's experts, on the first one.
+    megatron-core does this only with expert parallelism. A run without it could then not be continued with it, and if
+    experts are split over other tensor ranks than the rest, gradients would be missing. Each tensor rank holds its own
+    part of the experts, so the gradient norm has to count it on all of them, and not only on the first one, as 0.16
+    does with Transformer Engine's experts.
     """
     for module in (module for chunk in chunks for module in chunk.modules() if isinstance(module, MoELayer)):
         for parameter in module.experts.parameters():
@@ -69,9 +69,9 @@ def _set_experts_apart(chunks: Sequence[torch.nn.Module]) -> None:
 
 
 def _add_gradients_in_layers(chunks: Sequence[torch.nn.Module]) -> None:
-    """Let Transformer Engine's layers add weight gradients to the fp32 buffer, as part of the product that makes them.
+    """Make Transformer Engine's layers add weight gradients to the fp32 buffer as part of the matrix product.
 
-    megatron-core's setting for it also asks for a kernel of apex, which only its own linear layers would need.
+    megatron-core's setting for this also requires an apex kernel, which only its own linear layers need.
     """
     for module in (module for chunk in chunks for module in chunk.modules()):
         if getattr(module, "fuse_wgrad_accumulation", None) is False:
@@ -82,7 +82,7 @@ Treatment = Mapping[torch.nn.Parameter, Factors]
 
 
 def treat(policy: ParameterPolicy, chunks: Sequence[torch.nn.Module]) -> Treatment:
-    """Factors of this rank's parameters; the chunks are not wrapped yet. A collective.
+    """Factors of this rank's parameters; the chunks must not be wrapped yet. A collective.
 
     Raises:
         ConfigError: a pattern of ``optim.groups`` matches no parameter on any rank.
@@ -100,7 +100,7 @@ def treat(policy: ParameterPolicy, chunks: Sequence[torch.nn.Module]) -> Treatme
 
 
 def _overrides(treatment: Treatment) -> dict[ParamKey, dict[str, float]]:
-    """Parameter groups for megatron-core: one for each pair of factors that is not (1, 1)."""
+    """Parameter groups for megatron-core: one for each pair of factors other than (1, 1)."""
 
     def having(factors: Factors) -> ParamWithNamePredicate:
         return ParamWithNamePredicate(str(factors), lambda parameter, _: treatment[parameter] == factors)
@@ -118,9 +118,9 @@ def _overrides(treatment: Treatment) -> dict[ParamKey, dict[str, float]]:
 def build_optimizer(
     config: RunConfig, chunks: list[torch.nn.Module], groups: Groups, treatment: Treatment
 ) -> ChainedOptimizer:
-    """AdamW with fp32 master weights over wrapped model chunks.
+    """AdamW with fp32 master weights for wrapped model chunks.
 
-    Also wires the chunks' configuration to it: loss scaling, gradient reduction and their overlap.
+    Also connects the chunks' configuration to it: loss scaling, gradient reduction and their overlap.
     """
     install_portable_adam()
     install_accurate_norm()
@@ -180,8 +180,8 @@ def _wire(config: RunConfig, chunks: list[torch.nn.Module], optimizer: ChainedOp
     model_config = get_model_config(chunks[0])
     model_config.finalize_model_grads_func = finalize_model_grads
     if config.precision.dtype == "fp16":
-        # Gradients of a sum over thousands of tokens would overflow fp16 at any useful scale: the mean over a
-        # micro-batch is propagated instead, and the denominator is told in micro-batches.
+        # Gradients of a sum over thousands of tokens would overflow fp16 at any useful scale. The mean over a
+        # micro-batch is propagated instead, and the denominator counts micro-batches.
         tokens = config.training.micro_batch_size * config.data.sequence_length
         model_config.grad_scale_func = partial(_scale_mean, optimizer, tokens)
         model_config.finalize_model_grads_func = partial(_finalize_mean, tokens)
@@ -201,19 +201,19 @@ def _finalize_mean(tokens: int, chunks: list[torch.nn.Module], num_tokens: torch
 
 
 def _one_or_many(functions: list[object]) -> object:
-    # megatron-core's schedules want a list exactly when the model has several chunks.
+    # megatron-core's schedules expect a list if and only if the model has several chunks.
     return functions if len(functions) > 1 else functions[0]
 
 
 def prepare_gradients(optimizer: ChainedOptimizer) -> bool:
-    """Hand the gradients to the optimizer; under fp16 undo the loss scale, look for overflow and adapt the scale.
+    """Pass the gradients to the optimizer; with fp16, undo the loss scale, check for overflow and adapt the scale.
 
     Returns:
         Whether a gradient overflowed.
     """
     overflow = bool(optimizer.prepare_grads())
     if overflow:
-        # Experts and the rest have a scale each, and only the one that overflowed has shrunk: the loss has one scale.
+        # Experts and the rest have separate scales, and only one that overflows is reduced; the loss has one scale.
         states = [part.grad_scaler.state_dict() for part in optimizer.chained_optimizers]
         seen = min(states, key=lambda state: (state["growth_tracker"], state["hysteresis_tracker"]))
         for part in optimizer.chained_optimizers:
@@ -222,14 +222,14 @@ def prepare_gradients(optimizer: ChainedOptimizer) -> bool:
 
 
 def set_learning_rate(optimizer: ChainedOptimizer, lr: float, weight_decay: float) -> None:
-    """Set learning rate and weight decay of every group, by the multipliers that the groups carry."""
+    """Set learning rate and weight decay of every group, using the multipliers of the group."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
         group["weight_decay"] = weight_decay * group["wd_mult"]
 
 
 def clip_gradients(optimizer: ChainedOptimizer, norm: float) -> None:
-    """Scale all gradients so that their global norm, which is ``norm`` now, is at most the configured one."""
+    """Scale all gradients so that their global norm, now ``norm``, is at most the configured one."""
     for part in optimizer.chained_optimizers:
         parameters = part.get_parameters()
         if parameters and part.config.clip_grad > 0:

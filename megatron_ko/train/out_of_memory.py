@@ -1,4 +1,4 @@
-"""When the memory of a GPU runs out: what was in it, and what to change."""
+"""Explains when a GPU runs out of memory: what was in it, and what to change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ _ELSEWHERE = ("ALLOC_FAILED", "out of memory")
 
 @contextmanager
 def explaining_out_of_memory(directory: Path, rank: int, history: bool) -> Iterator[None]:
-    """Turn an exhausted GPU into an error that says what helps, and leave what its memory held in ``directory``.
+    """Turn running out of GPU memory into an error with a remedy, and write the memory's content to ``directory``.
 
     Args:
         directory: ``memory`` of the run.
         rank: number of this rank.
-        history: whether every allocation is recorded, for a snapshot.
+        history: whether all allocations are recorded for a snapshot.
 
     Raises:
         KoError: memory ran out.
@@ -29,7 +29,7 @@ def explaining_out_of_memory(directory: Path, rank: int, history: bool) -> Itera
         platform.record_allocations()
     try:
         yield
-    except RuntimeError as error:  # PyTorch's allocator has a class of its own for it; cuBLAS and NCCL have words only
+    except RuntimeError as error:  # PyTorch's allocator has its own class; cuBLAS and NCCL only a text
         if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in _ELSEWHERE):
             raise
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: PyTorch's profiler over a few steps of a run, as a trace, a table and a summary."""
+"""Profiles a few steps of a run with PyTorch's profiler: writes a trace, a table and a summary."""
 
 import json
 import time
@@ -14,7 +14,7 @@ from megatron_ko.config import ProfileConfig
 from megatron_ko.log import get_logger
 from megatron_ko.parallel.platform import get_platform
 
-# What a kernel does, by a part of its name; the first that fits. On a CPU the names are those of operators.
+# Kind of a kernel by part of its name; the first match applies. On a CPU the names are those of operators.
 _KINDS = (
     ("communication", ("nccl", "gloo", "all_reduce", "allgather", "reduce_scatter", "c10d")),
     ("attention", ("flash", "fmha", "attention", "sdpa", "softmax")),
@@ -32,7 +32,7 @@ _log = get_logger(__name__)
 
 
 class StepProfiler:
-    """Watches the configured steps of this session; does nothing on ranks other than the first, or without settings.
+    """Profiles the configured steps of this session; does nothing on ranks other than 0, or without settings.
 
     Args:
         directory: ``profile`` of the run.
@@ -46,7 +46,7 @@ class StepProfiler:
         self._first, self._last, self._written = 0, -1, False
 
     def begin(self, step: int) -> None:
-        """Start watching if ``step``, which comes next, is one to be watched."""
+        """Start profiling if ``step``, the next step, is to be profiled."""
         if self._settings is None or self._profile is not None:
             return
         if not self._settings.start <= step < self._settings.start + self._settings.steps:
@@ -60,7 +60,7 @@ class StepProfiler:
         self._started = time.perf_counter()
 
     def end(self, step: int) -> None:
-        """Stop and write what was seen if ``step``, which has just ended, is the last one to be watched."""
+        """Stop and write the results if ``step``, which has just ended, is the last step to profile."""
         if self._settings is None or self._profile is None:
             return
         self._last = step
@@ -68,7 +68,7 @@ class StepProfiler:
             self._write()
 
     def close(self) -> None:
-        """Write what was seen of steps that the run did not finish, and say so when there were none."""
+        """Write the results so far if the run ended early; warn if no step was profiled."""
         if self._profile is not None and self._last >= self._first:
             self._write()
         elif self._settings is not None and not self._written:
@@ -94,12 +94,12 @@ class StepProfiler:
 
 @dataclass(frozen=True)
 class Work:
-    """Something that ran on the device; times in microseconds.
+    """A kernel or operator that ran on the device; times are in microseconds.
 
     Attributes:
-        name: of the kernel, or of the operator on a CPU.
+        name: name of the kernel, or of the operator on a CPU.
         begin, end: when it ran.
-        own: its time without that of the operators that it called; a kernel calls none.
+        own: its time without that of the operators that it called; kernels call none.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Work:
 
 
 def _work(events: Iterable[Any], on_cuda: bool) -> list[Work]:
-    """What ran on the device: kernels, or the operators of a CPU."""
+    """The work on the device: kernels, or operators on a CPU."""
     kind = DeviceType.CUDA if on_cuda else DeviceType.CPU
     return [
         Work(
@@ -124,12 +124,12 @@ def _work(events: Iterable[Any], on_cuda: bool) -> list[Work]:
 
 
 def summarise_events(work: list[Work], wall_ms: float, steps: int) -> dict[str, Any]:
-    """Time of a step by kind, and how long the device was busy: overlapping work counts once in ``device_busy_ms``.
+    """Time of a step by kind, and how long the device was busy (overlapping work counts once in ``device_busy_ms``).
 
     Args:
-        work: what ran in the watched steps.
+        work: the work in the profiled steps.
         wall_ms: their duration.
-        steps: how many they were.
+        steps: number of profiled steps.
     """
     busy, covered = 0.0, float("-inf")
     for item in sorted(work, key=lambda item: item.begin):
@@ -149,13 +149,13 @@ def summarise_events(work: list[Work], wall_ms: float, steps: int) -> dict[str, 
 
 
 def kind_of(name: str) -> str:
-    """What a kernel or operator of this name does, in a word."""
+    """The kind of a kernel or operator with this name."""
     lower = name.lower()
     return next((kind for kind, parts in _KINDS if any(part in lower for part in parts)), "elementwise and others")
 
 
 def describe_summary(summary: dict[str, Any]) -> list[str]:
-    """Lines for people."""
+    """The summary as text lines."""
     busy, wall = summary["device_busy_ms"], summary["wall_ms"]
     kinds = ", ".join(f"{kind} {ms:.1f}" for kind, ms in summary["by_kind"].items())
     return [

@@ -1,4 +1,4 @@
-"""Whether a checkpoint and a configuration fit together, and what changed between them."""
+"""Checks whether a checkpoint and a configuration fit together, and what has changed between them."""
 
 import json
 import math
@@ -17,14 +17,14 @@ from megatron_ko.train.schedule import lr_at
 
 
 def is_bound(path: str) -> bool:
-    """Whether weights belong to the value at a dotted path."""
+    """Whether weights depend on the value at a dotted path."""
     return resume_of(RunConfig, path) is Resume.BOUND
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted path -> (saved, present) of every value that differs.
 
-    An option that is newer than what was saved had its default then.
+    An option that is newer than the checkpoint counts as saved with its default.
     """
     before, now = dict(_flat(saved)), dict(_flat(present))
     earlier = {path: to_jsonable_python(default_at(RunConfig, path)) for path in now if path not in before}
@@ -36,11 +36,11 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
     """Refuse a checkpoint that this configuration or installation cannot continue.
 
     Returns:
-        One line for every other difference, of configuration or software, that can change results.
+        One line for every other difference in configuration or software that can change results.
 
     Raises:
-        ConfigError: the weights do not fit, or their tokenizer was another one.
-        CheckpointError: a newer megatron-core wrote it.
+        ConfigError: the weights do not fit, or belong to another tokenizer.
+        CheckpointError: it was written by a newer megatron-core.
     """
     changed = check_bound(config, manifest, tokenizer)
     _check_version(manifest, versions)
@@ -53,7 +53,7 @@ def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versi
 
 
 def consequences(manifest: Manifest, config: RunConfig) -> list[str]:
-    """What a change of configuration does that its name does not tell: to the data's order, and to the next rate."""
+    """Non-obvious effects of configuration changes: on the data order and on the next learning rate."""
     saved, present = manifest.config, config.model_dump(mode="json")
     changed = differences(saved, present)
     lines = []
@@ -75,7 +75,7 @@ def consequences(manifest: Manifest, config: RunConfig) -> list[str]:
 
 
 def _next_rate(step: int, config: dict[str, Any]) -> float | None:
-    """The rate of the step after ``step``; None for a configuration of another version."""
+    """Learning rate of the step after ``step``; None for a configuration of another version."""
     try:
         return lr_at(step, OptimConfig.model_validate_json(json.dumps(config["optim"])), config["training"]["steps"])
     except (KeyError, ValueError):
@@ -83,13 +83,13 @@ def _next_rate(step: int, config: dict[str, Any]) -> float | None:
 
 
 def check_bound(config: RunConfig, manifest: Manifest, tokenizer: str | None = None) -> dict[str, tuple[Any, Any]]:
-    """Refuse a checkpoint of another model; the tokenizer is compared when it is known.
+    """Refuse a checkpoint of another model; the tokenizer is compared if it is known.
 
     Returns:
-        What differs and is allowed to.
+        The allowed differences.
 
     Raises:
-        ConfigError: the weights do not fit, or their tokenizer was another one.
+        ConfigError: the weights do not fit, or belong to another tokenizer.
     """
     changed = differences(manifest.config, config.model_dump(mode="json"))
     refused = [f"{path}: {old} -> {new}" for path, (old, new) in changed.items() if is_bound(path)]

@@ -1,4 +1,4 @@
-"""Which checkpoints may be deleted after a save succeeded."""
+"""Decides which checkpoints may be deleted after a successful save."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -8,10 +8,10 @@ from megatron_ko.errors import CheckpointError
 
 
 def surplus(valid: Collection[int], damaged: Collection[int], keep: int, spared: Collection[int] = ()) -> list[int]:
-    """Steps to delete so that the ``keep`` newest valid checkpoints remain, and those that are ``spared``.
+    """Steps to delete so that the ``keep`` newest valid checkpoints and the ``spared`` ones remain.
 
-    Damaged checkpoints never count as kept ones. They are deleted once they are older than every kept one; a newer one
-    stays for inspection until the run passes its step again.
+    Damaged checkpoints do not count as kept. They are deleted once they are older than all kept ones; a newer one stays
+    for inspection until the run passes its step again.
     """
     kept = sorted(valid, reverse=True)[:keep]
     if not kept:
@@ -20,9 +20,9 @@ def surplus(valid: Collection[int], damaged: Collection[int], keep: int, spared:
 
 
 def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None) -> list[int]:
-    """Delete surplus checkpoints of a run, judged by manifest and file sizes; returns their steps.
+    """Delete surplus checkpoints of a run, checking manifest and file sizes only; returns their steps.
 
-    The newest one from before steps began to be skipped is spared: it is what a run that broke down goes back to.
+    The newest checkpoint from before steps were skipped is spared, so that a broken run can go back to it.
     """
     found = {step: _manifest_if_valid(checkpoints / name_of(step)) for step in steps_in(checkpoints)}
     valid = {step: manifest for step, manifest in found.items() if manifest is not None}
@@ -36,12 +36,12 @@ def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None)
 
 
 def newest_sound(manifests: dict[int, Manifest]) -> int | None:
-    """The newest step whose checkpoint was not written while updates were being skipped."""
+    """The newest step whose checkpoint was not saved while updates were being skipped."""
     return max((step for step, found in manifests.items() if not found.state.get("consecutive_skips")), default=None)
 
 
 def sound_step(checkpoints: Path) -> int | None:
-    """The step that a run whose updates are skipped should go back to; None where nothing was saved before."""
+    """The step that a run whose updates are skipped should go back to; None if nothing was saved before."""
     found = {step: _manifest_if_valid(checkpoints / name_of(step)) for step in steps_in(checkpoints)}
     return newest_sound({step: manifest for step, manifest in found.items() if manifest is not None})
 

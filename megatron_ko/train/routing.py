@@ -1,4 +1,4 @@
-"""What is told about routers: a few numbers a step, loads of all experts now and then, a warning when one starves."""
+"""Reports on routing: a few numbers per step, loads of all experts now and then, a warning if an expert starves."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from megatron_ko.log import get_logger
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.train.state import StepResult, TrainState
 
-_RECORDS = 200  # of a whole run: a picture of them is as wide
-_WINDOW = 20  # steps that a load is averaged over before it is called starved
-_NAMED = 5  # experts that a warning names
+_RECORDS = 200  # in a whole run, enough for the width of a plot
+_WINDOW = 20  # number of steps over which the load is averaged
+_NAMED = 5  # experts listed in a warning
 _log = get_logger(__name__)
 
 
@@ -21,7 +21,7 @@ def record_interval(steps: int) -> int:
 
 
 def routing_means(routing: Sequence[LayerRouting]) -> dict[str, float]:
-    """The step in a few numbers: means over layers, and the most uneven load; nothing for a dense model."""
+    """Summary of the step: means over layers, and the most uneven load; empty for a dense model."""
     if not routing:
         return {}
     layers = len(routing)
@@ -37,7 +37,7 @@ def routing_means(routing: Sequence[LayerRouting]) -> dict[str, float]:
 
 
 def routing_record(step: int, routing: Sequence[LayerRouting]) -> dict[str, object]:
-    """One line about every layer: loads [layer][expert] as multiples of an even share, and one number a layer."""
+    """One record for all layers: loads [layer][expert] as multiples of an even share, and one number per layer."""
     return {
         "step": step,
         "loads": [[round(load, 4) for load in layer.loads] for layer in routing],
@@ -49,7 +49,7 @@ def routing_record(step: int, routing: Sequence[LayerRouting]) -> dict[str, obje
 
 
 class StarvationWatch:
-    """Warns, once for each of them, of experts that have got too little for a while.
+    """Warns once about each expert that has had too little load for a while.
 
     Args:
         least: share of even load below which an expert starves (``model.moe.starved_load``); 0: never.
@@ -61,7 +61,7 @@ class StarvationWatch:
         self._told: set[tuple[int, int]] = set()
 
     def see(self, state: TrainState, result: StepResult) -> None:
-        """Look at the step that was just done; the same on every rank, so only the first one speaks."""
+        """Check the step that has just finished; it is the same on every rank, so only the first one warns."""
         if not self._least or not result.routing:
             return
         self._loads.append(np.array([layer.loads for layer in result.routing]))

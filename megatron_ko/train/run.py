@@ -1,4 +1,4 @@
-"""Everything that a running training consists of, in one place and by name."""
+"""Everything that a running training consists of."""
 
 from dataclasses import dataclass
 
@@ -22,16 +22,16 @@ class Run:
 
     Attributes:
         config: the resolved configuration.
-        engine: what computes.
-        feed: what each step reads, one step ahead.
-        evaluator: what validates; None without validation.
+        engine: model, optimizer and objective.
+        feed: batches for each step, prefetched by one step.
+        evaluator: runs the validation; None without validation.
         state: progress.
-        metrics: where records go.
-        starvation: what warns of experts without tokens.
-        checkpoint: writer of checkpoints.
+        metrics: writes records.
+        starvation: warns about experts without tokens.
+        checkpoint: writes checkpoints.
         signals: requests to stop.
-        profiler: what watches some steps.
-        attention: kernels that attention runs on, empty where there is no choice; None before the first step.
+        profiler: profiles some steps.
+        attention: attention kernels in use, empty if there is no choice; None before the first step.
     """
 
     config: RunConfig

@@ -1,4 +1,4 @@
-"""The learning rate of every step, as a pure function: nothing to save, nothing to restore, exact at every step."""
+"""The learning rate of every step as a pure function, so there is no scheduler state to save or restore."""
 
 import math
 
@@ -8,10 +8,10 @@ from megatron_ko.config import OptimConfig
 def lr_at(step: int, optim: OptimConfig, total_steps: int) -> float:
     """Learning rate of an optimizer step.
 
-    With n = step + 1 updates done after the step, W warm-up steps, T total steps and p in (0, 1] the share of the decay
-    that is done:
+    With n = step + 1 updates done after the step, W warm-up steps, T total steps and p in (0, 1] the completed share of
+    the decay:
 
-    - warm-up (n <= W): peak * n / W, so that no step is spent at zero and step W has the peak;
+    - warm-up (n <= W): peak * n / W, so that no step has rate zero and step W has the peak;
     - cosine: floor + (peak - floor) * (1 + cos(pi p)) / 2 (Loshchilov and Hutter, 2017, arXiv:1608.03983);
     - linear: floor + (peak - floor) * (1 - p);
     - wsd: the peak until the last D steps, then floor + (peak - floor) * (1 - sqrt(p))
@@ -23,7 +23,7 @@ def lr_at(step: int, optim: OptimConfig, total_steps: int) -> float:
     Args:
         step: number of the step, from 0.
         optim: peak, floor, warm-up and kind of schedule.
-        total_steps: steps of the whole run; later ones keep the floor.
+        total_steps: steps of the whole run; later steps keep the floor.
     """
     done = step + 1
     peak, floor = optim.lr, optim.lr * optim.min_lr_ratio
@@ -44,14 +44,14 @@ def lr_at(step: int, optim: OptimConfig, total_steps: int) -> float:
 
 
 def decay_steps(optim: OptimConfig, total_steps: int) -> int:
-    """Length of the final decay of the wsd schedule: what was configured, or a fifth of the run (at least one step)."""
+    """Length of the final decay of the wsd schedule: the configured one, or a fifth of the run (at least one step)."""
     if optim.decay_steps is not None:
         return optim.decay_steps
     return max(1, min(total_steps // 5, total_steps - optim.warmup_steps))
 
 
 def describe(optim: OptimConfig, total_steps: int) -> str:
-    """One line for people, for example ``wsd: 100 warm-up, 700 stable, 200 decay steps, 3e-04 -> 3e-05``."""
+    """The schedule as one line, for example ``wsd: 100 warm-up, 700 stable, 200 decay steps, 3e-04 -> 3e-05``."""
     floor = optim.lr if optim.schedule == "constant" else optim.lr * optim.min_lr_ratio
     after = total_steps - optim.warmup_steps
     parts = [f"{optim.warmup_steps} warm-up"]

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run, inside one rank: build everything, resume, train, say how it ended."""
+"""Runs one rank of a training: builds everything, resumes, trains, and reports how it ended."""
 
 import gc
 from typing import Any
@@ -51,17 +51,17 @@ _log = log.get_logger(__name__)
 
 
 def main(config: RunConfig, from_step: int | None = None) -> int:
-    """Train one rank's part of a run; the process group of the world exists already.
+    """Train one rank's part of a run; the default process group must exist.
 
     Args:
         config: the resolved configuration.
         from_step: the step whose checkpoint the run goes back to; None: the newest one.
 
     Returns:
-        0 when the run is complete, 75 when it was stopped on request and can be continued.
+        0 if the run is complete, 75 if it was stopped on request and can be continued.
 
     Raises:
-        KoError: something that the user can repair.
+        KoError: a problem that the user can fix.
     """
     signals = StopSignals()
     signals.install()
@@ -82,8 +82,8 @@ def main(config: RunConfig, from_step: int | None = None) -> int:
 def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals, from_step: int | None) -> bool:
     """Whether the run has reached its last step."""
     run = build_run(config, groups, signals, from_step)
-    # What exists now lives as long as the run. Without it the collections that megatron-core asks for in every save
-    # would walk a million objects of imported modules.
+    # All current objects live as long as the run. Without this, the garbage collections that megatron-core triggers in
+    # every save would scan a million objects of imported modules.
     gc.freeze()
     try:
         complete = train(run)
@@ -99,10 +99,10 @@ def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals, fr
 
 
 def finished(config: RunConfig, groups: Groups) -> bool:
-    """Whether the newest checkpoint is a whole one of the last step. A collective.
+    """Whether the newest checkpoint is a complete one of the last step. A collective.
 
     Raises:
-        ConfigError: it is, but of another model.
+        ConfigError: it is, but belongs to another model.
     """
     folder = config.run.dir / "checkpoints"
     steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
@@ -117,7 +117,7 @@ def finished(config: RunConfig, groups: Groups) -> bool:
 
 
 def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step: int | None = None) -> Run:
-    """Build model, optimizer, data and metrics, restore the newest checkpoint, and print what is going to happen."""
+    """Build model, optimizer, data and metrics, restore the newest checkpoint, and print what will run."""
     platform = get_platform()
     first = groups.rank == 0
     if first:
@@ -189,7 +189,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
 
 
 def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manifest | None) -> Datasets:
-    """Data for what was read until the newest checkpoint, at whatever batch, and for the steps that are left."""
+    """Data for what was read until the newest checkpoint, at any batch size, and for the remaining steps."""
     done, read = (newest.step, newest.samples) if newest else (0, 0)
     wanted = read + (config.training.steps - done) * config.training.global_batch_size
     before = reading_of(TrainState.from_dict(newest.state)) if newest else None
@@ -197,20 +197,20 @@ def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manif
 
 
 def reading_of(state: TrainState) -> Reading | None:
-    """What was read of each dataset; checkpoints of earlier versions do not tell."""
+    """How much was read of each dataset; checkpoints of earlier versions do not contain it."""
     position = state.position
     return Reading(position["samples"], position["read"]) if "read" in position else None
 
 
 def _open_ledger(state: TrainState, datasets: Datasets) -> None:
-    """Count every source from now on, beside what a checkpoint says of it."""
+    """Count every source from now on, in addition to the counts in the checkpoint."""
     if sum(state.source_tokens.values()) != state.tokens:
         _log.warning("the checkpoint does not tell how much was read of each source: counted from step %d", state.step)
     state.source_tokens = {**dict.fromkeys(datasets.train.sources, 0), **state.source_tokens}
 
 
 def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: dict[str, int]) -> MetricStore:
-    """The metric store of this rank, with everything after the restored step cut off."""
+    """The metric store of this rank, with everything after the restored step removed."""
     per_step = tokens_per_step(config)
     flops = flops_per_token(config.model, config.data.sequence_length)
     peak = get_platform().peak_flops(config.precision.dtype)

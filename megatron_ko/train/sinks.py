@@ -1,4 +1,4 @@
-"""Where metric records go: JSON lines, TensorBoard, Weights & Biases. A record is a flat dictionary."""
+"""Receivers of metric records: JSON lines, TensorBoard, Weights & Biases. A record is a flat dictionary."""
 
 import uuid
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from megatron_ko.train.state import Record
 
 
 class Sink(Protocol):
-    """A receiver of metric records; only rank 0 has any."""
+    """A receiver of metric records, on rank 0 only."""
 
     def write_step(self, record: Record) -> None:
-        """Take the record of one training step."""
+        """Write the record of one training step."""
         ...
 
     def write_eval(self, record: Record) -> None:
-        """Take the record of one validation."""
+        """Write the record of one validation."""
         ...
 
     def close(self) -> None:
@@ -31,7 +31,7 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """One file of JSON lines, each flushed when it is written. Numbers keep every digit; NaN becomes null."""
+    """One file of JSON lines, each flushed when it is written. Numbers keep all digits; NaN becomes null."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,17 +49,17 @@ class JsonLines:
             self._stream.flush()
 
     def close(self) -> None:
-        """Close the file; a line that did not fit is tried once more, and told once more."""
+        """Close the file; a line that did not fit on the disk is tried, and its error raised, once more."""
         with naming(self._path):
             self._stream.close()
 
 
 class TensorBoardSink:
-    """TensorBoard events. Points after the step that the run continues from are purged: a curve has each step once.
+    """TensorBoard events. Points after the step that the run continues from are purged, so each step appears once.
 
     Args:
         directory: folder of the event files.
-        done_steps: steps that the run had done when it was started or resumed.
+        done_steps: steps done when the run was started or resumed.
     """
 
     def __init__(self, directory: Path, done_steps: int) -> None:
@@ -102,7 +102,7 @@ class WandbSink:
                 got=project,
                 remedy="pip install 'megatron_ko[wandb]', or leave logging.wandb_project out",
             ) from None
-        # The same id after every resume: one curve, in which W&B leaves out steps that it has seen.
+        # The same id after every resume gives one curve, in which W&B ignores steps that it already has.
         kept = directory / "wandb_id"
         if not kept.is_file():
             write_atomic(kept, uuid.uuid4().hex.encode())

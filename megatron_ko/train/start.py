@@ -1,4 +1,4 @@
-"""The weights that a new run starts with, when they are not random: those of a native model or of another run."""
+"""Loads the weights that a new run starts with, if they are not random: from a native model or another run."""
 
 import json
 from pathlib import Path
@@ -17,11 +17,11 @@ _log = get_logger(__name__)
 
 
 def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Tokenizer) -> None:
-    """Load the weights of ``checkpoint.start_from`` into model chunks that no optimizer has seen yet. A collective.
+    """Load the weights of ``checkpoint.start_from`` into model chunks before the optimizer is built. A collective.
 
     Raises:
         CheckpointError: there is no native model, or it is damaged.
-        ConfigError: it is another network, or its tokenizer another one.
+        ConfigError: its network or its tokenizer is a different one.
     """
     folder = config.checkpoint.start_from
     assert folder is not None
@@ -36,7 +36,7 @@ def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
     theirs, ours = ({"model": model.explicit()} for model in (found.model, config.model))
     changed = {path: values for path, values in differences(theirs, ours).items() if is_bound(path)}
     if found.model.rope.scaling is None and config.model.rope.scaling is not None:
-        # A longer context begins with the weights of the shorter one.
+        # Training with a longer context starts with the weights for the shorter one.
         changed = {path: values for path, values in changed.items() if not path.startswith("model.rope.scaling")}
         _log.info("rotary positions are stretched from here on: %s", config.model.rope.scaling.type)
     refused = [f"{path}: {old} -> {new}" for path, (old, new) in changed.items()]

@@ -1,4 +1,4 @@
-"""Where a run is, and what one step and one validation found: plain numbers, the same on every rank."""
+"""Progress of a run, and results of a step and a validation: plain numbers, the same on every rank."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,10 +19,10 @@ class TrainState:
         samples: sequences consumed.
         tokens: tokens that the loss counted in them.
         skipped: steps whose update was left out because loss or gradient was not finite.
-        consecutive_skips: how many of the newest steps in a row were skipped.
-        evaluated_step: step of the newest validation; tells whether one is overdue after a stop.
-        position: where the data goes on; what the feed wrote, or nothing in checkpoints of earlier versions.
-        source_tokens: tokens by the source that they come from, also of sources that the run no longer reads.
+        consecutive_skips: number of latest steps in a row that were skipped.
+        evaluated_step: step of the newest validation; shows whether one is overdue after a stop.
+        position: position in the data, written by the feed; empty in checkpoints of earlier versions.
+        source_tokens: tokens by source, including sources that the run no longer reads.
     """
 
     step: int = 0
@@ -35,7 +35,7 @@ class TrainState:
     source_tokens: dict[str, int] = field(default_factory=dict)
 
     def done(self, steps: int) -> bool:
-        """Whether the run has reached its length in steps."""
+        """Whether the run has done all its steps."""
         return self.step >= steps
 
     def advance(
@@ -44,10 +44,10 @@ class TrainState:
         """Count one finished step.
 
         Args:
-            result: what it did.
+            result: its result.
             samples: sequences that it read, over all ranks.
-            by_source: their tokens by the source that they come from.
-            position: where the data goes on.
+            by_source: their tokens by source.
+            position: new position in the data.
         """
         for name, tokens in by_source.items():
             self.source_tokens[name] = self.source_tokens.get(name, 0) + tokens
@@ -77,7 +77,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did; the same on every rank.
+    """The result of one step; the same on every rank.
 
     Attributes:
         loss: mean loss of the global batch in nats per token: a float64 sum of fp32 micro-batch sums, divided once.
@@ -87,8 +87,8 @@ class StepResult:
         skipped: whether the update was left out because loss or gradients were not finite.
         trained_tokens: tokens that the loss counted, over all ranks.
         stop: whether any rank was asked to stop.
-        metrics: means of further quantities of the objective.
-        routing: what the router of each layer did; empty in a dense model.
+        metrics: means of other quantities of the objective.
+        routing: routing statistics of each layer; empty for a dense model.
     """
 
     loss: float
@@ -104,16 +104,16 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A validation of the present weights.
+    """The result of a validation.
 
     Attributes:
         loss: mean over all counted tokens, in nats per token.
-        bits_per_byte: all bits over all bytes of text that the counted tokens spell; None where they spell none.
-        samples: sequences.
-        tokens: counted tokens.
+        bits_per_byte: total bits divided by the bytes of text in the counted tokens; None if there are no bytes.
+        samples: number of sequences.
+        tokens: number of counted tokens.
         seconds: duration.
-        by_source: the mean loss of each source's sequences, where the run reads several; None: not one of them was
-            among these sequences.
+        by_source: mean loss of each source's sequences, if the run reads several sources; None for a source without
+            sequences here.
     """
 
     loss: float

@@ -1,4 +1,4 @@
-"""What the state of a run consists of, besides plain numbers: each part knows how it is saved and put back."""
+"""The parts of a run's state besides plain numbers, and how each part is saved and restored."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from megatron_ko.models.weights import load_weights, sharded_weights
 
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
 
-# A saved optimizer has them, too, but the configuration decides. Rate and decay are set before every step.
+# A saved optimizer has these, too, but the configuration's values apply. Rate and decay are set before every step.
 CONFIGURED = ("betas", "eps")
 
 
 class StatePart(Protocol):
-    """A part of the state whose tensors are spread over ranks."""
+    """A part of the state whose tensors are distributed over ranks."""
 
     def sharded(self) -> dict[str, Any]:
         """This rank's parts of the tensors, with global names; they are the state itself, not copies. A collective."""
         ...
 
     def load(self, directory: Path) -> None:
-        """Read them from a folder that was written at any layout. A collective."""
+        """Read them from a folder written under any layout. A collective."""
         ...
 
 
@@ -33,7 +33,7 @@ class Weights:
 
     Args:
         wrapped: model chunks in their data-parallel wrapper.
-        gathers_late: whether an update reaches the weights of other ranks with their next forward pass only.
+        gathers_late: whether updated weights reach other ranks only in their next forward pass.
     """
 
     def __init__(self, wrapped: Sequence[torch.nn.Module], gathers_late: bool) -> None:

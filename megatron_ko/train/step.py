@@ -26,10 +26,10 @@ def train_step(
     """Train on one global batch.
 
     Args:
-        engine: what is trained.
+        engine: the model to train, with its optimizer and objective.
         batches: this rank's micro-batches, each [b, s].
-        lr, weight_decay: of this step.
-        stop: tells whether this rank was asked to stop; all ranks learn of it with the loss.
+        lr, weight_decay: learning rate and weight decay of this step.
+        stop: whether this rank was asked to stop; all ranks learn of it together with the loss.
     """
     for chunk in engine.model:
         chunk.zero_grad_buffer()
@@ -42,7 +42,7 @@ def train_step(
     pairs = forward_backward(engine, batches, units, forward_only=False)
     queued = add_up(engine, pairs, votes={STOP: stop()})
     scale = float(engine.optimizer.get_loss_scale().item()) if engine.scales_loss else 1.0
-    grad_norm = _gradient_norm(engine)  # the one time that this process waits for the device
+    grad_norm = _gradient_norm(engine)  # the only time that this process waits for the device
     totals = queued.read()
     loss = mean_loss(engine, totals)
     set_learning_rate(engine.optimizer, lr, weight_decay)
@@ -63,12 +63,12 @@ def train_step(
 
 
 def _units_per_micro_batch(engine: Engine, units: Units, micro_batches: int) -> torch.Tensor:
-    """What the loss is a mean over in the global batch, divided by its micro-batches; a scalar on the device."""
+    """Number of units in the global batch that the loss is a mean over, per micro-batch; a scalar on the device."""
     return units[engine.objective.terms[0].unit].float() / (micro_batches * engine.groups.dp_size)
 
 
 def _routing(engine: Engine, micro_batches: int) -> tuple[LayerRouting, ...]:
-    """What the routers of all layers did in this step; nothing in a dense model."""
+    """Routing statistics of all layers in this step; empty for a dense model."""
     model = engine.network
     if model.moe is None:
         return ()
@@ -77,18 +77,18 @@ def _routing(engine: Engine, micro_batches: int) -> tuple[LayerRouting, ...]:
 
 
 def _gradient_norm(engine: Engine) -> float | None:
-    """Hand the gradients to the optimizer; their global norm, the same on every rank, or None if fp16 overflowed."""
+    """Pass the gradients to the optimizer and return their global norm, equal on all ranks; None on fp16 overflow."""
     return None if prepare_gradients(engine.optimizer) else float(engine.optimizer.get_grad_norm())
 
 
 def _update(engine: Engine, norm: float) -> bool:
-    """Clip the gradients, whose norm this is, and apply them. All ranks see the same numbers, so all agree."""
+    """Clip the gradients, which have this norm, and apply them. All ranks see the same numbers, so they agree."""
     clip_gradients(engine.optimizer, norm)
     return bool(engine.optimizer.step_with_ready_grads())
 
 
 def forward_backward(engine: Engine, batches: Sequence[Batch], units: Units, forward_only: bool) -> list[Pairs]:
-    """Run megatron-core's schedule over micro-batches of equal shape [b, s], of a global batch with these ``units``.
+    """Run megatron-core's schedule over micro-batches of equal shape [b, s] from a global batch with these ``units``.
 
     Returns:
         On the last pipeline stage the (sum, count) pairs of each micro-batch; elsewhere an empty list.
@@ -111,7 +111,7 @@ def _forward_step(
     engine: Engine, units: Units, batches: Any, model: Any, return_schedule_plan: bool = False
 ) -> tuple[Any, Any]:
     batch = next(batches)
-    # A schedule that computes one micro-batch while another one's tokens travel asks for the steps, not for the result.
+    # A schedule that overlaps one micro-batch with communication of another needs the schedule plan, not the result.
     forward = model.build_schedule_plan if return_schedule_plan else model
     return engine.objective.forward(batch, forward), partial(_loss, engine, units, batch)
 

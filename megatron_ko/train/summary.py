@@ -1,4 +1,4 @@
-"""What a run is going to do, in a few lines, before step 0. Needs no torch: also what ``train --dry-run`` prints."""
+"""The summary printed before step 0, and by ``train --dry-run``. Needs no torch."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ def describe_sources(tokens: Mapping[str, int]) -> str:
 
 
 def summarise(config: RunConfig, world_size: int) -> list[str]:
-    """Lines about layout, batch, length, parameters and schedule."""
+    """Lines with layout, batch, length, parameters and schedule."""
     parallel, training = config.parallel, config.training
     data = world_size // parallel.model_size
     accumulation = training.global_batch_size // (training.micro_batch_size * data)

@@ -1,8 +1,8 @@
-"""megatron-core's tensor files, written by the training process itself.
+"""Writes megatron-core's tensor files in the training process itself.
 
-megatron-core's own synchronous save goes through its asynchronous machinery: it starts a manager process and forks one
-worker per file. That costs seconds, and an error such as a full disk comes back as text. PyTorch's writer, which
-underlies it, does the same work in this process and raises the same error on every rank.
+megatron-core's own synchronous save uses its asynchronous code path: it starts a manager process and forks one worker
+per file. That takes seconds, and an error such as a full disk is only returned as text. PyTorch's underlying writer
+does the same work in this process and raises the same error on every rank.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ from torch.distributed import ProcessGroup
 
 
 class InProcessSave(TorchDistSaveShardedStrategy):
-    """The ``torch_dist`` format, one file a rank, flushed to the disk, without further processes.
+    """The ``torch_dist`` format with one file per rank, flushed to disk, without additional processes.
 
     Args:
-        group: all ranks, where the ranks exchange what they write; None: the world.
+        group: a group of all ranks, used to exchange what they write; None: the default group.
     """
 
     def __init__(self, group: ProcessGroup | None = None) -> None:
@@ -31,10 +31,10 @@ class InProcessSave(TorchDistSaveShardedStrategy):
         self._group = group
 
     def async_save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path, *_: object) -> AsyncRequest:
-        """Find out which tensors this rank writes. The request writes them when it is called, on this object's group.
+        """Determine which tensors this rank writes. The returned request writes them when called, on this group.
 
-        Its function raises ``torch.distributed.checkpoint.api.CheckpointException`` on every rank, when writing failed
-        on any.
+        Its function raises ``torch.distributed.checkpoint.api.CheckpointException`` on all ranks if writing failed on
+        any rank.
         """
         named, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, self.keep_only_main_replica)
         return AsyncRequest(self._write, (mcore_to_pyt_state_dict(named, False), checkpoint_dir), [])
