@@ -19,12 +19,12 @@ _CHUNK = 8 << 20
 
 
 @contextmanager
-def explain_disk_errors(target: Path) -> Iterator[None]:
+def explain_disk_errors(target: Path, elsewhere: str = "write elsewhere") -> Iterator[None]:
     """Turn a full or read-only disk, or a path that is taken, into a DataError that says so; other errors pass."""
     try:
         yield
     except OSError as error:
-        if (explanation := repairable(error, target, DataError)) is not None:
+        if (explanation := repairable(error, target, DataError, elsewhere)) is not None:
             raise explanation from error
         raise
 
