@@ -86,13 +86,16 @@ def conserve(what: str, before: object, after: object) -> None:
         raise LostError(f"{what} are not conserved: {before} came in, {after} are accounted for; nothing was published")
 
 
-def repairable(error: OSError, target: object = None, kind: type[KoError] = KoError) -> KoError | None:
+def repairable(
+    error: OSError, target: object = None, kind: type[KoError] = KoError, elsewhere: str = "write elsewhere"
+) -> KoError | None:
     """What a full or read-only disk, or a file where a folder should be, means to the user.
 
     Args:
         error: what the operating system said.
         target: what was being written, where the error does not name it.
         kind: class of the result.
+        elsewhere: how to write to another place.
 
     Returns:
         None when it is nothing that the user can repair.
@@ -101,9 +104,9 @@ def repairable(error: OSError, target: object = None, kind: type[KoError] = KoEr
     # numpy tells a short write without an error number: "9000 requested and 1000 written".
     if error.errno in NO_SPACE or (error.errno is None and "requested and" in str(error)):
         what = "the disk is full" + (f": {target or path} was not written" if path else "")
-        return kind(what, got=str(error), expected="free space", remedy="free space, or write elsewhere")
+        return kind(what, got=str(error), expected="free space", remedy=f"free space, or {elsewhere}")
     if path is not None and error.errno in _NOT_ALLOWED:
-        remedy = "check who may read and write it, or write elsewhere"
+        remedy = f"check who may read and write it, or {elsewhere}"
         return kind(f"no permission for {path}", got=str(error), remedy=remedy)
     if path is not None and error.errno in _IN_THE_WAY:
         remedy = "choose another path, or move away what is there"

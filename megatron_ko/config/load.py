@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from megatron_ko.config.checks.model import check_network
@@ -87,8 +87,15 @@ def dump(config: Section) -> str:
     stream = StringIO()
     writer = YAML()
     writer.default_flow_style = False
+    writer.representer.add_representer(float, _represent_float)
     writer.dump(config.model_dump(mode="json"), stream)
     return stream.getvalue()
+
+
+def _represent_float(representer: Any, value: float) -> Any:
+    """Write a decimal point: other YAML readers take 1e-05 for text."""
+    text = repr(value)
+    return representer.represent_scalar("tag:yaml.org,2002:float", text if "." in text else text.replace("e", ".0e"))
 
 
 def read_tree(path: Path, _chain: tuple[Path, ...] = (), _section: str | None = None) -> Tree:
@@ -137,6 +144,13 @@ def _read_yaml(path: Path) -> Tree:
         content = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError("configuration file not found", got=path, remedy="see configs/ for examples") from None
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        key = str(error.problem).partition('"')[2].partition('"')[0]
+        raise ConfigError(
+            "a key appears twice in the configuration file", got=f"{key}, again in line {line} of {path}",
+            expected="each key once", remedy="remove one of the two",
+        ) from None  # fmt: skip
     except (YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError("configuration file is not readable YAML", got=f"{path}: {error}") from None
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from megatron_ko.config.foreign_names import FOREIGN_NAMES
 from megatron_ko.config.tree import locate
 from megatron_ko.errors import ConfigError
 
@@ -52,7 +53,23 @@ def from_validation(error: ValidationError, schema: type[BaseModel]) -> list[Pro
     found = [(item["loc"], dict(item)) for item in error.errors()]
     # A list with wrong items is also reported as too short, which adds nothing.
     inner = {place[:depth] for place, _ in found for depth in range(1, len(place))}
-    return [_translate(item, schema) for place, item in found if place not in inner]
+    meant = {_meant(item, schema) for _, item in found}  # a misspelt key is one problem, not also a missing one
+    wrong = [item for place, item in found if place not in inner]
+    return [_translate(item, schema) for item in wrong if item["type"] != "missing" or _path(item, schema) not in meant]
+
+
+def _path(item: dict[str, Any], schema: type[BaseModel]) -> str:
+    return ".".join(locate(schema, [str(part) for part in item["loc"]]).path)
+
+
+def _meant(item: dict[str, Any], schema: type[BaseModel]) -> str | None:
+    """The key that was probably meant by an unknown one, as a dotted path."""
+    if item["type"] != "extra_forbidden":
+        return None
+    *above, name = (str(part) for part in item["loc"])
+    section = locate(schema, above)
+    found = nearest(name, [known for each in section.sections for known in each.model_fields])
+    return ".".join([*section.path, found]) if found else None
 
 
 def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
@@ -61,8 +78,10 @@ def _translate(item: dict[str, Any], schema: type[BaseModel]) -> Problem:
     path = ".".join(here.path)
     if item["type"] == "extra_forbidden":
         names = [name for section in above.sections for name in section.model_fields]
-        meant = nearest(loc[-1], names)
-        remedy = f"did you mean '{'.'.join([*above.path, meant])}'?" if meant else "remove it"
+        meant = _meant(item, schema)
+        remedy = f"did you mean '{meant}'?" if meant else "remove it"
+        if loc[-1] in FOREIGN_NAMES:
+            remedy = f"its name here is {FOREIGN_NAMES[loc[-1]]}"
         return Problem(path=path, got=item["input"], expected=f"a known key: {', '.join(names)}", remedy=remedy)
     if item["type"] == "missing":
         field = above.field(loc[-1])

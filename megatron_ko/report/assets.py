@@ -41,7 +41,7 @@ figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: spa
 .legend .raw::before { opacity: .4; }
 .legend .second::before, .legend .dots::before { border-color: var(--orange); }
 .legend .dots::before { width: 7px; height: 7px; border: 0; border-radius: 50%; background: var(--orange); }
-.plot { position: relative; height: 190px; margin: 16px 4px 26px 44px; touch-action: pan-y; }
+.plot { position: relative; height: 190px; margin: 16px 16px 26px 44px; touch-action: pan-y; }
 .wide .plot { height: 340px; }
 .plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
 .plot path { fill: none; stroke-width: 1.8; stroke: var(--blue); vector-effect: non-scaling-stroke;

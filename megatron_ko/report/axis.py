@@ -1,6 +1,7 @@
 """Axes: a range that is robust to outliers, round ticks, and short labels for numbers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,15 @@ def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
     if len(ticks) < 2:
         return Axis(low=low, high=high).ticks(wanted)
     return ticks[:: max(1, math.ceil(len(ticks) / (wanted + 2)))]
+
+
+def labels(ticks: Sequence[float]) -> list[str]:
+    """Short labels for ticks, with as many digits as are needed to distinguish them."""
+    for digits in (3, 4, 5, 6):
+        found = [short(tick, digits) for tick in ticks]
+        if len(set(found)) == len(found):
+            break
+    return found if ticks else []
 
 
 def short(value: float, digits: int = 3) -> str:

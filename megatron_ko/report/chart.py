@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_ko.report.axis import Axis, fit_axis, short
+from megatron_ko.report.axis import Axis, fit_axis, labels, short
 from megatron_ko.report.reduce import keep_extremes
 from megatron_ko.report.store import Column
 
@@ -71,11 +71,12 @@ def draw(chart: Chart, marks: Marks) -> str:
     x_axis = _x_axis(chart, marks)
     y_axis = fit_axis(np.concatenate([s.y for s in chart.series]), from_zero=chart.from_zero, log=chart.log)
     curves = "".join(_curve(series, x_axis, y_axis) for series in chart.series)
-    y_ticks = [(tick, 100 * (1 - _at(y_axis, tick))) for tick in y_axis.ticks(5)]
+    ticks = y_axis.ticks(5)
+    y_ticks = [(text, 100 * (1 - _at(y_axis, tick))) for text, tick in zip(labels(ticks), ticks, strict=True)]
     x_ticks = [(tick, 100 * _at(x_axis, tick)) for tick in x_axis.ticks(6)]
     grid = "".join(f'<path class="grid" d="M0 {10 * top:.0f}H{_SIDE}"/>' for _, top in y_ticks)
-    labels = "".join(f'<span class="y" style="top:{top:.2f}%">{short(tick)}</span>' for tick, top in y_ticks)
-    labels += "".join(
+    named = "".join(f'<span class="y" style="top:{top:.2f}%">{text}</span>' for text, top in y_ticks)
+    named += "".join(
         f'<span class="x" style="left:{left:.2f}%">{short(tick) if tick else "step 0"}</span>' for tick, left in x_ticks
     )
     lowest = f"{short(y_axis.low)} to {short(y_axis.high)} {chart.unit}"
@@ -84,7 +85,7 @@ def draw(chart: Chart, marks: Marks) -> str:
         f"<figcaption><h3>{escape(chart.title)} <small>{escape(chart.unit)}</small></h3>{_legend(chart)}</figcaption>"
         f'<div class="plot"><svg viewBox="0 0 {_SIDE} {_SIDE}" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(chart.title)} over steps, {escape(lowest)}">{grid}{_lines(marks, x_axis)}{curves}</svg>'
-        f"{labels}{_names(marks, x_axis) if chart.wide else ''}"
+        f"{named}{_names(marks, x_axis) if chart.wide else ''}"
         f'<i class="cross"></i><output></output></div>{_note(chart, y_axis)}'
         f'<script type="application/json">{_values(chart, x_axis)}</script></figure>'
     )

@@ -246,6 +246,7 @@ def _lineage(lineage: dict[str, Any]) -> str:
     facts = {
         "code": " ".join(str(part) for part in (code.get("version"), code.get("commit"), dirty) if part),
         "tokenizer": " ".join(str(part) for part in (tokenizer.get("path"), tokenizer.get("fingerprint")) if part),
+        "epochs": ", ".join(f"{name} {count:.2f}" for name, count in (lineage.get("epochs") or {}).items()),
         "configuration": str(lineage.get("config_sha256") or ""),
         "parents": ", ".join(parent["path"] for parent in lineage.get("parents") or []) or "none, trained from scratch",
         "environment": ", ".join(f"{key} {value}" for key, value in (lineage.get("environment") or {}).items()),

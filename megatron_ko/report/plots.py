@@ -43,16 +43,22 @@ def charts_of(run: RunRecord) -> list[Chart]:
             key="memory",
             title="Memory",
             unit="GiB, first rank",
-            series=[
-                Series(name="peak", x=step, y=train["memory_peak"] / _GIB),
-                Series(name="reserved", x=step, y=train["memory_reserved"] / _GIB, style="second"),
-            ],
+            series=_memory_series(run),
             from_zero=True,
         ),
         _quality_chart(run),
         *_source_charts(run),
         *expert_charts(run),
     ]
+
+
+def _memory_series(run: RunRecord) -> list[Series]:
+    """Peak memory, and the memory that the allocator holds; on a CPU both are the same."""
+    step, peak, reserved = (run.train[name] for name in ("step", "memory_peak", "memory_reserved"))
+    series = [Series(name="peak", x=step, y=peak / _GIB)]
+    if not np.array_equal(peak, reserved, equal_nan=True):
+        series.append(Series(name="reserved", x=step, y=reserved / _GIB, style="second"))
+    return series
 
 
 def smoothing_span(steps: int) -> int:
@@ -112,7 +118,7 @@ def _source_charts(run: RunRecord) -> list[Chart]:
             unit="nats a token",
             series=[
                 Series(name=name, x=step, y=values, style="dots"),
-                Series(name="all sources", x=step, y=run.valid["valid_loss"], style="second"),
+                Series(name="all sources", x=step, y=run.valid["valid_loss"]),
             ],
         )
         for number, (name, values) in enumerate(run.valid.by_source(VALID.by_source).items(), 1)

@@ -19,12 +19,12 @@ _CHUNK = 8 << 20
 
 
 @contextmanager
-def explain_disk_errors(target: Path) -> Iterator[None]:
+def explain_disk_errors(target: Path, elsewhere: str = "write elsewhere") -> Iterator[None]:
     """Turn errors of a full or read-only disk, or an existing path, into a DataError; other errors pass through."""
     try:
         yield
     except OSError as error:
-        if (explanation := repairable(error, target, DataError)) is not None:
+        if (explanation := repairable(error, target, DataError, elsewhere)) is not None:
             raise explanation from error
         raise
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,7 +72,13 @@ def layout_of(config: RunConfig, world_size: int) -> dict[str, int | bool]:
     }
 
 
-def write_lineage(config: RunConfig, identity: Identity, corpus: list[CorpusEntry], session: dict[str, Any]) -> None:
+def write_lineage(
+    config: RunConfig,
+    identity: Identity,
+    corpus: list[CorpusEntry],
+    session: dict[str, Any],
+    epochs: Mapping[str, float] | None = None,
+) -> None:
     """Write ``lineage.json``, or add a session to it if the run is continued, and log changes of the corpus.
 
     Args:
@@ -79,6 +86,7 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[CorpusEntr
         identity: hashes and versions.
         corpus: prefix, sha256, tokens and weight of every source.
         session: layout, world size, device and the step that this session starts from.
+        epochs: how often each source is read in the whole run, by its name.
     """
     path = config.run.dir / lineage.FILE
     now, code = lineage.now(), lineage.code()
@@ -93,6 +101,7 @@ def write_lineage(config: RunConfig, identity: Identity, corpus: list[CorpusEntr
         "parameters": count_parameters(config.model).total,
         "tokenizer": {"path": str(config.data.tokenizer), "fingerprint": identity.tokenizer},
         "corpus": corpus,
+        **({"epochs": {name: round(count, 3) for name, count in epochs.items()}} if epochs else {}),
         **({"checkpoint": previous["checkpoint"]} if "checkpoint" in previous else {}),
         "parents": previous["parents"] if previous else _start(config),
         "config_sha256": identity.config_sha256,

@@ -152,7 +152,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
             "resumed_from_step": state.step,
         }
         write_atomic(config.run.dir / RESOLVED, dump(config).encode())
-        write_lineage(config, identity, datasets.corpus, session)
+        write_lineage(config, identity, datasets.corpus, session, datasets.epochs)
     collate = Collator(
         document_start=tokenizer.eod if config.data.document_mask else None,
         cp_rank=groups.cp_rank,

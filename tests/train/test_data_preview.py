@@ -11,6 +11,7 @@ from train_runs import NewRun, Run
 
 from megatron_ko.config import load_config
 from megatron_ko.data.training.preview import preview_data
+from megatron_ko.report.html import write_report
 
 
 def run_cli(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -43,7 +44,11 @@ def test_epochs_are_those_of_the_samples_that_are_read(new_run: NewRun) -> None:
     config = load_config(run.config, run.words())
     (epochs,) = preview_data(config).epochs.values()
     assert run.train().returncode == 0
-    (corpus,) = json.loads((run.folder / "lineage.json").read_text())["corpus"]
+    lineage = json.loads((run.folder / "lineage.json").read_text())
+    (corpus,) = lineage["corpus"]
+    assert lineage["epochs"] == {"corpus": round(epochs, 3)}
+    page = write_report(run.folder).read_text()
+    assert f"<dt>epochs</dt><dd>corpus {epochs:.2f}</dd>" in page
     per_epoch = 0.9 * corpus["tokens"] / 32  # by hand: the share of training, in sequences
     assert epochs == pytest.approx(9 * 8 / per_epoch, rel=0.05)
 

@@ -1,12 +1,16 @@
 """The platform, and megatron-core's questions to CUDA when there is none."""
 
+import platform as machine
 import threading
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from isolated import isolated
 
 from megatron_ko.errors import LaunchError
+from megatron_ko.parallel.host_memory import keep_freed_memory
 from megatron_ko.parallel.platform import Platform, get_platform
 
 
@@ -97,3 +101,22 @@ def test_the_device_generator_is_the_host_generator() -> None:
     assert torch.rand(4).equal(drawn)
     torch.manual_seed(11)
     assert torch.rand(4).equal(drawn)
+
+
+def _resident_after_freeing(mebibytes: int) -> float:
+    """MiB that stay resident of a tensor that was freed."""
+    keep_freed_memory()
+    process = psutil.Process()
+    torch.ones(1 << 20)  # whatever the first allocation needs
+    before = process.memory_info().rss
+    tensor = torch.ones(mebibytes << 18)
+    assert process.memory_info().rss - before > mebibytes << 19
+    del tensor
+    return (process.memory_info().rss - before) / 2**20
+
+
+@pytest.mark.skipif(machine.libc_ver()[0] != "glibc", reason="only glibc has the switches")
+def test_small_blocks_are_kept_and_large_ones_given_back() -> None:
+    """Kept large ones would leave holes that nothing fits into: memory would grow with every step."""
+    assert isolated(_resident_after_freeing, 8) > 6
+    assert isolated(_resident_after_freeing, 64) < 2

@@ -165,7 +165,11 @@ def _build_cached(
         return [None] * len(sizes)
     cache = data.cache_dir or data.sources[0].prefix.parent / "cache"
     folder = cache / cache_key(data, shards, sizes, seed)
-    with explain_disk_errors(cache), _process_group(), _whole_cache(folder):
+    with (
+        explain_disk_errors(cache, "set data.cache_dir to a folder that can be written"),
+        _process_group(),
+        _whole_cache(folder),
+    ):
         return _build(data, shards, sizes, seed, folder, tokenizer.vocab_size)
 
 
