@@ -85,7 +85,7 @@ def test_all_problems_at_once_with_nearest_name(run_file: Path) -> None:
         ("training.micro_batch_size=3", "training.global_batch_size=6"),
         ("data.split=[100,0,0]", "eval.samples=0"),
         ("data.sources=[{prefix: a, weight: 1}, {prefix: b}]", "a weight for every source, or for none"),
-        ("data.sources=[{prefix: a}, {prefix: a}]", "every prefix once"),
+        ("data.sources=[{prefix: a}, {prefix: a}]", "each prefix only once"),
         ("launch.nodes=true", "a valid integer"),
         ("training.steps=1.5", "a valid integer"),
         ("model.num_layers='4'", "a valid integer"),

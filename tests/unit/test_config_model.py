@@ -28,10 +28,10 @@ def run_file(tmp_path: Path) -> Path:
         ([MOE], "model.family=mixtral"),
         (["model.family=qwen3", MOE], "model.family=qwen3_moe"),
         (["model.family=keural", MOE], "or model.family=mixtral"),
-        (["model.windows=[8,8,8,8]"], "family llama attends to everything"),
+        (["model.windows=[8,8,8,8]"], "family llama has full attention"),
         (["model.family=qwen3", "model.windows=[8,null]"], "[8, null, 8, null]"),
         (["model.family=qwen3", "model.windows=[]"], "[512, 512, 512, 512]"),
-        (["model.family=qwen3", "model.windows=[8,0,8,8]"], "1 or more"),
+        (["model.family=qwen3", "model.windows=[8,0,8,8]"], "at least 1, or null"),
         (["model.family=mixtral", MOE, "model.windows=[8,null,8,8]"], "model.family=keural"),
         (["model.head_dim=15"], "an even number"),
     ],
@@ -94,7 +94,7 @@ def test_a_model_file_alone_is_checked(tmp_path: Path) -> None:
         (["parallel.pipeline=2", "parallel.loss_as_layer=true"], "num_layers 4 + the loss"),
         (
             ["parallel.pipeline=2", "parallel.loss_as_layer=true", "parallel.last_stage_layers=1"],
-            "give the stages by number",
+            "set the stages explicitly",
         ),
     ],
 )

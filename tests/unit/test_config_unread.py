@@ -51,7 +51,7 @@ def test_an_option_needs_its_reader(tmp_path: Path, option: str, beside: str, re
     load_config(run_file, beside.split())
     text = problems(run_file, *beside.split(), option)
     assert text.startswith("1 problem") and f"  {path}\n" in text
-    assert "the default: it is read only with" in text and "remove it, or " in text
+    assert "the default: it is only used with" in text and "remove it, or " in text
     load_config(run_file, [*beside.split(), *reader.split(), option])
 
 

@@ -1,1 +1,1 @@
-"""Checks across sections, one file a topic. They read and report; they never change a value."""
+"""Checks across sections, one file per topic. They read and report; they never change a value."""

@@ -42,7 +42,7 @@ def _check_exchange(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path=path,
             got=exchange,
-            expected="all_gather or a2a with windows: keys that travel in a ring know none",
+            expected="all_gather or a2a with windows: the ring exchange does not support windows",
             remedy=f"{path}=all_gather",
         )
     ranks = parallel.tensor * parallel.context
@@ -83,7 +83,7 @@ def _check_documents(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="data.document_mask",
             got=True,
-            expected="false with dynamic rotary scaling, whose frequencies follow the sample and not the document",
+            expected="false with dynamic rotary scaling, whose frequencies depend on the sample, not the document",
             remedy="model.rope.scaling.type=ntk or yarn, or a data.sequence_length of at most "
             f"{scaling.original_max_position_embeddings}",
         )

@@ -1,4 +1,4 @@
-"""Numbers that fit."""
+"""Divisors of a number."""
 
 
 def divisors(number: int) -> list[int]:

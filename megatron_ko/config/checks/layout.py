@@ -1,4 +1,4 @@
-"""Can the network be spread as asked?"""
+"""Checks whether the network supports the parallel layout."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_layout(config: RunConfig) -> Iterator[Problem]:
-    """Sizes of the axes against the dimensions of the network."""
+    """Check the sizes of the axes against the dimensions of the network."""
     parallel, model = config.parallel, config.model
     yield from check_tensor_size(model, parallel.tensor)
     if model.moe and model.ffn_hidden_size % parallel.expert_tensor_size:
@@ -25,7 +25,7 @@ def check_layout(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_tensor_size(model: ModelConfig, tensor: int) -> Iterator[Problem]:
-    """Can ``tensor`` ranks share the heads and the feed-forward layer?"""
+    """Check whether ``tensor`` ranks can share the heads and the feed-forward layer."""
     if tensor not in tensor_sizes(model):
         yield Problem(
             path="parallel.tensor",
@@ -37,13 +37,13 @@ def check_tensor_size(model: ModelConfig, tensor: int) -> Iterator[Problem]:
 
 
 def tensor_sizes(model: ModelConfig) -> list[int]:
-    """Tensor-parallel sizes that the heads and the feed-forward layer allow.
+    """Tensor-parallel sizes that are possible with the heads and the feed-forward layer.
 
-    More ranks than key/value heads are possible: several ranks then compute the same one.
+    There may be more ranks than key/value heads: several ranks then compute the same head.
     """
     heads, groups = model.num_attention_heads, model.query_groups
     qkv = (heads + 2 * groups) * model.kv_channels
-    # Experts are split over expert-tensor-parallel ranks, a shared one like a dense layer.
+    # Experts are split over expert-tensor-parallel ranks, a shared expert like a dense layer.
     feed_forward = model.moe.shared_ffn_hidden_size if model.moe else model.ffn_hidden_size
     return [
         size
@@ -53,7 +53,7 @@ def tensor_sizes(model: ModelConfig) -> list[int]:
 
 
 def stage_layers(parallel: ParallelConfig, num_layers: int) -> list[int] | None:
-    """Layers of each pipeline stage, with the embedding and the loss where they count as one; None: they do not fit."""
+    """Layers of each pipeline stage, counting embedding and loss as layers if configured; None if they do not fit."""
     first, last = parallel.first_stage_layers, parallel.last_stage_layers
     rest = num_layers + parallel.embedding_as_layer + parallel.loss_as_layer - (first or 0) - (last or 0)
     equal = parallel.pipeline - (first is not None) - (last is not None)
@@ -74,14 +74,14 @@ def _check_stages(parallel: ParallelConfig, num_layers: int) -> Iterator[Problem
         yield Problem(
             path=next(f"parallel.{name}" for name, value in by_weight.items() if value),
             got=True,
-            expected="false beside first_stage_layers or last_stage_layers, which give the stages by number",
-            remedy="remove it, or those",
+            expected="false with first_stage_layers or last_stage_layers, which set the stages explicitly",
+            remedy="remove it, or remove those",
         )
     elif stage_layers(parallel, num_layers) is None:
         yield Problem(
             path="parallel.pipeline",
             got=f"{parallel.pipeline} stages x {parallel.virtual_pipeline} chunks",
-            expected=f"equally many layers in every chunk, of {_layers_in_words(parallel, num_layers)}",
+            expected=f"the same number of layers in every chunk, out of {_layers_in_words(parallel, num_layers)}",
             remedy=f"{_fitting_stages(parallel, num_layers)}, or other values of virtual_pipeline, "
             f"{', '.join(by_number)}, {', '.join(by_weight)}",
         )
@@ -119,7 +119,7 @@ def _check_switches(parallel: ParallelConfig, sequence_length: int) -> Iterator[
 
 
 def describe_layouts(config: RunConfig, world_size: int) -> Iterator[str]:
-    """Every layout that fits a number of ranks, in words; context and expert parallelism stay as they are."""
+    """Descriptions of all layouts that fit a number of ranks, with the configured context and expert parallelism."""
     context, experts = config.parallel.context, config.parallel.expert
     words = f" x context {context}" if context > 1 else ""
     spread = f" (expert {experts})" if experts > 1 else ""

@@ -1,4 +1,4 @@
-"""Are sequence, schedule and data of one mind?"""
+"""Checks whether sequence length, schedule and data fit together."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_lengths(config: RunConfig) -> Iterator[Problem]:
-    """Sequences within the context of the network, and whole micro-batches."""
+    """Check that sequences fit the context of the network, and that the batch has whole micro-batches."""
     if config.data.sequence_length > config.model.max_position_embeddings:
         yield Problem(
             path="data.sequence_length",
@@ -26,7 +26,7 @@ def check_lengths(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_optim(config: RunConfig) -> Iterator[Problem]:
-    """Phases of the schedule within the steps of the run."""
+    """Check that the phases of the schedule fit the steps of the run."""
     optim, steps = config.optim, config.training.steps
     if optim.warmup_steps >= steps:
         yield Problem(
@@ -45,21 +45,21 @@ def check_optim(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_data(config: RunConfig) -> Iterator[Problem]:
-    """Sources, weights and split."""
+    """Check sources, weights and split."""
     weights = [source.weight for source in config.data.sources]
     if any(weight is None for weight in weights) and any(weight is not None for weight in weights):
         yield Problem(
             path="data.sources",
             got=f"weights {weights}",
             expected="a weight for every source, or for none",
-            remedy="give the others one too, or remove all: then tokens count",
+            remedy="give the others a weight, too, or remove all weights: then the number of tokens decides",
         )
     prefixes = [source.prefix for source in config.data.sources]
     if len(set(prefixes)) < len(prefixes):
         yield Problem(
             path="data.sources",
             got=[str(p) for p in prefixes if prefixes.count(p) > 1],
-            expected="every prefix once",
+            expected="each prefix only once",
             remedy="raise its weight instead",
         )
     train, valid, test = config.data.split

@@ -1,4 +1,4 @@
-"""Recomputation and offloading: what megatron-core accepts together."""
+"""Recomputation and offloading: combinations that megatron-core supports."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_memory(config: RunConfig) -> Iterator[Problem]:
-    """Options of recomputation that are read, and offloading that nothing contradicts."""
+    """Check the options of recomputation and offloading."""
     yield from _check_recompute(config)
     yield from _check_offload(config)
 
@@ -18,7 +18,7 @@ def _check_recompute(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="training.recompute_modules",
             got=training.recompute_modules,
-            expected="one module or more with recompute selective",
+            expected="at least one module with recompute selective",
             remedy="training.recompute_modules=[core_attn], or training.recompute=none",
         )
     only_experts = {"moe", "moe_act", "shared_experts"} & set(training.recompute_modules)
@@ -33,7 +33,7 @@ def _check_recompute(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="training.recompute_modules",
             got=training.recompute_modules,
-            expected="moe in place of mlp: every feed-forward layer of this model is a mixture of experts",
+            expected="moe instead of mlp: every feed-forward layer of this model is a mixture of experts",
             remedy="replace mlp by moe",
         )
 
@@ -53,20 +53,20 @@ def _check_offload(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="training.offload_layers",
             got=training.offload_layers,
-            expected="0 with pipeline stages: megatron-core does not offload there",
+            expected="0 with pipeline stages: megatron-core does not support offloading there",
             remedy="training.recompute=full, or parallel.pipeline=1",
         )
     if training.recompute != "none":
         yield Problem(
             path="training.offload_layers",
             got=training.offload_layers,
-            expected="0 with recomputation, or recompute none: megatron-core does one of the two",
+            expected="0 with recomputation, or recompute none: megatron-core supports only one of the two",
             remedy="training.offload_layers=0, or training.recompute=none",
         )
     if config.precision.layer_backend == "portable":
         yield Problem(
             path="training.offload_layers",
             got=training.offload_layers,
-            expected="0 with portable layers: Transformer Engine offloads",
+            expected="0 with portable layers: only Transformer Engine can offload",
             remedy="training.recompute=full, or precision.backend=auto without emulation",
         )

@@ -1,4 +1,4 @@
-"""Is it a network?"""
+"""Checks of the network."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def check_model(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_network(model: ModelConfig) -> Iterator[Problem]:
-    """Dimensions that must divide each other, and what the family needs."""
+    """Check that dimensions divide each other, and the requirements of the family."""
     yield from _check_heads(model)
     yield from _check_family(model)
     yield from check_router(model.moe) if model.moe else ()
@@ -53,7 +53,7 @@ def _check_family(model: ModelConfig) -> Iterator[Problem]:
         yield Problem(
             path="model.moe",
             got=None,
-            expected=f"experts, which family {model.family} has in every layer",
+            expected=f"experts, because family {model.family} has them in every layer",
             remedy="model.moe={num_experts: 8, top_k: 2}, or a family without experts: llama, qwen3",
         )
     if model.family not in MOE_FAMILIES and model.moe is not None:
@@ -74,7 +74,7 @@ def _check_family(model: ModelConfig) -> Iterator[Problem]:
         yield Problem(
             path="model.windows",
             got=list(model.windows),
-            expected=f"none: family {model.family} attends to everything",
+            expected=f"none: family {model.family} has full attention",
             remedy=f"remove it, or choose another family: {', '.join(WINDOW_FAMILIES)}",
         )
 
@@ -94,7 +94,7 @@ def _check_windows(model: ModelConfig) -> Iterator[Problem]:
         yield Problem(
             path="model.windows",
             got=list(windows),
-            expected="earlier tokens that a token sees: 1 or more, or null for all of them",
+            expected="number of earlier tokens that a token sees: at least 1, or null for all",
             remedy=f"model.windows={_in_words(tuple(w if w is None else max(w, 1) for w in windows))}",
         )
     if model.family in UNIFORM_WINDOW_FAMILIES and len(set(windows)) > 1:
@@ -165,6 +165,6 @@ def _check_yarn(scaling: YarnScaling, longest: int) -> Iterator[Problem]:
         yield Problem(
             path=f"{at}.mscale",
             got=f"mscale {scaling.mscale}, mscale_all_dim {scaling.mscale_all_dim}",
-            expected="both or neither; with one alone the factor is not defined",
-            remedy="remove it, or set the other one too",
+            expected="both or neither; with only one of them the factor is undefined",
+            remedy="remove it, or set the other one as well",
         )

@@ -1,4 +1,4 @@
-"""Experts: do they fit the network, the router and the layout?"""
+"""Checks whether experts fit the network, the router and the layout."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def check_moe(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="parallel.sequence_parallel",
             got=False,
-            expected="true where experts meet tensor parallelism: otherwise every rank would route every token",
+            expected="true for experts with tensor parallelism: otherwise every rank would route every token",
             remedy="parallel.sequence_parallel=true",
         )
     if parallel.dispatcher == "flex" and parallel.expert_ranks == 1:
@@ -37,7 +37,7 @@ def check_moe(config: RunConfig) -> Iterator[Problem]:
 
 
 def check_router(moe: MoeConfig) -> Iterator[Problem]:
-    """Does the router choose among the experts in a way that it can learn?"""
+    """Check that the router can choose among the experts and learn."""
     if moe.top_k > moe.num_experts:
         yield Problem(
             path="model.moe.top_k",
@@ -49,7 +49,7 @@ def check_router(moe: MoeConfig) -> Iterator[Problem]:
         yield Problem(
             path="model.moe.softmax_before_topk",
             got=False,
-            expected="true with top_k 1: the softmax over one chosen expert is always 1, and its router learns nothing",
+            expected="true with top_k 1: the softmax over one chosen expert is always 1, so the router cannot learn",
             remedy="model.moe.softmax_before_topk=true",
         )
     if moe.score == "sigmoid" and moe.softmax_before_topk:
@@ -69,7 +69,7 @@ def check_router(moe: MoeConfig) -> Iterator[Problem]:
 
 
 def check_expert_ranks(config: RunConfig, world_size: int) -> Iterator[Problem]:
-    """Do the ranks of a pipeline stage divide over experts? The world is known to divide over the other axes."""
+    """Check that the experts divide the ranks of a pipeline stage; the other axes have been checked already."""
     parallel, moe = config.parallel, config.model.moe
     stage = world_size // parallel.pipeline
     if moe is None or stage % parallel.expert_ranks == 0:

@@ -1,4 +1,4 @@
-"""Communication behind arithmetic, and an optimizer in host memory: what megatron-core accepts together."""
+"""Overlap of communication, and the optimizer in host memory: combinations that megatron-core supports."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from megatron_ko.config.run import RunConfig
 
 
 def check_overlap(config: RunConfig) -> Iterator[Problem]:
-    """Options that are on, and whatever they need."""
+    """Check the requirements of enabled options."""
     parallel, precision = config.parallel, config.precision
     tensor = {
         "parallel.tensor above 1": parallel.tensor > 1,
@@ -19,7 +19,7 @@ def check_overlap(config: RunConfig) -> Iterator[Problem]:
         "parallel.dispatcher alltoall or flex": parallel.dispatcher != "allgather",
         "precision.dtype bf16 or fp16": precision.dtype != "fp32",
         "training.recompute none or selective": config.training.recompute != "full",
-        "parallel.virtual_pipeline above 1 where there are pipeline stages": parallel.pipeline == 1
+        "parallel.virtual_pipeline above 1 if there are pipeline stages": parallel.pipeline == 1
         or parallel.virtual_pipeline > 1,
         "layers of Transformer Engine": precision.layer_backend != "portable",
     }

@@ -1,4 +1,4 @@
-"""Number formats: do they fit the dimensions, the layers and each other?"""
+"""Checks whether number formats fit the dimensions, the layers and each other."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from megatron_ko.config.precision import PrecisionConfig
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
 
-# What the matrix products of a recipe need their dimensions to be a multiple of: widths, and tokens.
+# In the matrix products of a recipe, widths and tokens must be multiples of these.
 _MULTIPLES = {
     "fp8_delayed": (16, 8),
     "fp8_current": (16, 8),
@@ -17,7 +17,7 @@ _MULTIPLES = {
 
 
 def check_precision(config: RunConfig) -> Iterator[Problem]:
-    """Number formats: do they fit the dimensions, the layers and each other?"""
+    """Check whether number formats fit the dimensions, the layers and each other."""
     yield from _check_loss_scale(config.precision)
     if config.precision.recipe == "none":
         return
@@ -106,15 +106,15 @@ def _check_weights(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             path="precision.fp8_weights",
             got=True,
-            expected="parallel.distributed_optimizer: it alone writes updates into 8-bit weights",
+            expected="parallel.distributed_optimizer: only it can write updates into 8-bit weights",
             remedy="parallel.distributed_optimizer=true",
         )
     if precision.recipe == "mxfp8" and parallel.overlap_param_gather:
         yield Problem(
             path="precision.fp8_weights",
             got=True,
-            expected="parallel.overlap_param_gather to be off: mxfp8 weights travel in the gradients' memory, which "
-            "the overlap would still fill",
+            expected="parallel.overlap_param_gather to be off: mxfp8 weights are gathered in the gradients' memory, "
+            "which the overlap would still use",
             remedy="parallel.overlap_param_gather=false, or precision.fp8_weights=false",
         )
 
@@ -135,7 +135,7 @@ def _check_widths(config: RunConfig) -> Iterator[Problem]:
             ("model.moe.shared_ffn_hidden_size", model.moe.shared_ffn_hidden_size, parallel.tensor, "the shared expert")
         )
     for path, width, ranks, what in widths:
-        # A width that the ranks do not divide is another check's problem.
+        # Widths that the ranks do not divide are reported by another check.
         if width % ranks == 0 and width // ranks % multiple:
             share = f" = {width // ranks} on each of {ranks} ranks" if ranks > 1 else ""
             yield Problem(

@@ -1,4 +1,4 @@
-"""Options that are set and that nothing would read, in one table: who sets one expects it to do something."""
+"""Refuses options that are set but have no effect: a user who sets one expects it to do something."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ from megatron_ko.config.tree import default_at
 
 
 class Reader(NamedTuple):
-    """What reads some options, in words and as a condition."""
+    """A feature that uses some options, as text and as a condition."""
 
     words: str
     is_there: Callable[[RunConfig], bool]
     options: tuple[str, ...]
 
 
-# Not here is what one switches off for a try, with the rest left as it was: validation (eval.samples=0), the balancing
-# loss (model.moe.aux_loss=none), the layers that stay out of a recipe.
+# Not in this table: features that are often switched off for an experiment without changing their other options, such
+# as validation (eval.samples=0), the balancing loss (model.moe.aux_loss=none) and recipes with high-precision layers.
 READERS = (
     Reader("parallel.tensor above 1", lambda c: c.parallel.tensor > 1, ("parallel.sequence_parallel",)),
     Reader("parallel.context above 1", lambda c: c.parallel.context > 1, ("parallel.context_exchange",)),
@@ -75,7 +75,7 @@ READERS = (
 
 
 def check_unread(config: RunConfig) -> Iterator[Problem]:
-    """Options that differ from their default although their reader is not there."""
+    """Options that differ from their default although the feature that uses them is off."""
     for reader in READERS:
         if reader.is_there(config):
             continue
@@ -85,13 +85,13 @@ def check_unread(config: RunConfig) -> Iterator[Problem]:
                 yield Problem(
                     path=option,
                     got=value,
-                    expected=f"{json.dumps(default)}, the default: it is read only with {reader.words}",
+                    expected=f"{json.dumps(default)}, the default: it is only used with {reader.words}",
                     remedy=f"remove it, or {reader.words}",
                 )
 
 
 def _value(config: RunConfig, option: str) -> object:
-    """The value at a dotted path; None below a section that is not there."""
+    """The value at a dotted path; None below a section that is missing."""
     value: object = config
     for name in option.split("."):
         value = getattr(value, name, None)

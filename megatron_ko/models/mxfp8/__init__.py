@@ -1,1 +1,1 @@
-"""MXFP8 emulated: its numbers, linear layers and experts."""
+"""Emulated MXFP8: number format, linear layers and experts."""

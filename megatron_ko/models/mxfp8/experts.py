@@ -1,7 +1,7 @@
-"""Grouped experts whose products see their operands as MXFP8 hardware would; one product is as in ``mxfp8_linear``.
+"""Grouped experts whose products use operands rounded as on MXFP8 hardware; each product is as in ``mxfp8_linear``.
 
-The gradient of a weight sums over the tokens of one expert, so there blocks begin anew with every expert and the last
-block of each is filled up with zeros.
+The gradient of a weight sums over the tokens of one expert, so there blocks start anew with every expert, and the last
+block of each is padded with zeros.
 """
 
 import functools
@@ -36,7 +36,7 @@ class _ExpertLinear(torch.autograd.Function):
 
 
 def _positions(counts: Tensor, device: torch.device) -> tuple[Tensor, int]:
-    """Where each token goes when every expert begins a new block: [t], and the length of it all."""
+    """Position of each token [t] if every expert begins a new block, and the total length."""
     whole = (counts + BLOCK - 1) // BLOCK * BLOCK
     gaps = (whole - counts).cumsum(0) - (whole - counts)
     return torch.arange(int(counts.sum()), device=device) + gaps.repeat_interleave(counts), int(whole.sum())

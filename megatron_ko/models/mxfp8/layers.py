@@ -1,4 +1,4 @@
-"""Which layers of a model chunk emulate MXFP8."""
+"""Selects the layers of a model chunk that emulate MXFP8."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ _GRADIENTS = {"e4m3": E4M3, "hybrid": E5M2}
 def emulate_mxfp8(
     spec: TransformerBlockSubmodules, precision: PrecisionConfig, config: TransformerConfig, vp_stage: int | None
 ) -> None:
-    """Let the portable layers of a chunk emulate MXFP8, where ``precision`` asks for it; the high layers stay.
+    """Make the portable layers of a chunk emulate MXFP8 if ``precision`` requests it, except the high layers.
 
-    Router, norms and attention itself are no linear layers, and the output layer is none of these: they stay as well.
+    Router, norms, attention itself and the output layer are not replaced either.
 
     Args:
         spec: layers of a model chunk; changed in place.
         precision: ``precision`` of the run.
         config: the model.
-        vp_stage: number of the chunk on this pipeline stage; None without interleaving.
+        vp_stage: index of the chunk on this pipeline stage; None without interleaving.
     """
     if not precision.emulated:
         return
@@ -50,7 +50,7 @@ def emulate_mxfp8(
 
 
 def _replace(part: Any, classes: Mapping[type, type]) -> Any:
-    """A copy of a specification with other classes, in all three shapes that megatron-core gives to a part."""
+    """A copy of a specification with replaced classes; handles all three forms that megatron-core uses."""
     if isinstance(part, type):
         return classes.get(part, part)
     if isinstance(part, partial):

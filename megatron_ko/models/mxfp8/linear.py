@@ -1,9 +1,9 @@
-"""Linear layers whose three matrix products see their operands as MXFP8 hardware would, computed in full precision.
+"""Linear layers whose three matrix products use operands rounded as on MXFP8 hardware, but full-precision arithmetic.
 
 An operand is quantised along the dimension that its product sums over: input and weight along the input width in the
 forward pass, gradient and weight along the output width for the gradient of the input, gradient and input along the
-tokens for the gradient of the weight. A weight is therefore quantised twice, and differently. Dequantised operands are
-exact in their own type, so a product has no error beyond that of an ordinary one, which sums in fp32.
+tokens for the gradient of the weight. A weight is therefore quantised twice, in different ways. Dequantised operands
+are exact in their own type, so a product has no error beyond that of an ordinary product with fp32 sums.
 """
 
 import functools
@@ -34,11 +34,11 @@ class Mxfp8Recipe:
     scale_rounding: ScaleRounding
 
     def values(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """A weight or an activation, quantised along a dimension and restored."""
+        """A weight or an activation, quantised along a dimension and dequantised."""
         return round_trip(tensor, E4M3, dim, self.scale_rounding)
 
     def gradients(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        """The gradient of an output, likewise."""
+        """The same for the gradient of an output."""
         return round_trip(tensor, self.gradient, dim, self.scale_rounding)
 
 
@@ -66,7 +66,7 @@ class _Linear(torch.autograd.Function):
 
 
 def mxfp8_linear(inputs: torch.Tensor, weight: torch.Tensor, recipe: Mxfp8Recipe) -> torch.Tensor:
-    """``inputs`` [..., k] times the transpose of ``weight`` [n, k]; tokens are counted in the order of memory."""
+    """``inputs`` [..., k] times the transpose of ``weight`` [n, k]; blocks over tokens follow memory order."""
     output: torch.Tensor = _Linear.apply(inputs, weight, recipe)
     return output
 
@@ -83,7 +83,7 @@ class Linears:
 def mxfp8_linears(recipe: Mxfp8Recipe) -> Linears:
     """megatron-core's parallel linear layers with emulated products; parameters and names are the same.
 
-    They replace the one method in which a layer has gathered its input and multiplies.
+    They override only the method that multiplies, after the input has been gathered.
     """
 
     def multiply(

@@ -1,7 +1,7 @@
-"""MXFP8 numbers on any device: 8-bit floats, and one power of two for 32 neighbours that they are multiplied with.
+"""MXFP8 numbers on any device: 8-bit floats, scaled by one power of two per 32 consecutive values.
 
 OCP Microscaling Formats (MX) Specification v1.0: element formats in 5.3.1, the scale E8M0 in 5.4.1, conversion in 6.3.
-Everything is done with the bits of fp32 numbers, without tables and loops, and gives the same bits on every device.
+Everything works on the bits of fp32 numbers, without tables and loops, and gives the same bits on every device.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ NAN_SCALE = 255
 ScaleRounding = Literal["down", "up"]
 _EXPONENT_MASK = 0x7F800000  # of an fp32 number; also its infinity
 _FP32_MANTISSA = 23
-# Both formats end at 1.75 times a power of two. Added to the bits of a maximum, it carries into the exponent exactly
-# when the significand is above 1.75.
+# The largest value of both formats is 1.75 times a power of two. Adding this constant to the bits of a maximum carries
+# into the exponent exactly if the significand is above 1.75.
 _ABOVE_LARGEST = (1 << _FP32_MANTISSA) - (3 << (_FP32_MANTISSA - 2)) - 1
 _HALF_SMALLEST_NORMAL = 1 << (_FP32_MANTISSA - 1)  # bits of 2^-127
 
@@ -25,7 +25,7 @@ class ElementFormat:
     """An 8-bit float.
 
     Attributes:
-        name: as the specification calls it.
+        name: its name in the specification.
         largest: largest finite value.
         largest_exponent: exponent of that value, ``emax`` in the specification.
         smallest_exponent: exponent of the smallest normal value; below it values are evenly spaced.
@@ -50,11 +50,11 @@ class Blocks:
     """A tensor in MXFP8; ``elements`` times ``2^(scales - 127)`` is its value.
 
     Attributes:
-        elements: fp32 numbers that the element format has, [..., blocks, 32, ...]: the blocked dimension is split.
+        elements: fp32 numbers of the element format, [..., blocks, 32, ...]: the blocked dimension is split.
         scales: E8M0 codes as int32, in the shape of ``elements`` with 1 in place of 32; 255 is NaN,
             whatever the elements are.
         dim: position of the 32 in ``elements``.
-        length: size of the blocked dimension before it was filled up with zeros.
+        length: size of the blocked dimension before padding.
     """
 
     elements: torch.Tensor
@@ -63,7 +63,7 @@ class Blocks:
     length: int
 
     def dequantise(self) -> torch.Tensor:
-        """The values as an fp32 tensor of the original shape. NaN wherever the scale is NaN."""
+        """The values as an fp32 tensor of the original shape; NaN wherever the scale is NaN."""
         bits = (self.scales << _FP32_MANTISSA).clamp_(min=_HALF_SMALLEST_NORMAL)
         scale = bits.view(torch.float32).masked_fill_(self.scales == NAN_SCALE, torch.nan)
         values = (self.elements * scale).flatten(self.dim - 1, self.dim)
@@ -76,17 +76,17 @@ def quantise(
     """Convert a tensor to MXFP8, in blocks of 32 consecutive elements along one dimension (specification, 6.3).
 
     The scale is 2^(floor(log2(largest magnitude)) - emax), kept in E8M0's range, or twice that (``scale_rounding``).
-    Elements are rounded to nearest, ties to even, and saturate. What the specification leaves open: a block with an
-    infinity or a NaN becomes NaN altogether, so that it is noticed (Transformer Engine confines it to one element); a
-    block of zeros has the smallest scale.
+    Elements are rounded to nearest, ties to even, and saturate. Where the specification leaves a choice, a block with
+    an infinity or a NaN becomes NaN as a whole, so that it is noticed (Transformer Engine limits it to one element),
+    and a block of zeros has the smallest scale.
 
     Args:
         values: floating-point numbers.
         element: format of the elements.
-        dim: the dimension of the blocks, which a matrix product sums over. A last block that is not full is filled up
-            with zeros.
-        scale_rounding: "up" takes twice the scale where the largest magnitude would saturate, as Transformer Engine
-            does on Blackwell; "down" is the specification's text: magnitudes above 1.75 times a power of two saturate.
+        dim: the dimension of the blocks, which a matrix product sums over. An incomplete last block is padded with
+            zeros.
+        scale_rounding: "up" doubles the scale if the largest magnitude would saturate, as Transformer Engine does on
+            Blackwell; "down" follows the specification's text: magnitudes above 1.75 times a power of two saturate.
     """
     dim = dim % values.dim()
     length = values.shape[dim]
@@ -103,14 +103,14 @@ def quantise(
 def round_trip(
     values: torch.Tensor, element: ElementFormat, dim: int = -1, scale_rounding: ScaleRounding = "up"
 ) -> torch.Tensor:
-    """What is left of a tensor after MXFP8, in its own type, which holds it exactly: fp32, bf16 and fp16 all have more
-    bits than an element, and a value is never rounded to a finer grid than it came from.
+    """A tensor quantised to MXFP8 and back, in its own type. This is exact: fp32, bf16 and fp16 all have more bits than
+    an element, and a value is never rounded to a finer grid than its original one.
     """
     return quantise(values, element, dim, scale_rounding).dequantise().to(values.dtype)
 
 
 def _split(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """[..., n, ...] -> [..., blocks, 32, ...], with zeros behind the last element."""
+    """[..., n, ...] -> [..., blocks, 32, ...], padded with zeros at the end."""
     if missing := -values.shape[dim] % BLOCK:
         behind = [0, 0] * (values.dim() - 1 - dim) + [0, missing]
         values = torch.nn.functional.pad(values, behind)
@@ -120,8 +120,8 @@ def _split(values: torch.Tensor, dim: int) -> torch.Tensor:
 def _round(values: torch.Tensor, element: ElementFormat) -> torch.Tensor:
     """Round fp32 numbers to the element format: to nearest, ties to even, saturating, the sign of zero kept.
 
-    A number with exponent e has neighbours at a distance of 2^(e - mantissa). 1.5 * 2^(23 + e - mantissa) has just that
-    distance to its own neighbours in fp32, so adding it rounds, and subtracting it again is exact.
+    Numbers with exponent e are 2^(e - mantissa) apart. In fp32, 1.5 * 2^(23 + e - mantissa) has neighbours at exactly
+    this distance, so adding it rounds, and subtracting it again is exact.
     """
     lowest = (127 + element.smallest_exponent) << _FP32_MANTISSA
     raised = ((_FP32_MANTISSA - element.mantissa) << _FP32_MANTISSA) | (1 << (_FP32_MANTISSA - 1))

@@ -1,1 +1,1 @@
-"""What keeps a run alive, or stops it in order: signals."""
+"""Signals that stop a run in an orderly way."""

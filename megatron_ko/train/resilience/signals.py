@@ -1,4 +1,4 @@
-"""Stopping on request: a signal sets a flag, and all ranks agree on it before anybody acts."""
+"""Stops a run on request: a signal sets a flag, and all ranks agree on it before they act."""
 
 import signal
 from types import FrameType
@@ -10,10 +10,10 @@ _log = get_logger(__name__)
 
 
 class StopSignals:
-    """Remembers SIGTERM, SIGUSR1 and SIGINT until the loop asks.
+    """Remembers SIGTERM, SIGUSR1 and SIGINT until the loop checks for them.
 
-    A scheduler sends these before it takes a machine away. A rank that acted on its own would leave the others waiting
-    in a collective: each tells its flag with the loss of its next step, and all act on the sum.
+    A scheduler sends these signals before it reclaims a machine. A rank that acted alone would leave the others waiting
+    in a collective, so each rank sends its flag with the loss of its next step, and all act on the sum.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopSignals:
         return self._received is not None
 
     def stop(self, agreed: bool) -> bool:
-        """Say that the run stops, if the ranks have agreed on it; returns whether it does."""
+        """Log that the run stops if the ranks have agreed on it; returns whether it stops."""
         if agreed:
             _log.info("stop requested (%s): saving", self._received.name if self._received else "on another rank")
         return agreed
