@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(options: PreprocessOptions, tmp
         assert result.returncode == 2, result.stderr
         assert "disk is full" in result.stderr and "Traceback" not in result.stderr
         assert not [path for path in options.output.parent.iterdir() if path.is_file()]
-        assert ("goes on from there" in result.stderr) == kept
+        assert ("run the same command to continue" in result.stderr) == kept
     preprocess(options)
     undisturbed = replace(options, output=tmp_path / "other" / "shard.v1")
     preprocess(undisturbed)

@@ -48,7 +48,7 @@ def start_from_a_world() -> None:
 
 
 def test_a_process_that_is_in_a_world_starts_no_ranks() -> None:
-    with pytest.raises(LaunchError, match="a process of its own"):
+    with pytest.raises(LaunchError, match="from a separate process"):
         isolated(start_from_a_world)
 
 
