@@ -5,7 +5,7 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = 1 << 30
-_LARGE = 16 << 20
+_LARGE = 24 << 20
 
 
 def keep_freed_memory() -> None:
@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
 
     By default glibc maps and unmaps every block above some size, and the kernel zeroes each page when it is first
     touched. Activations of the same sizes are allocated in every step; this took 3 to 10 per cent of its CPU time.
-    Blocks of 16 MiB and more, such as logits, are still mapped separately. In the heap they would leave holes that the
+    Blocks of 24 MiB and more, such as logits, are still mapped separately. In the heap they would leave holes that the
     next block does not fit into: a model of 8 million parameters grew from 740 to 1,160 MiB within 25 steps.
     """
     if not sys.platform.startswith("linux"):

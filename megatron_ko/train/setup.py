@@ -123,7 +123,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
     if first:
         config.run.dir.mkdir(parents=True, exist_ok=True)
         for name in checkpoints.remove_leftovers(config.run.dir / "checkpoints"):
-            _log.info("removed what an interrupted save left: %s", name)
+            _log.info("removed files left over from an interrupted save: %s", name)
     tokenizer = load_fitting_tokenizer(config)
     newest = find_newest(config.run.dir / "checkpoints", groups, from_step)
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)

@@ -132,6 +132,13 @@ def test_only_parallel_touches_the_device_and_the_global_groups(name: str) -> No
         assert not dotted.startswith("torch.cuda") and "parallel_state" not in dotted, f"{name} imports {dotted}"
 
 
+@pytest.mark.parametrize("module", ["artifacts.native", "data.training.preview", "machine.device"])
+def test_what_is_asked_before_a_start_needs_no_torch(module: str) -> None:
+    code = f"import sys, megatron_ko.{module}; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("module", ["megatron_ko.config", "megatron_ko.plan.params", "megatron_ko.cli.main"])
 def test_light_modules_import_no_torch(module: str) -> None:
     code = (

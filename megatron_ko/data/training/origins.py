@@ -4,18 +4,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
-import torch
 
 from megatron_ko.config.data import Source
+
+if TYPE_CHECKING:  # the names of sources are told where PyTorch is not loaded
+    import torch
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 # Tensors [s] by name, as megatron-core gives them.
-TrainingSample = dict[str, torch.Tensor]
+TrainingSample: TypeAlias = "dict[str, torch.Tensor]"
 
 
 class SampleDataset(Protocol):
