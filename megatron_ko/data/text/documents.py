@@ -9,7 +9,7 @@ import orjson
 
 from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.formats import TextUnit
-from megatron_ko.data.text.records import POSITION, Block, Rejected
+from megatron_ko.data.text.records import POSITION, TYPES, Block, Rejected
 from megatron_ko.data.text.wet import wet_records
 
 if TYPE_CHECKING:
@@ -24,37 +24,59 @@ _NO_FIELDS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
+class TypedRow:
+    """A row of a table, for writers that keep its types.
+
+    Attributes:
+        table: with strings as bytes.
+        types: of the columns in the file.
+        row: number in the table.
+        fields: the values as the reader gave them; a field that is another object has been changed since.
+    """
+
+    table: "pyarrow.Table"
+    types: "pyarrow.Schema"
+    row: int
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class Document:
     """Text with its origin: source path and record number (lines from 1, rows of a table from 0).
 
     Attributes:
         fields: the other fields of the record; empty unless they were asked for.
+        typed: the record itself, if it was a row of a table and the fields were asked for.
     """
 
     text: str
     source: str
     position: int
     fields: Mapping[str, object] = field(default_factory=dict)
+    typed: TypedRow | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class ParsedBlock:
     """The documents of a block, as lists because there are many: texts, their record numbers, and rejected records.
 
     Attributes:
         fields: the other fields of each document, None unless they were asked for.
+        typed: the rows that they came from, if the block is a table that knows its types.
     """
 
     texts: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     fields: list[dict[str, object]] | None = None
+    typed: list[TypedRow] | None = None
 
     def documents(self, source: str) -> Iterator[Document]:
         """The documents of a block of ``source``, in order."""
         others: Sequence[Mapping[str, object]] = self.fields or [_NO_FIELDS] * len(self.texts)
-        for text, position, fields in zip(self.texts, self.positions, others, strict=True):
-            yield Document(text, source, position, fields)
+        rows: Sequence[TypedRow | None] = self.typed or [None] * len(self.texts)
+        for text, position, fields, typed in zip(self.texts, self.positions, others, rows, strict=True):
+            yield Document(text, source, position, fields, typed)
 
 
 def read_documents(
@@ -165,6 +187,9 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
     import pyarrow
 
     table = pyarrow.ipc.open_stream(block.payload).read_all()
+    types = pyarrow.ipc.read_schema(pyarrow.py_buffer(table.schema.metadata[TYPES])) if table.schema.metadata else None
+    if types is not None and parsed.fields is not None:
+        parsed.typed = []
     columns = {name: _values(table.column(name)) for name in table.column_names}
     positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
     records = columns.pop(key)
@@ -181,6 +206,8 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
         parsed.positions.append(position)
         if parsed.fields is not None:
             parsed.fields.append(fields)
+        if parsed.typed is not None:
+            parsed.typed.append(TypedRow(table, types, row, fields))
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[object]:
