@@ -17,8 +17,10 @@ def say_how_to_resume(folder: Path) -> Iterator[None]:
     """After an error or Ctrl-C, say where the parts are kept, and that the same command goes on from them."""
     try:
         yield
-    except BaseException:
-        if any(folder.glob("part-*")) or any(folder.glob("*/part-*")):
+    except BaseException as error:
+        remedy = getattr(error, "remedy", None) or ""
+        begun = any(folder.glob("part-*")) or any(folder.glob("*/part-*"))
+        if begun and "--restart" not in remedy:
             typer.echo(f"megatron-ko: what is done is kept in {folder}; the same command goes on from there", err=True)
         raise
 

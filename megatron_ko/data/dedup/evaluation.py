@@ -12,6 +12,7 @@ from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Ragged, range_hashes, shingle_units, window_hashes, word_hashes
 from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.documents import parse_block
+from megatron_ko.data.text.records import Block
 from megatron_ko.errors import DataError
 
 _NORMALISED = Normalisation(frozenset({"nfc", "case", "punctuation", "space"}))
@@ -123,7 +124,7 @@ def read_items(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str, in
     items: list[tuple[str, int, str, str]] = []
     for path in paths:
         seen = {keys[0]}
-        for block in read_blocks(path, key=keys[0], keep_fields=True):
+        for block in _blocks(path, keys[0]):
             parsed = parse_block(block, keys[0], keep_fields=True)
             if parsed.rejected:
                 bad = parsed.rejected[0]
@@ -144,6 +145,16 @@ def read_items(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str, in
         if missing := [key for key in keys if key not in seen]:
             raise DataError(f"no record of {path} has a text {missing[0]!r}", remedy="check --against-key")
     return items
+
+
+def _blocks(path: Path, key: str) -> Iterator[Block]:
+    try:
+        yield from read_blocks(path, key=key, keep_fields=True)
+    except DataError as error:
+        if error.remedy is None or "--json-key" not in error.remedy:
+            raise
+        # The flag of the documents; that of evaluation files is another one.
+        raise DataError(error.what, got=error.got, expected=error.expected, remedy="--against-key COLUMN") from error
 
 
 def build_index(

@@ -1,9 +1,11 @@
 """Blocks to documents. A record that is not a document is returned as rejected, with its place and the reason."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Document", "ParsedBlock", "Rejected", "parse_block", "read_documents"]
 
 _EXCERPT = 200
+# Where a value may stand; inside a string a backslash or a letter is before the quotation mark that follows.
+_NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
 # Stands for a value that cannot be decoded; no reader gives this object.
 _INVALID = object()
 _NO_FIELDS: Mapping[str, object] = {}
@@ -123,7 +127,7 @@ def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedB
 
 def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock:
     """Parse record by record; ``_json_problem`` finds out what is wrong with a bad one."""
-    loads = orjson.loads
+    loads = _json_value
     fields = parsed.fields
     for position, record in enumerate(records, block.first):
         try:
@@ -143,9 +147,25 @@ def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: Parsed
     return parsed
 
 
+def _json_value(record: bytes) -> Any:
+    """The value of a line, also with NaN and Infinity, which Python and Megatron-LM write and read.
+
+    Raises:
+        orjson.JSONDecodeError: no JSON.
+    """
+    try:
+        return orjson.loads(record)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in record and b"Infinity" not in record:
+            raise
+        # Whatever else is wrong with it is still wrong when these have become numbers.
+        orjson.loads(_NOT_FINITE.sub(rb"\1 0", record))
+        return json.loads(record)
+
+
 def _json_problem(record: bytes, key: str) -> str:
     try:
-        value = orjson.loads(record)
+        value = _json_value(record)
     except orjson.JSONDecodeError as error:
         return "invalid UTF-8" if _decoded(record) is None else f"malformed JSON: {error.msg}"
     if not isinstance(value, dict):

@@ -198,7 +198,9 @@ def check_columns(path: Path, names: Sequence[str], keys: Sequence[str]) -> None
     for key in keys:
         if key not in names:
             raise DataError(
-                f"{path} has no column {key!r}", got=f"columns {', '.join(names)}", remedy="--json-key COLUMN"
+                f"{path} has no column {key!r}",
+                got=f"columns {', '.join(names)}",
+                remedy="name the column of the text: --json-key COLUMN",
             )
 
 

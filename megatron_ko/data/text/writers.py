@@ -1,6 +1,8 @@
 """Documents to files: .jsonl (also .gz, .zst) and .parquet. A file is complete or does not exist."""
 
 import gzip
+import json
+import math
 import shutil
 from collections.abc import Sequence
 from itertools import accumulate
@@ -52,7 +54,10 @@ class DocumentWriter:
         """Append one document."""
         if self._stream is not None:
             row = {self._key: document.text, **document.fields}
-            self._stream.write(orjson.dumps(row, default=str) + b"\n")
+            line = orjson.dumps(row, default=str)
+            if b"null" in line and _not_finite(row):  # it would write null for NaN and Infinity
+                line = json.dumps(row, ensure_ascii=False, default=str, separators=(",", ":")).encode("utf-8")
+            self._stream.write(line + b"\n")
             return
         if len(self._rows) >= _ROWS or (self._rows and not same_table(self._rows[-1], document)):
             self._end_piece()
@@ -103,6 +108,15 @@ def merge_documents(parts: Sequence[Path], final: Path) -> None:
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, stream, 1 << 22)
         staged.publish()
+
+
+def _not_finite(value: object) -> bool:
+    """Whether a value holds NaN or an infinity."""
+    if isinstance(value, dict):
+        return any(map(_not_finite, value.values()))
+    if isinstance(value, list):
+        return any(map(_not_finite, value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def check_writable_kind(path: Path) -> None:
