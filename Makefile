@@ -72,6 +72,7 @@ bench: install   ## the benchmarks that run on a CPU; their tables go to docs/pe
 	$(BIN)/python benchmarks/record.py cross_entropy.py
 	$(BIN)/python benchmarks/record.py dedup.py
 	$(BIN)/python benchmarks/record.py preprocess.py
+	$(BIN)/python benchmarks/record.py personal.py
 	$(BIN)/python benchmarks/record.py export.py
 
 gpu-pack: install    ## .gpu/, all that gpu-check needs without a network; WHEELS=folder of Transformer Engine's

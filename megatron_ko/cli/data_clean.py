@@ -10,9 +10,11 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    InputFormatOption,
     Inputs,
     MoreInputs,
     OutputFormat,
+    OutputFormatOption,
     Restart,
     TextUnit,
     TextUnitOption,
@@ -34,7 +36,8 @@ def clean(
     workers: Workers = CORES,
     json_key: Annotated[str, typer.Option(metavar="KEY", help="Field of the text.")] = "text",
     text_unit: TextUnitOption = TextUnit.line,
-    format: Annotated[OutputFormat, typer.Option(help="Format of the shards.")] = OutputFormat.jsonl_zst,
+    format: InputFormatOption = None,
+    output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     shard_size: Annotated[int, typer.Option(metavar="MIB", min=1, help="A shard is closed at this size.")] = 512,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
     size: Annotated[int, typer.Option(min=1, help="Processes that share the work; the last one writes.")] = 1,
@@ -59,13 +62,14 @@ def clean(
     if rank >= size:
         raise typer.BadParameter(f"--rank {rank} must be below --size {size}")
     options = CleanOptions(
-        inputs=expand_inputs((*files, *(more or []))),
+        inputs=expand_inputs((*files, *(more or [])), format),
         output=output,
         config=load_clean_config(config),
         workers=workers,
         key=json_key,
         text_unit=text_unit,
-        format=format,
+        input_format=format,
+        format=output_format,
         shard_bytes=shard_size << 20,
         rank=rank,
         size=size,

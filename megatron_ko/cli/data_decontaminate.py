@@ -45,7 +45,10 @@ def decontaminate(
     output: NewFolder,
     more: MoreInputs = None,
     against_key: Annotated[
-        list[str] | None, typer.Option(metavar="KEY", help="Text field of the evaluation files; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Field with text of the evaluation files, or FILE:FIELD for one of them; repeatable."
+        ),
     ] = None,
     unit: Annotated[GramUnit, typer.Option(help="eojeol, or characters without blanks.")] = GramUnit.eojeol,
     ngram: Annotated[int | None, typer.Option(min=1, help="Units in a row. [13 eojeol, 40 characters]")] = None,

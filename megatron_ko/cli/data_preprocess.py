@@ -1,6 +1,7 @@
 """`megatron-ko data preprocess`: encodes text into indexed tokens."""
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,14 @@ def output_prefix(value: str) -> Path:
     return Path(value)
 
 
+class Unencodable(StrEnum):
+    """What becomes of documents with characters that the vocabulary has no tokens for."""
+
+    REFUSE = "refuse"
+    REPLACE = "replace"
+    KEEP = "keep"
+
+
 NewPrefix = Annotated[
     Path, typer.Option(metavar="PREFIX", parser=output_prefix, help="Writes PREFIX.bin, .idx and .manifest.json.")
 ]
@@ -60,6 +69,9 @@ def preprocess(
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
     size: Annotated[int, typer.Option(min=1, help="Processes that share the work; then run data merge.")] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Decode samples of the output and compare.")] = False,
+    unencodable: Annotated[
+        Unencodable, typer.Option(help="Documents with characters that have no tokens; replace puts U+FFFD.")
+    ] = Unencodable.REFUSE,
     restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +107,7 @@ def preprocess(
         rank=rank,
         size=size,
         verify=verify,
+        unencodable=unencodable.value,
     )
     run_and_report(options, as_json)
 
@@ -142,8 +155,14 @@ def report_outputs(written: "list[IndexedOutput]", seconds: float, as_json: bool
         if manifest.rejected:
             reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest.rejected_reasons.items())
             typer.echo(f"  {manifest.rejected:,} records rejected: {reasons}; see {one.prefix}.rejected.jsonl")
+        if one.manifest.unencodable:
+            named = ", ".join(f"{name} {count:,}" for name, count in manifest.unencodable.items() if name[0] == "U")
+            typer.echo(f"  {manifest.unencodable['documents']:,} documents have characters without a token: {named}")
         if one.verified:
             typer.echo(f"  {one.verified.decoded:,} samples decoded, {one.verified.exact:,} gave exactly the text")
+            if one.verified.different:
+                numbers = ", ".join(map(str, one.verified.different))
+                typer.echo(f"  documents that do not come back, the first: {numbers}")
     documents = sum(one.manifest.documents for one in written)
     size = sum(one.manifest.bytes for one in written)
     typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)

@@ -17,8 +17,10 @@ def say_how_to_resume(folder: Path) -> Iterator[None]:
     """After an error or Ctrl-C, say where finished work is kept and that the same command continues from there."""
     try:
         yield
-    except BaseException:
-        if any(folder.glob("part-*")) or any(folder.glob("*/part-*")):
+    except BaseException as error:
+        remedy = getattr(error, "remedy", None) or ""
+        begun = any(folder.glob("part-*")) or any(folder.glob("*/part-*"))
+        if begun and "--restart" not in remedy:
             typer.echo(f"megatron-ko: finished work is kept in {folder}; run the same command to continue", err=True)
         raise
 

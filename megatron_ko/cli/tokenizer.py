@@ -155,6 +155,13 @@ def extend(
         f"{report.eojeols and after / report.eojeols:.2f} after; {report.bytes / before:.2f} bytes a token before, "
         f"{report.bytes / after:.2f} after"
     )
+    if report.missing_bytes:
+        from megatron_ko.data.tokenizer.unencodable import hexadecimal
+
+        typer.echo(
+            f"  cannot write {len(report.missing_bytes)} bytes, for which the base has no token: "
+            f"{hexadecimal(report.missing_bytes)}"
+        )
 
 
 @app.command()

@@ -126,6 +126,10 @@ PAIRS: dict[str, tuple[Callable[[], Stage], Callable[[], Any]]] = {
         ),
     ),
     "fineweb": (lambda: fineweb(FinewebOptions()), lambda: FineWebQualityFilter(language=EOJEOL)),
+    "fineweb without marks": (
+        lambda: fineweb(FinewebOptions(line_punct_exclude_zero=True)),
+        lambda: FineWebQualityFilter(language=EOJEOL, line_punct_exclude_zero=True),
+    ),
     "fineweb_kor_Hang": (
         lambda: fineweb(
             FinewebOptions(

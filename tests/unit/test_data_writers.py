@@ -1,11 +1,15 @@
 """Written documents come back as they were, from whole files only; parts can be joined."""
 
 import datetime
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from megatron_ko.data.text.documents import Document, Rejected, read_documents
 from megatron_ko.data.text.writers import SUFFIXES, DocumentWriter, merge_documents
@@ -77,12 +81,90 @@ def test_nothing_half_written_gets_its_name(tmp_path: Path) -> None:
         DocumentWriter(tmp_path / "a.csv")
 
 
-def test_a_field_that_parquet_has_no_column_for(tmp_path: Path) -> None:
-    documents = [*DOCUMENTS, Document("새", "a", 0, {"late": 1})]
-    with pytest.raises(DataError, match="fields change") as caught:
+def numbered(*values: object, first: int = 0) -> list[Document]:
+    return [Document(f"글 {n}", "a", n, {"v": value}) for n, value in enumerate(values, first)]
+
+
+@pytest.mark.parametrize(
+    ("later", "expected"),
+    [(0.97, 0.97), (2**63, 2**63), (None, None), (2**40, 2**40)],
+)
+def test_parquet_keeps_values_that_come_late(tmp_path: Path, later: object, expected: object) -> None:
+    """The first 4,096 rows once decided the types, and 0.97 became 0."""
+    documents = [*numbered(*[1] * 4096), *numbered(later, first=4096)]
+    if later == 2**63:
+        with pytest.raises(DataError, match="'v' cannot be one column") as caught:
+            write(tmp_path / "a.parquet", [*documents, *numbered(-1)])
+        assert "--output-format jsonl.zst --restart" in str(caught.value)
+    fields = [document.fields["v"] for document in read(write(tmp_path / "b.parquet", documents))]
+    assert fields == [*[1] * 4096, expected]
+
+
+def test_parquet_keeps_keys_that_come_late(tmp_path: Path) -> None:
+    documents = [*numbered(*[{"a": 1}] * 4096), *numbered({"a": 2, "b": ["새"]}), Document("끝", "a", 9, {"late": 1})]
+    found = [document.fields for document in read(write(tmp_path / "a.parquet", documents))]
+    assert found[4096:] == [{"v": {"a": 2, "b": ["새"]}, "late": None}, {"v": None, "late": 1}]
+
+
+@pytest.mark.parametrize(
+    "values", [(1, "하나"), (0.5, 2**53 + 1), (1, True), (0.5, True), ({"a": 0.5}, {"a": True}), (-1, 2**64 - 1)]
+)
+@pytest.mark.parametrize("between", [0, 4096])
+def test_parquet_refuses_what_it_would_alter(tmp_path: Path, values: tuple[object, object], between: int) -> None:
+    documents = [*numbered(values[0], *[None] * between), *numbered(values[1], first=77)]
+    with pytest.raises(DataError, match="'v' cannot be one column") as caught:
         write(tmp_path / "a.parquet", documents)
-    assert "late" in str(caught.value) and not list(tmp_path.iterdir())
-    assert len(read(write(tmp_path / "a.jsonl.zst", documents))) == 9001
+    place = "a, record 0" if between and values[0] == -1 else "a, record 77"  # the row that its column cannot hold
+    assert place in str(caught.value) and not list(tmp_path.iterdir())
+    assert len(read(write(tmp_path / "a.jsonl.zst", documents))) == between + 2
+
+
+def test_joined_parts_are_widened_or_refused(tmp_path: Path) -> None:
+    whole, half, word, large = (
+        write(tmp_path / f"{name}.parquet", numbered(value))
+        for name, value in (("whole", 1), ("half", 0.5), ("word", "하나"), ("large", 2**53 + 1))
+    )
+    merge_documents([whole, half], tmp_path / "both.parquet")
+    assert [document.fields["v"] for document in read(tmp_path / "both.parquet")] == [1.0, 0.5]
+    for other in (word, large):
+        with pytest.raises(DataError, match=f"document {2 if other is word else 1:,} of the output"):
+            merge_documents([half, other] if other is word else [other, half], tmp_path / "all.parquet")
+    assert not (tmp_path / "all.parquet").exists()
+
+
+def test_the_types_of_a_table_are_carried_over(tmp_path: Path) -> None:
+    """Also those that Python has no type for, and of columns that are empty for a long time."""
+    rows = 5000
+    last = [None] * (rows - 1)
+    struct = pyarrow.struct([("at", pyarrow.timestamp("ns")), ("n", pyarrow.uint64())])
+    table = pyarrow.table(
+        {
+            "text": pyarrow.array([f"글 {n}" for n in range(rows)], pyarrow.large_string()),
+            "license": pyarrow.array([*last, "CC0"], pyarrow.string()),
+            "large": pyarrow.array([*last, 2**64 - 1], pyarrow.uint64()),
+            "small": pyarrow.array([*last, 7], pyarrow.int8()),
+            "half": pyarrow.array([*last, 0.1], pyarrow.float32()),
+            "at": pyarrow.array([*last, 1_700_000_000_123_456_789], pyarrow.timestamp("ns", "Asia/Seoul")),
+            "day": pyarrow.array([*last, datetime.date(1999, 1, 2)], pyarrow.date32()),
+            "time": pyarrow.array([*last, 1_234_567_891], pyarrow.time64("ns")),
+            "price": pyarrow.array([*last, Decimal("12.3400")], pyarrow.decimal128(12, 4)),
+            "kind": pyarrow.array([*last, "책"]).dictionary_encode(),
+            "nested": pyarrow.array([*last, [{"at": 1, "n": 2**64 - 1}]], pyarrow.list_(struct)),
+            "map": pyarrow.array([*last, [("열쇠", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int16())),
+        }
+    )
+    parquet.write_table(table, tmp_path / "in.parquet")
+    expected = parquet.read_table(tmp_path / "in.parquet")
+    found = parquet.read_table(write(tmp_path / "out.parquet", read(tmp_path / "in.parquet")))
+    assert found.schema.equals(expected.schema)
+    assert found.combine_chunks().equals(expected.combine_chunks())
+    documents = [replace(d, fields={**d.fields, "level": "반말"}, text="새 글") for d in read(tmp_path / "in.parquet")]
+    noted = parquet.read_table(write(tmp_path / "noted.parquet", documents))
+    kept = [
+        one.drop_columns(names).combine_chunks() for one, names in ((noted, ["text", "level"]), (expected, ["text"]))
+    ]
+    assert kept[0].equals(kept[1])
+    assert set(noted["level"].to_pylist()) == {"반말"} and set(noted["text"].to_pylist()) == {"새 글"}
 
 
 def test_dates_and_missing_fields(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_dedup_run import everything, kept_of, lines_of, write
 
 from megatron_ko.data.dedup.decontaminate import DecontaminateOptions, decontaminate
-from megatron_ko.data.dedup.evaluation import NgramRule, build_index
+from megatron_ko.data.dedup.evaluation import NgramRule, build_index, read_items
 from megatron_ko.data.dedup.options import InputFiles, Resources
 from megatron_ko.errors import DataError
 
@@ -126,3 +126,15 @@ def test_unusable_evaluation_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             decontaminate(options)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.parts").exists()
+
+
+def test_every_evaluation_file_may_have_a_field_of_its_own(tmp_path: Path) -> None:
+    """BoolQ's is Text, COPA's is sentence; other files take the fields that are named without a file."""
+    (tmp_path / "boolq.tsv").write_text("Text\tsentence\n긴 글\t아님\n", encoding="utf-8")
+    (tmp_path / "copa.tsv").write_text("sentence\n짧은 글\n", encoding="utf-8")
+    paths = [tmp_path / "boolq.tsv", tmp_path / "copa.tsv"]
+    texts = [text for *_, text in read_items(paths, ["boolq.tsv:Text", "sentence"])]
+    assert texts == ["긴 글", "짧은 글"]
+    with pytest.raises(DataError, match=r"no field of .*copa.tsv was named") as caught:
+        read_items(paths, ["boolq.tsv:Text"])
+    assert "--against-key copa.tsv:FIELD" in str(caught.value)

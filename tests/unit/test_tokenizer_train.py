@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from megatron_ko.cli.tokenizer import app
 from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
+from megatron_ko.data.tokenizer.compare import compare_tokenizers
 from megatron_ko.data.tokenizer.gates import check_tokenizer
 from megatron_ko.data.tokenizer.trainers import SENTENCE_BYTES, sentences_of
 from megatron_ko.errors import DataError, TokenizerError
@@ -154,3 +155,16 @@ def test_a_changed_folder_is_noticed(tokenizer_folder: Callable[[str], Path], tm
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match="no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("model", ["unigram", "bpe", "byte-bpe"])
+def test_a_corpus_without_a_space_can_be_learnt_from(tmp_path: Path, korean: Korean, model: str) -> None:
+    """And the share of byte tokens is that of ``compare``."""
+    texts = ["".join(text.split()) for text in korean(300, 3)]
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    report = train_tokenizer([tmp_path / "in.txt"], tmp_path / "tok", TokenizerOptions(model=model, vocab_size=800))
+    tokenizer = load_tokenizer(tmp_path / "tok")
+    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in (*texts, " ", "가 나  다"))
+    [fit] = compare_tokenizers([tmp_path / "tok"], texts).fits
+    assert report.byte_fallback_share == pytest.approx(fit.byte_share, abs=0.01)
+    assert (report.byte_fallback_share > 0) == (fit.byte_share > 0)

@@ -71,7 +71,7 @@ def calibrate(reading: Reading, config: CleanConfig, number: int) -> Calibration
     Raises:
         DataError: bad input, no document.
     """
-    check_inputs(reading.inputs)
+    check_inputs(reading.inputs, reading.format)
     pipeline = Pipeline(config)
     values: dict[tuple[str, str], list[float]] = {}
     limits: dict[tuple[str, str], Measure] = {}

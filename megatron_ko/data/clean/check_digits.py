@@ -1,4 +1,4 @@
-"""Check digits: resident registration numbers, business numbers, cards. All arguments are strings of digits."""
+"""Check digits: resident registration numbers, business numbers, cards, bar codes. All take strings of digits."""
 
 import datetime
 
@@ -20,14 +20,17 @@ _CENTURY = {
 # From this day on new numbers end in six random digits, without a check digit (Enforcement Rule of the Resident
 # Registration Act, as amended in 2020). People born before keep theirs, unless they had it changed.
 RANDOM_SINCE = datetime.date(2020, 10, 5)
+# A year and not today, so that the same text is cleaned in the same way next year.
+_LAST_YEAR = 2039
 
 
 def birth_date(number: str) -> datetime.date | None:
-    """The date in a resident registration number of 13 digits, or None when there is no such day."""
+    """The date in a resident registration number of 13 digits, or None when there is no such day, or not yet."""
     try:
-        return datetime.date(_CENTURY[number[6]] + int(number[:2]), int(number[2:4]), int(number[4:6]))
+        born = datetime.date(_CENTURY[number[6]] + int(number[:2]), int(number[2:4]), int(number[4:6]))
     except ValueError:
         return None
+    return born if born.year <= _LAST_YEAR else None
 
 
 def resident_ok(number: str) -> bool:
@@ -47,3 +50,8 @@ def luhn_ok(number: str) -> bool:
     """Luhn's sum, which every payment card number satisfies."""
     double = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
     return sum(double[int(d)] if i % 2 else int(d) for i, d in enumerate(reversed(number))) % 10 == 0
+
+
+def barcode_ok(number: str) -> bool:
+    """Whether the 13th digit is the check digit of an international article number (EAN-13)."""
+    return sum(int(digit) * (3 if i % 2 else 1) for i, digit in enumerate(number)) % 10 == 0

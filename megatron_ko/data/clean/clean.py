@@ -19,7 +19,7 @@ from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.report import CleanReport
 from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, identity_to_json, remove_job, run_job
-from megatron_ko.data.text.formats import OutputFormat, TextUnit
+from megatron_ko.data.text.formats import InputFormat, OutputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs
 from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
@@ -43,6 +43,7 @@ class CleanOptions:
         shard_bytes: a shard is closed when it has at least this many bytes.
         rank, size: this process takes every ``size``-th chunk; the one that ends last writes the output.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
+        input_format: of all inputs; None: as their suffixes say.
     """
 
     inputs: tuple[Path, ...]
@@ -56,11 +57,19 @@ class CleanOptions:
     rank: int = 0
     size: int = 1
     chunk_bytes: int | None = None
+    input_format: InputFormat | None = None
 
     @property
     def reading(self) -> Reading:
         """How the inputs are read."""
-        return Reading(self.inputs, self.key, text_unit=self.text_unit, keep_fields=True, chunk_bytes=self.chunk_bytes)
+        return Reading(
+            self.inputs,
+            self.key,
+            text_unit=self.text_unit,
+            keep_fields=True,
+            format=self.input_format,
+            chunk_bytes=self.chunk_bytes,
+        )
 
 
 def parts_folder(output: Path) -> Path:
@@ -81,7 +90,7 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
     Raises:
         DataError: bad input, an existing output, a package that is missing, a full disk, a dead worker.
     """
-    check_inputs(options.inputs)
+    check_inputs(options.inputs, options.input_format)
     if STDIN in options.inputs:
         raise DataError(
             "the standard input cannot be cleaned", expected="files: a restart reads them again", remedy="--input FILE"
@@ -120,6 +129,7 @@ def _identity(options: CleanOptions) -> CleanIdentity:
         text_unit=options.text_unit,
         format=options.format,
         shard_bytes=options.shard_bytes,
+        input_format=options.input_format,
     )
 
 

@@ -1,5 +1,7 @@
 """FineWeb's quality rules (https://arxiv.org/abs/2406.17557, section 3.6), which FineWeb-2 tuned for each language."""
 
+import math
+
 from pydantic import Field
 
 from megatron_ko.config.section import Section
@@ -13,6 +15,9 @@ class FinewebOptions(Section):
     """Limits over lines that are not blank; null switches a rule off. Defaults: FineWeb's, for English text."""
 
     min_punctuated_lines: float | None = Field(0.12, ge=0, description="Share of lines that end with a final mark.")
+    line_punct_exclude_zero: bool = Field(
+        False, description="Keep a text of which no line ends with one: it has no such marks, as many petitions have."
+    )
     max_short_lines: float | None = Field(0.67, ge=0, description="Share of short lines.")
     short_line: int = Field(30, ge=0, description="Characters of a short line, at most.")
     max_duplicate_characters: float | None = Field(0.01, ge=0, description="Share of characters in repeated lines.")
@@ -50,10 +55,15 @@ class Lines:
 
 def fineweb(options: FinewebOptions) -> Filter[Lines]:
     """The filter; rules stand in datatrove's order."""
+
+    def punctuated(lines: Lines) -> float:
+        share = lines.punctuated
+        return math.nan if options.line_punct_exclude_zero and not share else share
+
     return Filter(
         lambda page: Lines(page, options.short_line),
         [
-            Rule("few_punctuated_lines", lambda v: v.punctuated, low=options.min_punctuated_lines),
+            Rule("few_punctuated_lines", punctuated, low=options.min_punctuated_lines),
             Rule("short_lines", lambda v: v.short, high=options.max_short_lines),
             Rule("duplicate_characters", lambda v: v.duplicates, high=options.max_duplicate_characters),
             Rule("line_breaks", lambda v: v.breaks, high=options.max_line_breaks),

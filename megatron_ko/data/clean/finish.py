@@ -38,6 +38,7 @@ class CleanIdentity:
         key, text_unit: how the inputs are read.
         format: of the shards.
         shard_bytes: a shard is closed when it has at least this many bytes.
+        input_format: of all inputs; None: as their suffixes say.
     """
 
     inputs: InputIdentity
@@ -47,6 +48,7 @@ class CleanIdentity:
     text_unit: str
     format: str
     shard_bytes: int
+    input_format: str | None = None
 
 
 class ShardEntry(TypedDict):

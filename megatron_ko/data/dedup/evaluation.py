@@ -12,6 +12,7 @@ from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Ragged, range_hashes, shingle_units, window_hashes, word_hashes
 from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.documents import parse_block
+from megatron_ko.data.text.records import Block
 from megatron_ko.errors import DataError
 
 _NORMALISED = Normalisation(frozenset({"nfc", "case", "punctuation", "space"}))
@@ -117,33 +118,68 @@ class EvaluationIndex:
 def read_items(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str, int, str, str]]:
     """(file, record, field, text) of every item.
 
+    Args:
+        paths: the evaluation files.
+        keys: fields with text; ``dev.tsv:Text`` is one of the files of that name only, which then has no others.
+
     Raises:
         DataError: a record without the first field, or a field that no record of a file has.
     """
     items: list[tuple[str, int, str, str]] = []
-    for path in paths:
-        seen = {keys[0]}
-        for block in read_blocks(path, key=keys[0], keep_fields=True):
-            parsed = parse_block(block, keys[0], keep_fields=True)
+    for path, names in zip(paths, keys_of_files(paths, keys), strict=True):
+        seen = {names[0]}
+        for block in _blocks(path, names[0]):
+            parsed = parse_block(block, names[0], keep_fields=True)
             if parsed.rejected:
                 bad = parsed.rejected[0]
                 raise DataError(
                     f"{path} cannot be read as an evaluation file",
                     got=f"record {bad.position}: {bad.reason}",
-                    expected=f"every record with a text {keys[0]!r}",
+                    expected=f"every record with a text {names[0]!r}",
                     remedy="--against-key FIELD, as often as there are fields with text",
                 )
             for document in parsed.documents(str(path)):
-                items.append((str(path), document.position, keys[0], document.text))
-                for key in keys[1:]:
+                items.append((str(path), document.position, names[0], document.text))
+                for key in names[1:]:
                     value = document.fields.get(key)
                     for text in value if isinstance(value, list) else [value]:
                         if isinstance(text, str) and text.strip():
                             items.append((str(path), document.position, key, text))
                             seen.add(key)
-        if missing := [key for key in keys if key not in seen]:
+        if missing := [key for key in names if key not in seen]:
             raise DataError(f"no record of {path} has a text {missing[0]!r}", remedy="check --against-key")
     return items
+
+
+def keys_of_files(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """The fields of each file.
+
+    Raises:
+        DataError: a file for which no field is left.
+    """
+    own = {
+        path.name: tuple(key.removeprefix(f"{path.name}:") for key in keys if key.startswith(f"{path.name}:"))
+        for path in paths
+    }
+    general = tuple(key for key in keys if not any(key.startswith(f"{name}:") for name in own))
+    for path in paths:
+        if not (own[path.name] or general):
+            raise DataError(
+                f"no field of {path} was named",
+                got=f"--against-key {' '.join(keys)}",
+                remedy=f"--against-key {path.name}:FIELD, or --against-key FIELD for all files",
+            )
+    return [own[path.name] or general for path in paths]
+
+
+def _blocks(path: Path, key: str) -> Iterator[Block]:
+    try:
+        yield from read_blocks(path, key=key, keep_fields=True)
+    except DataError as error:
+        if error.remedy is None or "--json-key" not in error.remedy:
+            raise
+        # The flag of the documents; that of evaluation files is another one.
+        raise DataError(error.what, got=error.got, expected=error.expected, remedy="--against-key COLUMN") from error
 
 
 def build_index(

@@ -100,7 +100,7 @@ def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False)
 def is_divisible(path: Path, reading: Reading) -> bool:
     """Whether a worker can begin to read in the middle of a file."""
     file_format = format_of(path, reading.format)
-    plain = path != STDIN and path.suffix not in COMPRESSED
+    plain = path != STDIN and path.suffix.lower() not in COMPRESSED
     return file_format == "parquet" or (file_format in ("txt", "jsonl") and plain)
 
 

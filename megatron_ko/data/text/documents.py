@@ -1,15 +1,17 @@
 """Blocks to documents. A record that is not a document is returned as rejected, with its place and the reason."""
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.formats import TextUnit
-from megatron_ko.data.text.records import POSITION, Block, Rejected
+from megatron_ko.data.text.records import POSITION, TYPES, Block, Rejected
 from megatron_ko.data.text.wet import wet_records
 
 if TYPE_CHECKING:
@@ -18,9 +20,28 @@ if TYPE_CHECKING:
 __all__ = ["Document", "ParsedBlock", "Rejected", "parse_block", "read_documents"]
 
 _EXCERPT = 200
+# Where a value may stand; inside a string a backslash or a letter is before the quotation mark that follows.
+_NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
 # Stands for a value that cannot be decoded; no reader gives this object.
 _INVALID = object()
 _NO_FIELDS: Mapping[str, object] = {}
+
+
+@dataclass(frozen=True)
+class TypedRow:
+    """A row of a table, for writers that keep its types.
+
+    Attributes:
+        table: with strings as bytes.
+        types: of the columns in the file.
+        row: number in the table.
+        fields: the values as the reader gave them; a field that is another object has been changed since.
+    """
+
+    table: "pyarrow.Table"
+    types: "pyarrow.Schema"
+    row: int
+    fields: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -29,32 +50,37 @@ class Document:
 
     Attributes:
         fields: the other fields of the record; empty unless they were asked for.
+        typed: the record itself, if it was a row of a table and the fields were asked for.
     """
 
     text: str
     source: str
     position: int
     fields: Mapping[str, object] = field(default_factory=dict)
+    typed: TypedRow | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class ParsedBlock:
     """The documents of a block, as lists because there are many: texts, their record numbers, and rejected records.
 
     Attributes:
         fields: the other fields of each document, None unless they were asked for.
+        typed: the rows that they came from, if the block is a table that knows its types.
     """
 
     texts: list[str] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     fields: list[dict[str, object]] | None = None
+    typed: list[TypedRow] | None = None
 
     def documents(self, source: str) -> Iterator[Document]:
         """The documents of a block of ``source``, in order."""
         others: Sequence[Mapping[str, object]] = self.fields or [_NO_FIELDS] * len(self.texts)
-        for text, position, fields in zip(self.texts, self.positions, others, strict=True):
-            yield Document(text, source, position, fields)
+        rows: Sequence[TypedRow | None] = self.typed or [None] * len(self.texts)
+        for text, position, fields, typed in zip(self.texts, self.positions, others, rows, strict=True):
+            yield Document(text, source, position, fields, typed)
 
 
 def read_documents(
@@ -101,7 +127,7 @@ def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedB
 
 def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock:
     """Parse record by record; ``_json_problem`` finds out what is wrong with a bad one."""
-    loads = orjson.loads
+    loads = _json_value
     fields = parsed.fields
     for position, record in enumerate(records, block.first):
         try:
@@ -121,9 +147,25 @@ def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: Parsed
     return parsed
 
 
+def _json_value(record: bytes) -> Any:
+    """The value of a line, also with NaN and Infinity, which Python and Megatron-LM write and read.
+
+    Raises:
+        orjson.JSONDecodeError: no JSON.
+    """
+    try:
+        return orjson.loads(record)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in record and b"Infinity" not in record:
+            raise
+        # Whatever else is wrong with it is still wrong when these have become numbers.
+        orjson.loads(_NOT_FINITE.sub(rb"\1 0", record))
+        return json.loads(record)
+
+
 def _json_problem(record: bytes, key: str) -> str:
     try:
-        value = orjson.loads(record)
+        value = _json_value(record)
     except orjson.JSONDecodeError as error:
         return "invalid UTF-8" if _decoded(record) is None else f"malformed JSON: {error.msg}"
     if not isinstance(value, dict):
@@ -165,6 +207,9 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
     import pyarrow
 
     table = pyarrow.ipc.open_stream(block.payload).read_all()
+    types = pyarrow.ipc.read_schema(pyarrow.py_buffer(table.schema.metadata[TYPES])) if table.schema.metadata else None
+    if types is not None and parsed.fields is not None:
+        parsed.typed = []
     columns = {name: _values(table.column(name)) for name in table.column_names}
     positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
     records = columns.pop(key)
@@ -181,6 +226,8 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
         parsed.positions.append(position)
         if parsed.fields is not None:
             parsed.fields.append(fields)
+        if parsed.typed is not None:
+            parsed.typed.append(TypedRow(table, types, row, fields))
 
 
 def _values(column: "pyarrow.ChunkedArray") -> list[object]:

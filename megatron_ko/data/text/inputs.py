@@ -83,13 +83,13 @@ def format_of(path: Path, format: InputFormat | None = None) -> InputFormat:
         DataError: unknown suffix.
     """
     inner = without_compression(path)
-    found = format or (InputFormat.jsonl if path == STDIN else SUFFIXES.get(inner.suffix))
+    found = format or (InputFormat.jsonl if path == STDIN else SUFFIXES.get(inner.suffix.lower()))
     if found is None or (found in _RANDOM_ACCESS and inner is not path):
         raise DataError(
             f"unknown kind of file: {path}",
             got=f"suffix {''.join(path.suffixes[-2:]) or 'none'}",
             expected=".txt .jsonl .json .csv .tsv .wet (also .gz, .zst) .parquet .arrow",
-            remedy="give it such a name, or convert it; preprocess, dedup and decontaminate: --format says what it is",
+            remedy="give it such a name, or convert it; or say what it is with --format",
         )
     return found
 
@@ -190,7 +190,8 @@ def _written_here(folder: Path) -> list[Path] | None:
 
 def _has_kind(path: Path) -> bool:
     inner = without_compression(path)
-    return inner.suffix in SUFFIXES and (inner is path or SUFFIXES[inner.suffix] not in _RANDOM_ACCESS)
+    suffix = inner.suffix.lower()
+    return suffix in SUFFIXES and (inner is path or SUFFIXES[suffix] not in _RANDOM_ACCESS)
 
 
 def _saved_dataset(folder: Path) -> list[Path]:

@@ -13,6 +13,8 @@ LARGEST_RECORD = 256 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Column of a table block that numbers its rows, where they do not simply count up.
 POSITION = "\0position"
+# Where a table block keeps the types that its columns had before their strings became bytes.
+TYPES = b"types"
 
 BlockFormat = Literal["txt", "file", "jsonl", "wet", "table"]
 

@@ -26,7 +26,7 @@ _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 
 def without_compression(path: Path) -> Path:
     """The name without .gz or .zst."""
-    return Path(path.stem) if path.suffix in COMPRESSED else path
+    return Path(path.stem) if path.suffix.lower() in COMPRESSED else path
 
 
 class Readable(Protocol):
@@ -71,7 +71,7 @@ class Stream:
 
     def __init__(self, path: Path, raw: IO[bytes] | StandardInput) -> None:
         self.path, self._raw = path, raw
-        self._content = self._decompressed(path.suffix)
+        self._content = self._decompressed(path.suffix.lower())
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes; fewer only at the end.
@@ -115,7 +115,7 @@ def open_stream(path: Path) -> Iterator[Stream]:
             raise DataError("the standard input was read before", expected="'-' once", remedy="give it once")
         yield Stream(path, standard_input)
         return
-    if path.suffix in COMPRESSED and not path.stat().st_size:
+    if path.suffix.lower() in COMPRESSED and not path.stat().st_size:
         raise DataError(
             f"{path} is damaged", got="0 bytes", expected="a complete compressed file", remedy="download it again"
         )

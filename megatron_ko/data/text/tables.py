@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ko.data.text.records import BLOCK_BYTES, Block, Reading
+from megatron_ko.data.text.records import BLOCK_BYTES, TYPES, Block, Reading
 from megatron_ko.errors import DataError
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pya
     import pyarrow
     import pyarrow.types as types
 
-    columns, names = [], []
+    columns, names, types_before = [], [], []
     for field in batch.schema:
         column = batch.column(field.name)
         if types.is_dictionary(column.type):
@@ -160,7 +160,9 @@ def _strings_as_bytes(batch: "pyarrow.RecordBatch", keys: Sequence[str]) -> "pya
             continue
         columns.append(column)
         names.append(field.name)
-    return pyarrow.RecordBatch.from_arrays(columns, names=names)
+        types_before.append(field.remove_metadata())
+    metadata = {TYPES: pyarrow.schema(types_before).serialize().to_pybytes()}
+    return pyarrow.RecordBatch.from_arrays(columns, names=names, metadata=metadata)
 
 
 def _holds_bytes(type: "pyarrow.DataType") -> bool:
@@ -196,7 +198,9 @@ def check_columns(path: Path, names: Sequence[str], keys: Sequence[str]) -> None
     for key in keys:
         if key not in names:
             raise DataError(
-                f"{path} has no column {key!r}", got=f"columns {', '.join(names)}", remedy="--json-key COLUMN"
+                f"{path} has no column {key!r}",
+                got=f"columns {', '.join(names)}",
+                remedy="name the column of the text: --json-key COLUMN",
             )
 
 

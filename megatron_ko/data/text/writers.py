@@ -1,9 +1,11 @@
 """Documents to files: .jsonl (also .gz, .zst) and .parquet. A file is complete or does not exist."""
 
 import gzip
+import json
+import math
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, cast
@@ -11,6 +13,7 @@ from typing import IO, TYPE_CHECKING, cast
 import orjson
 import zstandard
 
+from megatron_ko.data.text.columns import REMEDY, Piece, piece_of, same_table, schema_of, widened
 from megatron_ko.data.text.documents import Document
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import StagedFiles, explain_disk_errors
@@ -28,33 +31,37 @@ class DocumentWriter:
     """Writes documents one by one; the file gets its name when the ``with`` block ends well. Nothing is overwritten.
 
     The same documents give the same bytes. Other fields of a document are written beside the text. A .parquet file has
-    the columns and types of its first 4,096 documents.
+    the types of the tables that its documents come from, otherwise types that hold all values exactly; its rows are
+    held in memory until then, so it is for one chunk of documents.
 
     Args:
         path: new file; its suffix decides the kind.
         key: field or column of the text.
 
     Raises:
-        DataError: unknown suffix, the file exists, a full disk, or (parquet) a field that has no column.
+        DataError: unknown suffix, the file exists, a full disk, or (parquet) a field whose values have no common type.
     """
 
     def __init__(self, path: Path, key: str = "text") -> None:
         check_writable_kind(path)
         self._path, self._key = path, key
         self._staged = StagedFiles([path])
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[Document] = []
+        self._pieces: list[Piece] = []
         self._stream: IO[bytes] | None = None
-        self._table: pyarrow.parquet.ParquetWriter | None = None
 
     def write(self, document: Document) -> None:
         """Append one document."""
-        row = {self._key: document.text, **document.fields}
         if self._stream is not None:
-            self._stream.write(orjson.dumps(row, default=str) + b"\n")
+            row = {self._key: document.text, **document.fields}
+            line = orjson.dumps(row, default=str)
+            if b"null" in line and _not_finite(row):  # it would write null for NaN and Infinity
+                line = json.dumps(row, ensure_ascii=False, default=str, separators=(",", ":")).encode("utf-8")
+            self._stream.write(line + b"\n")
             return
-        self._rows.append(row)
-        if len(self._rows) >= _ROWS:
-            self._write_rows()
+        if len(self._rows) >= _ROWS or (self._rows and not same_table(self._rows[-1], document)):
+            self._end_piece()
+        self._rows.append(document)
 
     def __enter__(self) -> "DocumentWriter":
         with explain_disk_errors(self._path):
@@ -67,55 +74,22 @@ class DocumentWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with explain_disk_errors(self._path), self._staged:
-            try:
-                if error is None:
-                    self._finish()
-                    self._staged.publish()
-            finally:
-                # Closed here, because the garbage collector would later write the end of the table into a closed file.
-                if self._table is not None:
-                    with suppress(OSError):
-                        self._table.close()
+            if error is None:
+                self._finish()
+                self._staged.publish()
 
     def _finish(self) -> None:
         if self._stream is not None:
             if self._stream is not self._file:
                 self._stream.close()
             return
-        if self._rows or self._table is None:
-            self._write_rows()
-        assert self._table is not None
-        self._table.close()
+        self._end_piece()
+        _write_table(cast(IO[bytes], self._file), self._pieces or [piece_of([], self._key)])
 
-    def _write_rows(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        try:
-            batch = self._batch()
-            if self._table is None:
-                self._table = pyarrow.parquet.ParquetWriter(self._file, batch.schema, compression="zstd")
-            self._table.write_table(batch)
-        except (pyarrow.ArrowException, OverflowError) as error:
-            columns = f"columns {', '.join(self._table.schema.names)} as in" if self._table else "one type a field in"
-            raise DataError(
-                f"{self._path} cannot hold these documents: their fields change, or have no type in parquet",
-                got=str(error),
-                expected=f"{columns} the first documents",
-                remedy="write .jsonl.zst instead",
-            ) from error
+    def _end_piece(self) -> None:
+        if self._rows:
+            self._pieces.append(piece_of(self._rows, self._key))
         self._rows = []
-
-    def _batch(self) -> "pyarrow.Table":
-        import pyarrow
-
-        if self._table is None:
-            empty = pyarrow.schema([(self._key, pyarrow.string())])
-            return pyarrow.Table.from_pylist(_same_keys(self._rows), schema=None if self._rows else empty)
-        schema = self._table.schema
-        if unknown := {name for row in self._rows for name in row} - set(schema.names):
-            raise pyarrow.ArrowInvalid(f"new fields {', '.join(sorted(unknown))}")
-        return pyarrow.Table.from_pylist(self._rows, schema=schema)
 
 
 def merge_documents(parts: Sequence[Path], final: Path) -> None:
@@ -136,6 +110,15 @@ def merge_documents(parts: Sequence[Path], final: Path) -> None:
         staged.publish()
 
 
+def _not_finite(value: object) -> bool:
+    """Whether a value holds NaN or an infinity."""
+    if isinstance(value, dict):
+        return any(map(_not_finite, value.values()))
+    if isinstance(value, list):
+        return any(map(_not_finite, value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def check_writable_kind(path: Path) -> None:
     """Refuse a suffix that nothing can be written as.
 
@@ -152,39 +135,37 @@ def check_writable_kind(path: Path) -> None:
 
 
 def _merge_tables(parts: Sequence[Path], stream: IO[bytes]) -> None:
-    import pyarrow
     import pyarrow.parquet
 
     sources = [pyarrow.parquet.ParquetFile(part) for part in parts]
     filled = [source for source in sources if source.metadata.num_rows] or sources[:1]
-    try:
-        schema = pyarrow.unify_schemas([source.schema_arrow for source in filled])
-    except pyarrow.ArrowException as error:
-        raise DataError(
-            "the parts have columns of different types", got=str(error), remedy="write .jsonl.zst instead"
-        ) from error
+    firsts = [0, *accumulate(source.metadata.num_rows for source in filled)]
+    # One row group tells the types of a part: its first row with a value is looked for only if they do not fit.
+    schema = schema_of([_row_group(source, 0, first) for source, first in zip(filled, firsts, strict=False)])
     with pyarrow.parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
-        for source in filled:
+        for source, first in zip(filled, firsts, strict=False):
             for group in range(source.num_row_groups):
-                writer.write_table(_with_columns(source.read_row_group(group), schema))
+                piece = _row_group(source, group, first)
+                writer.write_table(widened(piece, schema))
+                first += piece.table.num_rows
 
 
-def _with_columns(table: "pyarrow.Table", schema: "pyarrow.Schema") -> "pyarrow.Table":
+def _row_group(source: "pyarrow.parquet.ParquetFile", group: int, first: int) -> Piece:
+    table = source.read_row_group(group) if source.num_row_groups else source.schema_arrow.empty_table()
+    return Piece(table, lambda row: f"document {first + row + 1:,} of the output")
+
+
+def _write_table(stream: IO[bytes], pieces: Sequence[Piece]) -> None:
     import pyarrow
+    import pyarrow.parquet
 
-    columns = [
-        table.column(field.name).cast(field.type)
-        if field.name in table.column_names
-        else pyarrow.nulls(table.num_rows, field.type)
-        for field in schema
-    ]
-    return pyarrow.Table.from_arrays(columns, schema=schema)
-
-
-def _same_keys(rows: Sequence[dict[str, object]]) -> list[dict[str, object]]:
-    """Every row with all keys, in the order of their first appearance; pyarrow looks at the first row only."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return [{name: row.get(name) for name in names} for row in rows]
+    schema = schema_of(pieces)
+    try:
+        with pyarrow.parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+            for piece in pieces:
+                writer.write_table(widened(piece, schema))
+    except pyarrow.ArrowNotImplementedError as error:
+        raise DataError("a field has no type in parquet", got=str(error), remedy=REMEDY) from error
 
 
 def _compressed(file: IO[bytes], suffix: str) -> IO[bytes]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ko.data.tokenizer.gates import NASTY
-from megatron_ko.data.tokenizer.pieces import Spelling
-from megatron_ko.data.tokenizer.tokenizer import TOKENIZER_JSON, TRANSFORMERS_CONFIG, Tokenizer, load_tokenizer
+from megatron_ko.data.tokenizer.tokenizer import TRANSFORMERS_CONFIG, Tokenizer, load_tokenizer
+from megatron_ko.data.tokenizer.unencodable import hexadecimal, missing_bytes
 from megatron_ko.errors import TokenizerError
 from megatron_ko.storage.open_json import JsonObject
 
@@ -96,7 +96,7 @@ def check_folder(folder: Path, samples: Sequence[str] = ()) -> list[CheckResult]
         CheckResult("the folder loads", 1, 0),
         *(_round_trip(tokenizer, name, suite) for name, suite in suites.items()),
         _no_unknown(tokenizer, [*texts, *_EVERY]),
-        _bytes(folder, tokenizer),
+        _bytes(tokenizer),
         _nothing_normalised(tokenizer),
         _deterministic(tokenizer, again, texts),
         _special_tokens(tokenizer),
@@ -130,10 +130,11 @@ def _no_unknown(tokenizer: Tokenizer, texts: Sequence[str]) -> CheckResult:
     return _result("no unknown tokens", len(texts), failures)
 
 
-def _bytes(folder: Path, tokenizer: Tokenizer) -> CheckResult:
-    spelling = Spelling(json.loads((folder / TOKENIZER_JSON).read_text(encoding="utf-8")))
-    pieces = spelling.byte_pieces()
-    return _result("every byte has a token", 256, (p for p in pieces if tokenizer.id_of(p) is None))
+def _bytes(tokenizer: Tokenizer) -> CheckResult:
+    missing = missing_bytes(tokenizer)
+    return CheckResult(
+        "every byte has a token", 256, len(missing), f"none for {hexadecimal(missing)}" if missing else ""
+    )
 
 
 def _nothing_normalised(tokenizer: Tokenizer) -> CheckResult:

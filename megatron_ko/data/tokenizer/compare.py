@@ -88,7 +88,7 @@ def _fit(name: str, tokenizer: Tokenizer, texts: Sequence[str], sizes: Compariso
         exact = exact and all(tokenizer.decode(ids) == text for text, ids in zip(part, batch, strict=True))
         ids = np.fromiter(chain.from_iterable(batch), dtype=np.int64)
         counts += np.bincount(ids, minlength=tokenizer.vocab_size)
-    broken, partial = _broken(tokenizer)
+    broken, partial = broken_characters(tokenizer)
     tokens = int(counts.sum())
     unknown = int(counts[tokenizer.unk]) if tokenizer.unk is not None else 0
     lost = int((counts * broken).sum()) + unknown
@@ -109,7 +109,7 @@ def _fit(name: str, tokenizer: Tokenizer, texts: Sequence[str], sizes: Compariso
     )
 
 
-def _broken(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def broken_characters(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     """For every id: [v] characters that begin in it and do not end in it, [v] whether it holds part of one."""
     spelling = Spelling(json.loads((tokenizer.folder / TOKENIZER_JSON).read_text(encoding="utf-8")))
     special = set(tokenizer.special_tokens.values())

@@ -22,6 +22,7 @@ from megatron_ko.data.tokenizer.grow import Merge, grow
 from megatron_ko.data.tokenizer.pieces import MARK, Spelling, may_be_added, proves_hangul
 from megatron_ko.data.tokenizer.proof import old_pieces, prove_extension
 from megatron_ko.data.tokenizer.tokenizer import RECORD, SENTENCEPIECE_MODEL, TOKENIZER_JSON, Tokenizer, load_tokenizer
+from megatron_ko.data.tokenizer.unencodable import missing_bytes
 from megatron_ko.errors import TokenizerError
 from megatron_ko.storage.files import explain_disk_errors, new_folder
 from megatron_ko.storage.open_json import JsonObject
@@ -61,6 +62,7 @@ class ExtendReport:
         base_vocab_size, new_ids, vocab_size: ids before, added, after.
         proved_texts: texts for which new ids, written in old ones, were the old ids.
         tokens_before, tokens_after, bytes, eojeols: of the sampled documents.
+        missing_bytes: for which neither the base nor the new vocabulary has a token.
     """
 
     output: str
@@ -78,6 +80,7 @@ class ExtendReport:
     tokens_after: int
     bytes: int
     eojeols: int
+    missing_bytes: list[int]
 
 
 def extend_tokenizer(
@@ -92,6 +95,7 @@ def extend_tokenizer(
     check_inputs(inputs)
     old = load_tokenizer(base)
     content = _content(base)
+    _refuse_gaps(base, old)
     spelling = Spelling(content)
     with explain_disk_errors(output), new_folder(output) as folder:
         say("reading")
@@ -126,7 +130,21 @@ def extend_tokenizer(
         tokens_after=after,
         bytes=sum(len(text.encode("utf-8")) for text in samples),
         eojeols=sum(len(text.split()) for text in samples),
+        missing_bytes=missing_bytes(old),
     )
+
+
+def _refuse_gaps(base: Path, old: Tokenizer) -> None:
+    """Programs that load the folder number its added tokens anew, without the gap."""
+    numbers = set(old.vocabulary().values())
+    missing = [number for number in range(old.vocab_size) if number not in numbers]
+    if missing:
+        raise TokenizerError(
+            f"{base} cannot be extended",
+            got=f"no token has id {missing[0]:,}, and {len(missing):,} ids in all are free below {old.vocab_size:,}",
+            expected="ids without gaps",
+            remedy="give the free ids tokens of their own, such as <|reserved_0|>, in tokenizer.json",
+        )
 
 
 def _content(base: Path) -> JsonObject:

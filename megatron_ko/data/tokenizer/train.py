@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
 from megatron_ko.data.text.blocks import check_inputs
+from megatron_ko.data.tokenizer.compare import broken_characters
 from megatron_ko.data.tokenizer.convert import to_tokenizer_json
 from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, CorpusSampling, Group
 from megatron_ko.data.tokenizer.gates import check_tokenizer
@@ -69,7 +70,8 @@ class TrainingReport:
         trained_share: trained_bytes that reached the trainer, line breaks apart; 1.0 means that nothing was skipped.
         rejected: records that were no documents.
         gate_texts: texts that came back exactly.
-        bytes_per_token, tokens_per_eojeol, byte_fallback_share: on the documents of the gate.
+        bytes_per_token, tokens_per_eojeol, byte_fallback_share: on the documents of the gate; the share is that of
+            tokens that are not whole characters, as in ``compare``.
         groups: what was balanced, and what was taken of each.
     """
 
@@ -189,8 +191,8 @@ def _report(
 ) -> TrainingReport:
     ids = tokenizer.encode_batch(samples)
     tokens = sum(map(len, ids))
-    fallback = {tokenizer.id_of(f"<0x{byte:02X}>") for byte in range(256)}
-    spelt = sum(token in fallback for document in ids for token in document)
+    _, partial = broken_characters(tokenizer)
+    spelt = sum(int(partial[document].sum()) for document in ids)
     eojeols = sum(len(text.split()) for text in samples)
     lost = sum(text.count("\n") + text.count("\t") for text in corpus.texts())
     expected = corpus.trained_bytes if options.model == "byte-bpe" else corpus.trained_bytes - lost

@@ -9,6 +9,8 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_ko.data.tokenizer.convert import add_special_tokens, settle_scores
+
+from megatron_ko.data.tokenizer.pieces import MARK
 from megatron_ko.data.tokenizer.special import BEGIN, CHAT_END, CHAT_START, END, PAD, SPECIAL_TOKENS, UNKNOWN
 from megatron_ko.errors import TokenizerError
 
@@ -54,7 +56,8 @@ def train_sentencepiece(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            required_chars=_PRINTABLE_ASCII,
+            # The mark too: text without any space would leave the vocabulary without a piece for it.
+            required_chars=_PRINTABLE_ASCII + MARK,
             user_defined_symbols=["\n", "\t"],
             control_symbols=[CHAT_START, CHAT_END],
             unk_id=SPECIAL_TOKENS.index(UNKNOWN),

@@ -17,12 +17,15 @@ from megatron_ko.data.jobs.chunks import Chunk
 from megatron_ko.data.text.documents import parse_block
 from megatron_ko.data.text.records import Block, Rejected
 from megatron_ko.data.tokenizer.tokenizer import Encoded, Tokenizer, load_tokenizer
+from megatron_ko.data.tokenizer.unencodable import Unencodable
+from megatron_ko.data.tokens.identity import UnencodablePolicy
 from megatron_ko.data.tokens.indexed import token_dtype
 from megatron_ko.data.tokens.parts import EncodeStatistics, PartCounts
 
 _COPY_BYTES = 1 << 22
 # How many documents of a block, and then of a part, are samples: decoded text is compared with their hashes.
 _SAMPLES = 64
+_EXCERPT, _NAMED = 200, 8
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class EncodeOptions:
         keys: text fields; each gives an output of its own.
         append_eod: end every document with the tokenizer's end-of-document token.
         text_bytes: keep the UTF-8 bytes of every document, not only of the part.
+        unencodable: what becomes of a document with characters that the vocabulary has no tokens for.
     """
 
     tokenizer: Path
     keys: tuple[str, ...]
     append_eod: bool
     text_bytes: bool = False
+    unencodable: UnencodablePolicy = "refuse"
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,13 @@ class ParsedKeys:
 
     Attributes:
         texts: one list a key, of equal lengths.
+        positions: of these records.
         rejected: the other records, in order.
         before: number of documents of the block before each rejected record.
     """
 
     texts: list[list[str]]
+    positions: list[int]
     rejected: list[Rejected]
     before: np.ndarray
 
@@ -69,9 +76,13 @@ def parse_keys(block: Block, keys: Sequence[str]) -> ParsedKeys:
         known = {record.position for record in rejected}
         rejected += [record for record in other.rejected if record.position not in known]
         positions = [position for position in positions if position in both]
+    return _parsed_keys(texts, positions, rejected)
+
+
+def _parsed_keys(texts: list[list[str]], positions: list[int], rejected: list[Rejected]) -> ParsedKeys:
     rejected.sort(key=lambda record: record.position)
     before = np.searchsorted(positions, [record.position for record in rejected]) if rejected else np.zeros(0)
-    return ParsedKeys(texts, rejected, before.astype(np.int32))
+    return ParsedKeys(texts, positions, rejected, before.astype(np.int32))
 
 
 def _chosen(texts: list[str], positions: list[int], wanted: set[int]) -> list[str]:
@@ -84,19 +95,76 @@ class EncodeChunk:
     def __init__(self, options: EncodeOptions) -> None:
         self._options = options
         self._tokenizer: Tokenizer | None = None
+        self._unencodable: Unencodable | None = None
 
     def __call__(self, chunk: Chunk, part: Path) -> EncodeStatistics:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._options.tokenizer)
+            self._unencodable = Unencodable(self._tokenizer)
+        assert self._unencodable is not None
+        changed = Counter[str]()
         with _PartWriter(part, self._options, token_dtype(self._tokenizer.vocab_size)) as writer:
             for block in chunk.blocks:
-                parsed = parse_keys(block, self._options.keys)
+                parsed = screened(
+                    parse_keys(block, self._options.keys),
+                    block.source,
+                    self._unencodable,
+                    self._options.unencodable,
+                    changed,
+                )
                 encoded = [
                     self._tokenizer.encode_documents(texts, append_eod=self._options.append_eod)
                     for texts in parsed.texts
                 ]
                 writer.add(block.source, parsed, encoded)
-            return {**writer.finish(), "read": chunk.read}
+            return {**writer.finish(), "unencodable": dict(sorted(changed.items())), "read": chunk.read}
+
+
+def screened(
+    parsed: ParsedKeys, source: str, unencodable: Unencodable, policy: UnencodablePolicy, changed: Counter[str]
+) -> ParsedKeys:
+    """Apply the policy to documents with characters that have no tokens.
+
+    Args:
+        parsed: of a block.
+        source: of the block.
+        unencodable: knows the vocabulary.
+        policy: refuse, replace or keep.
+        changed: counts the documents that are replaced or kept, by "U+0004" and in "documents".
+    """
+    bad = {
+        row: characters
+        for row, texts in enumerate(zip(*parsed.texts, strict=True))
+        if (characters := sorted({c for text in texts for c in unencodable.characters(text)}))
+    }
+    if not bad:
+        return parsed
+    columns = [list(column) for column in parsed.texts]
+    if policy == "refuse":
+        rejected = [
+            *parsed.rejected,
+            *(
+                Rejected(source, parsed.positions[row], f"no token: {_named(characters)}", columns[0][row][:_EXCERPT])
+                for row, characters in bad.items()
+            ),
+        ]
+        keep = [row for row in range(len(parsed.positions)) if row not in bad]
+        texts = [[column[row] for row in keep] for column in columns]
+        return _parsed_keys(texts, [parsed.positions[row] for row in keep], rejected)
+    for row, characters in bad.items():
+        changed.update(["documents", *map(_code, characters)])
+        for column in columns if policy == "replace" else []:
+            column[row] = unencodable.replaced(column[row], characters)
+    return ParsedKeys(columns, parsed.positions, parsed.rejected, parsed.before)
+
+
+def _named(characters: Sequence[str]) -> str:
+    shown = " ".join(map(_code, characters[:_NAMED]))
+    return shown if len(characters) <= _NAMED else f"{shown} and {len(characters) - _NAMED} more"
+
+
+def _code(character: str) -> str:
+    return f"U+{ord(character):04X}"
 
 
 class _PartWriter:

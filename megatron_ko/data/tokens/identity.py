@@ -1,10 +1,15 @@
 """What decides every byte of indexed files: kept in job.json while they are made; ``merge`` needs nothing else."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_ko.data.jobs.chunks import InputIdentity
 from megatron_ko.data.jobs.job import identity_to_json
 from megatron_ko.storage.open_json import JsonObject
+
+# What becomes of a document with characters that the vocabulary has no tokens for: it is rejected; it is encoded with
+# U+FFFD in their place; it is encoded as the tokenizer does, which mostly drops them.
+UnencodablePolicy = Literal["refuse", "replace", "keep"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class PreprocessIdentity:
         outputs: name of the output of each key.
         shards, shard_tokens: how many shards, or how large they are; both None if the output is not cut.
         tokenizer: what encodes the text.
+        unencodable: what becomes of documents with characters that have no tokens.
     """
 
     inputs: InputIdentity
@@ -45,6 +51,7 @@ class PreprocessIdentity:
     shards: int | None
     shard_tokens: int | None
     tokenizer: EncodedWith
+    unencodable: UnencodablePolicy = "refuse"
 
     @property
     def sharded(self) -> bool:

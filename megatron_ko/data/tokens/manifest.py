@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
@@ -40,6 +40,8 @@ class IndexManifest:
         sources: the inputs in order; for a shard, only those that it holds documents or rejected records of.
         key: field that the text came from.
         shard: number of this shard, and of how many.
+        unencodable: "documents" of all shards that characters without tokens were replaced in, or dropped from, and
+            how many by character.
     """
 
     tokenizer_fingerprint: str
@@ -59,6 +61,7 @@ class IndexManifest:
     created_by: str
     key: str = "text"
     shard: tuple[int, int] = (0, 1)
+    unencodable: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -100,11 +103,15 @@ def read_index_manifest(prefix: Path) -> IndexManifest:
             )
         content["sources"] = tuple(SourceFile(**source) for source in content["sources"])
         content["shard"] = tuple(content.get("shard", (0, 1)))
-        named = [field.name for field in fields(IndexManifest) if field.default is MISSING or field.name in content]
+        named = [one.name for one in fields(IndexManifest) if one.name in content or _required(one)]
         manifest = IndexManifest(**{name: content[name] for name in named})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged", got=repr(error), remedy="copy it again, or preprocess again") from error
     return manifest
+
+
+def _required(one: "Field[object]") -> bool:
+    return one.default is MISSING and one.default_factory is MISSING
 
 
 def check_shard(prefix: Path, manifest: IndexManifest) -> IndexedReader:

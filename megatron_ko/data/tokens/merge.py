@@ -125,6 +125,7 @@ def _merge(
         layout=layout,
         tokenizer=identity.tokenizer,
         sources=tuple((str(path), input_bytes(path), content_hash(path)) for path in inputs),
+        unencodable=dict(sorted(sum((Counter(part.statistics["unencodable"]) for part in parts), Counter()).items())),
     )
     output.folder.mkdir(exist_ok=True)
     tasks = [(key, shard) for key in range(layout.keys) for shard in range(number)]
@@ -189,6 +190,8 @@ def _empty(identity: PreprocessIdentity, totals: _Totals) -> DataError:
     remedy = "check the files"
     if any("'" in reason for reason in totals.reasons):
         remedy = f"check the files and --json-key (now {keys})"
+    elif "no token" in totals.reasons:
+        remedy = "a tokenizer with a token for every byte, or --unencodable replace"
     elif "invalid UTF-8" in totals.reasons:
         remedy = "if it is Korean text in CP949 (EUC-KR): iconv -f CP949 -t UTF-8 FILE > NEW_FILE"
     return DataError(

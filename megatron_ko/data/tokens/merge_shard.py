@@ -40,6 +40,7 @@ class MergePlan:
         layout: of the parts.
         tokenizer: what encoded the text.
         sources: (path, bytes, xxh3_128) of the inputs, in order.
+        unencodable: documents that characters without tokens were replaced in, or dropped from; see the manifest.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class MergePlan:
     layout: Layout
     tokenizer: EncodedWith
     sources: tuple[tuple[str, int, str], ...]
+    unencodable: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class MergeShard:
             key=self._plan.keys[key],
             shard=(shard, len(self._shards)),
             created_by=f"megatron_ko {__version__}",
+            unencodable=self._plan.unencodable,
         )
 
 

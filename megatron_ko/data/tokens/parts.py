@@ -44,8 +44,13 @@ class PartCounts(TypedDict):
 
 
 class EncodeStatistics(PartCounts):
-    """What is recorded of an encoded chunk: its part, and the bytes of input that were read for it."""
+    """What is recorded of an encoded chunk: its part, and the bytes of input that were read for it.
 
+    Attributes:
+        unencodable: "documents" that were changed because of characters without tokens, and how many by character.
+    """
+
+    unencodable: dict[str, int]
     read: int
 
 

@@ -15,7 +15,7 @@ from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeChunk, EncodeOptions
-from megatron_ko.data.tokens.identity import EncodedWith, PreprocessIdentity
+from megatron_ko.data.tokens.identity import EncodedWith, PreprocessIdentity, UnencodablePolicy
 from megatron_ko.data.tokens.manifest import FILES
 from megatron_ko.data.tokens.merge import IndexedOutput, job_folder, merge
 from megatron_ko.data.tokens.parts import EncodeStatistics
@@ -46,6 +46,7 @@ class PreprocessOptions:
         rank, size: this process takes every ``size``-th chunk; ``merge`` follows when all ranks are finished.
         verify: decode samples of what was written, and compare them with the text.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
+        unencodable: what becomes of documents with characters that the vocabulary has no tokens for.
         names: of the outputs of ``keys``, in the folder of ``output``; empty: they follow from it and the keys.
     """
 
@@ -63,6 +64,7 @@ class PreprocessOptions:
     size: int = 1
     verify: bool = False
     chunk_bytes: int | None = None
+    unencodable: UnencodablePolicy = "refuse"
     names: tuple[str, ...] = ()
 
     def outputs(self) -> tuple[Path, ...]:
@@ -100,7 +102,7 @@ def preprocess(options: PreprocessOptions, progress: BytesProgress = lambda _: N
 
 def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], progress: BytesProgress) -> None:
     cut = options.shards is not None or options.shard_tokens is not None
-    work = EncodeChunk(EncodeOptions(options.tokenizer, options.keys, options.append_eod, text_bytes=cut))
+    work = EncodeChunk(EncodeOptions(options.tokenizer, options.keys, options.append_eod, cut, options.unencodable))
     reading = Reading(
         inputs,
         options.keys[0],
@@ -133,6 +135,7 @@ def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> Preproces
         tokenizer=EncodedWith(
             tokenizer.fingerprint, tokenizer.kind, tokenizer.vocab_size, tokenizer.eod if options.append_eod else None
         ),
+        unencodable=options.unencodable,
     )
 
 

@@ -14,14 +14,16 @@ from megatron_ko.data.tokens.parts import EncodeStatistics
 from megatron_ko.errors import DataError
 
 _MOST = 1000
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Samples of a file: how many were decoded, and how many gave exactly the text that was read."""
+    """Samples of a file: how many were decoded, how many gave exactly the text that was read, and the first others."""
 
     decoded: int
     exact: int
+    different: tuple[int, ...] = ()
 
 
 def check_samples(
@@ -37,6 +39,7 @@ def check_samples(
     """
     decoder = load_tokenizer(tokenizer)
     found = {name: [0, 0] for names in output.names for name in names}
+    different: dict[str, list[int]] = {name: [] for name in found}
     readers = {name: IndexedReader(output.folder / name) for name in found}
     for document, hashes in _chosen(parts):
         shard = bisect_right(borders, document) - 1
@@ -44,6 +47,8 @@ def check_samples(
             name = output.names[key][shard]
             ids = readers[name][document - borders[shard]].tolist()
             text = decoder.decode(ids[:-1] if output.tokenizer.eod is not None else ids)
+            if text_hash(text) != expected:
+                different[name].append(document - borders[shard])
             found[name][0] += 1
             found[name][1] += text_hash(text) == expected
             if text_hash(text) != expected and decoder.kind != "huggingface":
@@ -52,7 +57,7 @@ def check_samples(
                     got=repr(text[:200]),
                     remedy="do not use this output; check memory and disk of the machine",
                 )
-    return {name: RoundTrip(*counts) for name, counts in found.items()}
+    return {name: RoundTrip(counts[0], counts[1], tuple(different[name][:_SHOWN])) for name, counts in found.items()}
 
 
 def _chosen(parts: Sequence[Part[EncodeStatistics]]) -> list[tuple[int, list[str]]]:
