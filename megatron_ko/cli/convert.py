@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,11 @@ app = typer.Typer(no_args_is_help=True, help="Models between this project and Hu
 
 NewFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
 app.command("gguf")(gguf)
+# What each shows: docs/convert.md.
+ProofDepth = Annotated[
+    Literal["quick", "full"],
+    typer.Option("--proof", help="quick: tensors, tokenizer and one pass over text; full: more, and generation."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -24,6 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def hf_import(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with config.json and safetensors.")],
     output: NewFolder,
+    proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
     """Make a native model of a Hugging Face folder. Nothing is written unless both are the same model.
@@ -33,7 +39,7 @@ def hf_import(
     expect_hugging_face(source)
     from megatron_ko.convert.hf_import import import_hf
 
-    _tell(output, import_hf(source, output), as_json)
+    _tell(output, import_hf(source, output, proof), as_json)
 
 
 @app.command("hf-export")
@@ -45,6 +51,7 @@ def hf_export(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="DIR is a file of configs/; map it without weights.")
     ] = False,
+    proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
     """Write a folder that transformers loads. Nothing is written unless both are the same model.
@@ -59,7 +66,7 @@ def hf_export(
     expect_model(source)
     from megatron_ko.convert.hf_export import export_hf
 
-    _tell(output, export_hf(find_pretrained(source, step), output, dtype), as_json)
+    _tell(output, export_hf(find_pretrained(source, step), output, dtype, depth=proof), as_json)
 
 
 @app.command("upcycle")
@@ -71,6 +78,7 @@ def upcycle(
     score: Annotated[str, typer.Option(help="softmax or sigmoid: from router logits to weights.")] = "softmax",
     expert_bias: Annotated[bool, typer.Option("--expert-bias", help="Balance by a bias; needs sigmoid.")] = False,
     step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
+    proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
     """Make a mixture of experts of a dense model. Nothing is written unless both are the same model.
@@ -86,7 +94,7 @@ def upcycle(
 
     fields = {"num_experts": experts, "top_k": top_k, "score": score, "expert_bias": expert_bias}
     moe = build(MoeConfig, fields, origin="the options")
-    _tell(output, make(find_pretrained(source, step), output, moe), as_json)
+    _tell(output, make(find_pretrained(source, step), output, moe, depth=proof), as_json)
 
 
 @app.command("merge")

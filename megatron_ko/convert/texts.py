@@ -69,6 +69,14 @@ def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> TokenSamples:
     return {name: _cut(model, rows) for name, rows in found.items()}
 
 
+def in_one_batch(samples: TokenSamples) -> TokenSamples:
+    """All texts as rows of one batch: one pass over the weights. Shorter ones begin again until they are as long."""
+    rows = [row for group in samples.values() for row in group]
+    longest = max(row.shape[1] for row in rows)
+    repeated = [row.repeat(1, -(-longest // row.shape[1]))[:, :longest] for row in rows]
+    return {" and ".join(samples): [torch.cat(repeated)]}
+
+
 def chat_samples(model: ModelConfig, oracle: Any) -> TokenSamples:
     """Conversations as transformers' tokenizer renders them; none without a template."""
     if not oracle.chat_template:
