@@ -18,6 +18,7 @@ from megatron_ko.convert.mapping import TensorRule, blocks, check_complete, join
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.staging import existing_proof, staged_folder, told, write_folder_lineage, write_manifest
+from megatron_ko.convert.tokenizer_class import settle_class
 from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
@@ -113,6 +114,7 @@ def _copy_tokenizer(source: Path, target: Path, fields: HfConfig) -> Path | None
         return None
     target.mkdir()
     copy_tokenizer(source, target)
+    settle_class(target)
     carry_generation(fields, target)
     return target
 

@@ -1,6 +1,5 @@
 """What models are compared on: random ids, Korean and English text, and conversations."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,15 +88,6 @@ def conversation_ids(oracle: Any, chat: list[dict[str, str]]) -> list[int]:
     text = oracle.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     ids: list[int] = oracle(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def load_oracle(folder: Path) -> Any:
-    """transformers' tokenizer of a folder."""
-    from transformers import AutoTokenizer
-
-    oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    oracle.model_max_length = 1 << 40  # else it warns of every long text
-    return oracle
 
 
 def _cut(model: ModelConfig, rows: list[list[int]]) -> list[Tensor]:

@@ -24,10 +24,10 @@ from megatron_ko.convert.texts import (
     conversation_ids,
     fixed_length,
     in_one_batch,
-    load_oracle,
     random_samples,
     text_samples,
 )
+from megatron_ko.convert.tokenizer_class import load_oracle, named_class_is_wrong
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokenizer.check import agreement
 from megatron_ko.plan.params import count_parameters
@@ -131,12 +131,16 @@ def _vocabulary(pair: ModelPair) -> Iterator[Gate]:
 def _tokenizer(pair: ModelPair) -> Iterator[Gate]:
     """Token by token over the nasty suite, and the conversations as the template renders them."""
     assert pair.tokenizer is not None
-    for result in agreement(load_tokenizer(pair.tokenizer), pair.folder):
+    theirs = load_oracle(pair.folder)
+    wrong = None if pair.written_here else named_class_is_wrong(pair.folder)
+    if wrong is not None:  # in a folder of others; in one of ours the class that it names has to be right
+        yield Gate("class of the tokenizer", 1, True, wrong)
+    for result in agreement(load_tokenizer(pair.tokenizer), pair.folder, wrong and theirs):
         yield Gate(f"tokenizer: {result.name}", result.tried, result.ok, result.example)
     if not (pair.folder / "tokenizer.json").is_file():
         return
     yield _definition(pair.tokenizer, pair.folder)
-    ours, theirs = load_oracle(pair.tokenizer), load_oracle(pair.folder)
+    ours = load_oracle(pair.tokenizer)
     if ours.chat_template or theirs.chat_template:
         yield _template(ours, theirs)
 

@@ -33,7 +33,8 @@ from megatron_ko.convert.hf_files import read_json
 from megatron_ko.convert.mapping import check_complete, other_shapes
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.staging import existing_proof, staged_folder, write_folder_lineage
-from megatron_ko.convert.texts import LENGTHS, load_oracle
+from megatron_ko.convert.texts import LENGTHS
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.errors import ConvertError
 
 # The types of tensors that the quantiser wants in a file of this kind; any other is a fallback.

@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 
 from megatron_ko.convert.engines import peer_engine, peer_logits
 from megatron_ko.convert.passages import PASSAGES
-from megatron_ko.convert.texts import CHATS, LENGTHS, load_oracle
+from megatron_ko.convert.texts import CHATS, LENGTHS
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.errors import ConvertError
 
 _WINDOW, _WINDOWS = 256, 8

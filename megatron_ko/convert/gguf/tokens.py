@@ -11,7 +11,7 @@ from megatron_ko.convert.gates import Gate
 from megatron_ko.convert.gguf.llama_cpp import LlamaModel
 from megatron_ko.convert.gguf.reference import rendered
 from megatron_ko.convert.gguf.vocabulary import BYTE, NORMAL, USER_DEFINED, GgufVocabulary
-from megatron_ko.convert.texts import load_oracle
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokenizer.check import SUITES
 from megatron_ko.data.tokenizer.pieces import Spelling
