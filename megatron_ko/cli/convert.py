@@ -9,11 +9,16 @@ import typer
 from megatron_ko.artifacts.folders import expect_hugging_face
 from megatron_ko.artifacts.native import expect_model, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
+from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from megatron_ko.convert.gates import Proof
 
-app = typer.Typer(no_args_is_help=True, help="Models between this project and Hugging Face, each with its proof.")
+app = typer.Typer(
+    no_args_is_help=True,
+    callback=wait_without_spinning,  # before a verb imports torch
+    help="Models between this project and Hugging Face, each with its proof.",
+)
 
 NewFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
 app.command("gguf")(gguf)

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokenizer.check import SUITES
 from megatron_ko.data.tokenizer.tokenizer import TOKENIZER_JSON, TRANSFORMERS_CONFIG
+from megatron_ko.errors import TokenizerError
 from megatron_ko.storage.open_json import JsonObject
 
 AS_IT_STANDS = "PreTrainedTokenizerFast"
@@ -24,10 +25,7 @@ def load_oracle(folder: Path) -> Any:
     """transformers' tokenizer of a folder, in the class that gives the ids of its tokenizer.json."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    kind = AutoTokenizer if named_class_is_wrong(folder) is None else PreTrainedTokenizerFast
-    oracle = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    oracle.model_max_length = 1 << 40  # else it warns of every long text
-    return oracle
+    return _load(AutoTokenizer if named_class_is_wrong(folder) is None else PreTrainedTokenizerFast, folder)
 
 
 def named_class_is_wrong(folder: Path) -> str | None:
@@ -41,11 +39,11 @@ def named_class_is_wrong(folder: Path) -> str | None:
 def _compare(folder: Path, stamps: tuple[int, ...]) -> str | None:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    ours = load_tokenizer(folder).reference_batch(_PROBES)
-    as_it_stands, named = (
-        kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        for kind in (PreTrainedTokenizerFast, AutoTokenizer)
-    )
+    try:
+        ours = load_tokenizer(folder).reference_batch(_PROBES)
+    except TokenizerError:  # damaged: a gate says how
+        return None
+    as_it_stands, named = (_load(kind, folder) for kind in (PreTrainedTokenizerFast, AutoTokenizer))
     others = [_ids(one) for one in (as_it_stands, named)]
     if others[1] == ours or others[0] != ours:  # if no class does, the gates say so
         return None
@@ -54,6 +52,12 @@ def _compare(folder: Path, stamps: tuple[int, ...]) -> str | None:
     return (
         f"{said} gives other ids for {number} of {len(_PROBES)} texts; {AS_IT_STANDS} gives those of {TOKENIZER_JSON}"
     )
+
+
+def _load(kind: Any, folder: Path) -> Any:
+    oracle = kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    oracle.model_max_length = 1 << 40  # else it warns of every long text
+    return oracle
 
 
 def _ids(oracle: Any) -> list[list[int]]:

@@ -173,11 +173,15 @@ class _Written:
         tokens: prompts and continuations [b, s].
         start: length of the prompts.
         rounding: how far logits of that type are from fp64 on these tokens, at the worst.
+        exact: logits in fp64, rounded to fp32.
+        own: how far fp32 is from them.
     """
 
     tokens: Tensor
     start: int
     rounding: float
+    exact: Tensor
+    own: Distance
 
 
 @dataclass(frozen=True)
@@ -237,10 +241,13 @@ def _peer_result(pair: ModelPair, samples: TokenSamples, prompts: Tensor | None)
     longest = fixed_length(pair.model)  # transformers keeps keys as they were rotated, also when the base has changed
     computing.dtype = network.dtype  # as anybody generates; widened for every token, a large model would take hours
     tokens = peer_greedy(network, prompts, min(GREEDY, longest - prompts.shape[1]))
-    rounded = peer_logits(network, tokens)
-    computing.dtype = torch.float64
-    rounding = distance([rounded], [peer_logits(network, tokens)]).worst
-    return _PeerResult(gates, network.dtype, exact, own, _Written(tokens, prompts.shape[1], rounding))
+    seen = []
+    for dtype in (torch.float64, torch.float32, network.dtype):
+        computing.dtype = dtype
+        seen.append(peer_logits(network, tokens[:, :-1]))
+    near, rounding = distance([seen[1]], [seen[0]]), distance([seen[2]], [seen[0]]).worst
+    written = _Written(tokens, prompts.shape[1], rounding, seen[0], near)
+    return _PeerResult(gates, network.dtype, exact, own, written)
 
 
 def _prompts(model: ModelConfig, samples: TokenSamples) -> Tensor:
@@ -256,15 +263,19 @@ def _greedy_gate(written: _Written, logits: Tensor) -> Gate:
 
     Two logits can change places when each is as far off as the type that they were computed in rounds them.
     """
+    close = closeness_gate("greedy generation", distance([logits], [written.exact]), written.own)
+    if not close.ok:
+        return close
     expected = logits[:, written.start - 1 :]  # [b, n, v]
     chosen = written.tokens[:, written.start :]
     behind = expected.max(-1).values - expected.gather(-1, chosen[..., None])[..., 0]
-    limit, found = 2 * written.rounding + 1e-6 * float(expected.abs().max()), ""
+    limit = 2 * written.rounding + 1e-6 * float(expected.abs().max())
     if (wrong := (~(behind <= limit)).nonzero()).numel():
         row, at = wrong[0].tolist()
         found = f"new token {at} is {int(chosen[row, at])} there, {int(expected[row, at].argmax())} here"
-    said = f"one pass over what transformers wrote; ties within {limit:.1e}"
-    return Gate("greedy generation", chosen.numel(), not found, found or said)
+        return Gate("greedy generation", chosen.numel(), False, found)
+    same = float((behind == 0).float().mean())
+    return Gate("greedy generation", chosen.numel(), True, f"{same:.1%} the most probable, the others tie in its type")
 
 
 def compare_native(

@@ -42,7 +42,7 @@ def test_tokenizer_json_decides(family: str, named: str, tmp_path: Path, tokeniz
     proof = isolated(import_hf, source, tmp_path / "native")
     ours, beside = load_tokenizer(source), tmp_path / "native/tokenizer"
     lies = not agreement(ours, source)[0].ok
-    assert lies or named == "LlamaTokenizer"  # which newer versions of transformers see through
+    assert lies or (named, family) != ("GPT2Tokenizer", "llama")  # transformers sees through some of the others
     said = [gate.found for gate in proof.gates if gate.name == "class of the tokenizer"]
     assert bool(said) == lies and all(f"{named} gives other ids" in found for found in said)
     isolated(export_hf, find_pretrained(tmp_path / "native"), tmp_path / "again")
