@@ -2,21 +2,31 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megatron_ko.artifacts.folders import expect_hugging_face
 from megatron_ko.artifacts.native import expect_model, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
+from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from megatron_ko.convert.gates import Proof
 
-app = typer.Typer(no_args_is_help=True, help="Convert models from and to Hugging Face, and verify them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    callback=wait_without_spinning,  # before a verb imports torch
+    help="Convert models from and to Hugging Face, and verify them.",
+)
 
 NewFolder = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write; it must not exist.")]
 app.command("gguf")(gguf)
+# What each shows: docs/convert.md.
+ProofDepth = Annotated[
+    Literal["quick", "full"],
+    typer.Option("--proof", help="quick: tensors, tokenizer and one pass over text; full: more, and generation."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -24,6 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def hf_import(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with config.json and safetensors.")],
     output: NewFolder,
+    proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
     """Convert a Hugging Face folder to a native model. Nothing is written unless both compute the same.
@@ -33,7 +44,7 @@ def hf_import(
     expect_hugging_face(source)
     from megatron_ko.convert.hf_import import import_hf
 
-    _tell(output, import_hf(source, output), as_json)
+    _tell(output, import_hf(source, output, proof), as_json)
 
 
 @app.command("hf-export")
@@ -45,6 +56,7 @@ def hf_export(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="DIR is a file in configs/; map it without weights.")
     ] = False,
+    proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
     """Write a folder that transformers can load. Nothing is written unless both compute the same.
@@ -59,7 +71,7 @@ def hf_export(
     expect_model(source)
     from megatron_ko.convert.hf_export import export_hf
 
-    _tell(output, export_hf(find_pretrained(source, step), output, dtype), as_json)
+    _tell(output, export_hf(find_pretrained(source, step), output, dtype, depth=proof), as_json)
 
 
 @app.command("upcycle")
@@ -71,6 +83,7 @@ def upcycle(
     score: Annotated[str, typer.Option(help="softmax or sigmoid: how router logits become weights.")] = "softmax",
     expert_bias: Annotated[bool, typer.Option("--expert-bias", help="Balance by a bias; needs sigmoid.")] = False,
     step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
+    proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
     """Turn a dense model into a mixture of experts. Nothing is written unless both compute the same.
@@ -86,7 +99,7 @@ def upcycle(
 
     fields = {"num_experts": experts, "top_k": top_k, "score": score, "expert_bias": expert_bias}
     moe = build(MoeConfig, fields, origin="the options")
-    _tell(output, make(find_pretrained(source, step), output, moe), as_json)
+    _tell(output, make(find_pretrained(source, step), output, moe, depth=proof), as_json)
 
 
 @app.command("merge")

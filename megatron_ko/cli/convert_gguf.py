@@ -40,7 +40,10 @@ def gguf(
     except UnicodeDecodeError as error:
         raise DataError("--text is not valid UTF-8", got=f"{text}: {error}", expected="text in UTF-8") from None
     kinds = [kind.strip().lower() for kind in types.split(",")]
-    _tell(output, export_gguf(source, output, kinds, held_out, accept_ties), as_json)
+    exported = export_gguf(source, output, kinds, held_out, accept_ties)
+    _tell(output, exported, as_json)
+    if exported.refused:
+        raise typer.Exit(2)  # the types that passed are there; not all that was asked for
 
 
 def _tell(output: Path, exported: "GgufExport", as_json: bool) -> None:
@@ -60,3 +63,7 @@ def _tell(output: Path, exported: "GgufExport", as_json: bool) -> None:
     for note in ollama.notes:
         typer.echo(f"    {note}")
     typer.echo(gate_table(exported.proof.gates))
+    if exported.refused:
+        types = sorted({gate.name.partition(":")[0] for gate in exported.refused})
+        typer.echo(f"not written, because a gate failed: {', '.join(types)}")
+        typer.echo(gate_table(exported.refused))

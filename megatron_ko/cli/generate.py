@@ -12,6 +12,7 @@ import typer
 
 from megatron_ko.artifacts.native import expect_model
 from megatron_ko.errors import DataError
+from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
     from megatron_ko.eval.generate import Completion
@@ -39,6 +40,7 @@ def generate(
     """
     _check(prompt)
     expect_model(directory)
+    wait_without_spinning()
     from megatron_ko.eval.generate import generate as continue_prompts
     from megatron_ko.eval.load import load_run
     from megatron_ko.eval.sampling import Sampling

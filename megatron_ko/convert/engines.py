@@ -1,6 +1,7 @@
 """The two models of a proof, loaded one at a time: each takes the memory of its stored weights and computes in fp32."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,41 @@ from megatron_ko.models.inference import blueprint_of, load_for_inference
 from megatron_ko.parallel.platform import get_platform
 
 
-def compute_in_fp32(network: torch.nn.Module) -> None:
-    """Make each module of a network convert its weights to fp32 while it runs: exact, and never all at once."""
+class Computing:
+    """The type that a network computes in, whatever its weights are stored in.
 
-    def widen(module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        kept.setdefault(id(module), []).append([(p, p.data) for p in module.parameters(recurse=False)])
+    Each module converts its own weights while it runs: to a wider type that is exact, and never holds all of them.
+
+    Args:
+        network: its weights keep their type.
+        dtype: at first; ``dtype`` may be changed between passes.
+    """
+
+    def __init__(self, network: torch.nn.Module, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._stored: dict[int, list[list[tuple[torch.nn.Parameter, Tensor]]]] = {}
+        for name, module in network.named_modules():
+            if name == "output_layer" or next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(self._widen, with_kwargs=True)
+                module.register_forward_hook(self._restore, always_call=True)
+
+    def _widen(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        self._stored.setdefault(id(module), []).append([(p, p.data) for p in module.parameters(recurse=False)])
         for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(self.dtype)
         if isinstance(weight := kwargs.get("weight"), Tensor):  # of the embedding, where the output layer is tied to it
-            return args, {**kwargs, "weight": weight.float()}
+            return args, {**kwargs, "weight": weight.to(self.dtype)}
         return None
 
-    def restore(module: torch.nn.Module, *_: Any) -> None:
-        for parameter, stored in kept[id(module)].pop():
+    def _restore(self, module: torch.nn.Module, *_: Any) -> None:
+        for parameter, stored in self._stored[id(module)].pop():
             parameter.data = stored
 
-    kept: dict[int, list[list[tuple[torch.nn.Parameter, Tensor]]]] = {}
-    if all(parameter.dtype == torch.float32 for parameter in network.parameters()):
-        return
-    for name, module in network.named_modules():
-        if name == "output_layer" or next(module.parameters(recurse=False), None) is not None:
-            module.register_forward_pre_hook(widen, with_kwargs=True)
-            module.register_forward_hook(restore, always_call=True)
 
-
-def native_engine(model: ModelConfig, weights: Path, dtype: torch.dtype) -> torch.nn.Module:
+def native_engine(model: ModelConfig, weights: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Computing]:
     """The native model with its weights rounded to the type of the folder that it is compared with."""
     network = load_for_inference(blueprint_of(model, dtype), weights)
-    compute_in_fp32(network)
-    return network
+    return network, Computing(network, torch.float32)
 
 
 @torch.no_grad()
@@ -64,8 +71,23 @@ def peer_class(folder: Path, ours: bool) -> tuple[Any, dict[str, bool]]:
     return AutoModelForCausalLM, {"trust_remote_code": ours}
 
 
-def peer_engine(folder: Path, ours: bool) -> tuple[Any, dict[str, list[str]]]:
-    """transformers' model of a folder, and the keys that it misses, does not expect or finds in another shape.
+@dataclass(frozen=True)
+class Peer:
+    """transformers' model of a folder.
+
+    Attributes:
+        network: the model.
+        computing: the type that it computes in.
+        wrong: keys that it misses, does not expect or finds in another shape.
+    """
+
+    network: Any
+    computing: Computing
+    wrong: dict[str, list[str]]
+
+
+def peer_engine(folder: Path, ours: bool) -> Peer:
+    """transformers' model of a folder.
 
     Args:
         folder: config.json and safetensors.
@@ -79,11 +101,12 @@ def peer_engine(folder: Path, ours: bool) -> tuple[Any, dict[str, list[str]]]:
         output_loading_info=True,
         local_files_only=True,
         attn_implementation="sdpa",
+        experts_implementation="eager",  # the others know no fp64
         **more,
     )
-    compute_in_fp32(network)
     wrong = {name: sorted(map(str, found[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    return network.to(get_platform().device).eval(), {name: keys for name, keys in wrong.items() if keys}
+    network = network.to(get_platform().device).eval()
+    return Peer(network, Computing(network, torch.float32), {name: keys for name, keys in wrong.items() if keys})
 
 
 @torch.no_grad()
@@ -95,7 +118,7 @@ def peer_logits(network: Any, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def peer_greedy(network: Any, prompt: Tensor, new: int) -> Tensor:
-    """The most probable continuation of [1, s] by transformers' own generation with its cache: [1, s + new]."""
+    """The most probable continuation of [b, s] by transformers' own generation with its cache: [b, s + new]."""
     from transformers import GenerationConfig
 
     network.generation_config = GenerationConfig(max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=0)

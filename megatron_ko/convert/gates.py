@@ -3,8 +3,12 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from megatron_ko.errors import ConvertError, KoError
+
+# "quick": tensors, tokenizer, and logits of text and conversations in one pass; "full": more tokens, and generation.
+Depth = Literal["quick", "full"]
 
 
 @dataclass(frozen=True)
@@ -26,17 +30,22 @@ class Gate:
 
 @dataclass(frozen=True)
 class LogitGate:
-    """How far two models are apart, computed in fp32 from the same stored numbers.
+    """How far the logits of a new model in fp32 are from an fp64 run of the same stored numbers.
 
     Attributes:
-        max_difference: largest absolute difference of logits.
+        max_difference: largest absolute difference.
         top1: share of positions whose most probable token is the same.
         positions: how many were compared.
+        mean: root of the mean square of the differences.
+        own_mean, own_max: the same of the source's own fp32, which the new model is judged by.
     """
 
     max_difference: float
     top1: float
     positions: int
+    mean: float = 0.0  # records of earlier versions compared two fp32 runs, and have no more
+    own_mean: float = 0.0
+    own_max: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         """For lineage.json."""

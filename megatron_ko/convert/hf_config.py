@@ -83,6 +83,7 @@ def to_hf_config(model: ModelConfig, *, dtype: str, bos: int | None, eos: int | 
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "dtype": dtype,
+        "torch_dtype": dtype,  # as transformers 4 calls it
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
@@ -176,7 +177,9 @@ def _refuse_unknown(fields: HfConfig, honoured: frozenset[str], where: str) -> N
             f"{where} has fields that may change what the model computes",
             got=", ".join(f"{key}: {fields[key]!r}" for key in unknown),
             expected="fields whose meaning is known",
-            remedy="remove them from config.json if they do not matter",
+            remedy="load it with transformers, dequantise it and save it again"
+            if "quantization_config" in unknown
+            else "remove them from config.json if they do not matter",
         )
 
 

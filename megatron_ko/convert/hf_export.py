@@ -11,12 +11,12 @@ from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.card import model_card
 from megatron_ko.convert.families import family_of, rules_of
-from megatron_ko.convert.gates import Proof
+from megatron_ko.convert.gates import Depth, Proof
 from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import VOCABULARY, MappedBlock, blocks, check_complete, native_shapes, other_shapes
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import bytes_of, write_shards
-from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_folder_lineage
+from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, told, write_folder_lineage
 from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.errors import ConvertError
 
@@ -24,7 +24,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 MADE_BY = "convert hf-export"
 
 
-def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_bytes: int = 2 << 30) -> Proof:
+def export_hf(
+    source: Pretrained, output: Path, dtype: str | None = None, shard_bytes: int = 2 << 30, depth: Depth = "full"
+) -> Proof:
     """Write OUTPUT: safetensors, configuration, tokenizer, README.md, lineage.json; nothing unless proven.
 
     Args:
@@ -32,6 +34,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
         output: must not exist, or be what this conversion made before.
         dtype: "float32", "bfloat16", "float16"; None: as the weights are stored.
         shard_bytes: largest weight file, and about what is held in memory.
+        depth: of the proof.
 
     Raises:
         ConvertError: the checkpoint does not hold what its configuration says, the class in transformers cannot compute
@@ -44,7 +47,7 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
     for key, shape in reader.shapes.items():
         numbers[reader.dtype(key)] += torch.Size(shape).numel()
     main = type_of(dtype) if dtype else numbers.most_common(1)[0][0]
-    parents, options = [source.ancestor()], {"dtype": str(main).removeprefix("torch.")}
+    parents, options = [source.ancestor()], {"dtype": str(main).removeprefix("torch."), **told(depth)}
     if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before
     family_of(model).to_hf(model)  # what its class cannot compute is refused by name
@@ -55,9 +58,9 @@ def export_hf(source: Pretrained, output: Path, dtype: str | None = None, shard_
     types = {block.native: main if dtype else reader.dtype(block.native) for block in ordered}
     sizes = {name: bytes_of(shapes[name], types[block.native]) for block in ordered for name in block.others}
     with staged_folder(output) as folder:
-        write_config(folder, source, options["dtype"])
+        write_config(folder, source, str(options["dtype"]))
         write_shards(folder, _tensors(ordered, reader, types), sizes, shard_bytes)
-        proof = prove(ModelPair(model, source.weights, source.tokenizer, folder, written_here=True))
+        proof = prove(ModelPair(model, source.weights, source.tokenizer, folder, written_here=True), depth)
         record = write_folder_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         (folder / "README.md").write_text(model_card(output.name, source, record), encoding="utf-8")
     return proof

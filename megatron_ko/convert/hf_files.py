@@ -9,7 +9,7 @@ from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.convert.families import family_of
 from megatron_ko.convert.families.base import HfConfig
 from megatron_ko.convert.hf_config import to_hf_config
-from megatron_ko.convert.texts import load_oracle
+from megatron_ko.convert.tokenizer_class import load_oracle, settle_class
 from megatron_ko.errors import ConvertError
 from megatron_ko.storage.open_json import JsonObject
 
@@ -45,6 +45,8 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     for path in family_of(source.model).code:
         shutil.copyfile(path, folder / path.name)
     _write(folder / "config.json", to_hf_config(source.model, dtype=dtype, bos=bos, eos=eos))
+    if source.tokenizer is not None:
+        settle_class(folder)  # beside config.json transformers may take another class
     generation = read_generation(folder)
     ends = generation.get("eos_token_id")
     if bos is not None:

@@ -11,13 +11,14 @@ from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS
 from megatron_ko.config import ModelConfig, dump
 from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.families.base import HfConfig
-from megatron_ko.convert.gates import Proof
+from megatron_ko.convert.gates import Depth, Proof
 from megatron_ko.convert.hf_config import from_hf_config
 from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation, read_json
 from megatron_ko.convert.mapping import TensorRule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
-from megatron_ko.convert.staging import existing_proof, staged_folder, write_folder_lineage, write_manifest
+from megatron_ko.convert.staging import existing_proof, staged_folder, told, write_folder_lineage, write_manifest
+from megatron_ko.convert.tokenizer_class import settle_class
 from megatron_ko.convert.verify import ModelPair, prove
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
@@ -28,12 +29,13 @@ ADAPTER, TOKENIZER_JSON = "adapter_config.json", "tokenizer.json"
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
 
 
-def import_hf(source: Path, output: Path) -> Proof:
+def import_hf(source: Path, output: Path, depth: Depth = "full") -> Proof:
     """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless it is the same model.
 
     Args:
         source: folder with config.json and safetensors.
         output: must not exist, or be what this conversion made before.
+        depth: of the proof.
 
     Raises:
         ConvertError: tensors or configuration are not those of a supported family, or a gate failed.
@@ -48,15 +50,15 @@ def import_hf(source: Path, output: Path) -> Proof:
         check_complete(other_shapes(rules, model), shapes, str(source))
         weights = lineage.hash_of_folder(source) or ""
         parents = [lineage.ancestor(source, weights, beside=lineage.hash_beside(source))]
-        if (before := existing_proof(output, MADE_BY, parents)) is not None:
+        if (before := existing_proof(output, MADE_BY, parents, told(depth))) is not None:
             return before
         with staged_folder(output) as folder:
             (folder / WEIGHTS).mkdir()
             write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
             (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
             tokenizer = _copy_tokenizer(source, folder / TOKENIZER, fields)
-            proof = prove(ModelPair(model, folder / WEIGHTS, tokenizer, source, written_here=False))
-            write_folder_lineage(folder, MADE_BY, model, parents, proof, tokenizer)
+            proof = prove(ModelPair(model, folder / WEIGHTS, tokenizer, source, written_here=False), depth)
+            write_folder_lineage(folder, MADE_BY, model, parents, proof, tokenizer, told(depth))
             write_manifest(folder)
     return proof
 
@@ -112,6 +114,7 @@ def _copy_tokenizer(source: Path, target: Path, fields: HfConfig) -> Path | None
         return None
     target.mkdir()
     copy_tokenizer(source, target)
+    settle_class(target)
     carry_generation(fields, target)
     return target
 

@@ -154,7 +154,7 @@ def _prove(model: ModelConfig, weights: Path, parts: Sequence[TensorBlock]) -> P
     """Check that what was written is what was computed, and that it gives finite logits."""
     written = NativeReader(weights)
     wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]
-    network = native_engine(model, weights, written.dtype(parts[0].key))
+    network, _ = native_engine(model, weights, written.dtype(parts[0].key))
     logits = [native_logits(network, model, tokens) for tokens in random_samples(model)["random ids"]]
     finite = all(bool(part.isfinite().all()) for part in logits)
     gates = (

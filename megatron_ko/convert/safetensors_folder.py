@@ -1,6 +1,7 @@
 """Folders of safetensors files: shapes without reading, tensors one at a time, and writing in shards with an index."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -130,12 +131,18 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], sizes: dic
             raise ConvertError(
                 "a weight file cannot be written", got=f"{path}: {error}", remedy="free space, or write elsewhere"
             ) from None
+        path.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         places.update(dict.fromkeys(names, path.name))
         paths.append(path)
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return paths
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0o022))
+    return mask
 
 
 def groups_of(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:

@@ -16,7 +16,7 @@ import orjson
 from megatron_ko.artifacts import checkpoints, lineage
 from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
-from megatron_ko.convert.gates import Gate, LogitGate, Proof
+from megatron_ko.convert.gates import Depth, Gate, LogitGate, Proof
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.errors import ConvertError
 from megatron_ko.log import get_logger
@@ -180,6 +180,11 @@ def existing_proof(
     gates = tuple(Gate(**gate) for gate in record["gates"])
     logits = record["logits"] and LogitGate(**record["logits"])
     return Proof(logits, gates, already=True)
+
+
+def told(depth: Depth) -> dict[str, object]:
+    """The depth of a proof among the options of a conversion: a quick one is not taken for a full one later."""
+    return {} if depth == "full" else {"proof": depth}
 
 
 def _identity_of(record: lineage.Record) -> str:

@@ -1,6 +1,5 @@
 """What models are compared on: random ids, Korean and English text, and conversations."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +68,14 @@ def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> TokenSamples:
     return {name: _cut(model, rows) for name, rows in found.items()}
 
 
+def in_one_batch(samples: TokenSamples) -> TokenSamples:
+    """All texts as rows of one batch: one pass over the weights. Shorter ones begin again until they are as long."""
+    rows = [row for group in samples.values() for row in group]
+    longest = max(row.shape[1] for row in rows)
+    repeated = [row.repeat(1, -(-longest // row.shape[1]))[:, :longest] for row in rows]
+    return {" and ".join(samples): [torch.cat(repeated)]}
+
+
 def chat_samples(model: ModelConfig, oracle: Any) -> TokenSamples:
     """Conversations as transformers' tokenizer renders them; none without a template."""
     if not oracle.chat_template:
@@ -81,15 +88,6 @@ def conversation_ids(oracle: Any, chat: list[dict[str, str]]) -> list[int]:
     text = oracle.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     ids: list[int] = oracle(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def load_oracle(folder: Path) -> Any:
-    """transformers' tokenizer of a folder."""
-    from transformers import AutoTokenizer
-
-    oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    oracle.model_max_length = 1 << 40  # else it warns of every long text
-    return oracle
 
 
 def _cut(model: ModelConfig, rows: list[list[int]]) -> list[Tensor]:

@@ -13,12 +13,13 @@ from torch import Tensor
 from megatron_ko.artifacts.native import MODEL_FILE, TOKENIZER, WEIGHTS, Pretrained
 from megatron_ko.config import ModelConfig, MoeConfig, dump, raise_problems
 from megatron_ko.config.checks.moe import check_router
-from megatron_ko.convert.gates import Proof
+from megatron_ko.convert.gates import Depth, Gate, Proof, require_gates
 from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
 from megatron_ko.convert.staging import (
     existing_proof,
     require_tokenizer,
     staged_folder,
+    told,
     write_folder_lineage,
     write_manifest,
 )
@@ -36,7 +37,7 @@ _RENAMED = {"decoder.layers.mlp.linear_fc1.layer_norm_weight": "decoder.layers.p
 _ROUTER, _BIAS = "decoder.layers.mlp.router.weight", "decoder.layers.mlp.router.expert_bias"
 
 
-def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) -> Proof:
+def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234, depth: Depth = "full") -> Proof:
     """Write OUTPUT: model.yaml, weights/, tokenizer/, lineage.json, manifest.json; nothing unless the logits agree.
 
     Args:
@@ -44,6 +45,7 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         output: must not exist, or be what this conversion made before.
         moe: experts of every layer.
         seed: of the routers' weights, the only ones that are new.
+        depth: of the proof.
 
     Raises:
         ConvertError: the model has experts already, or the weights of its experts would not add up to 1.
@@ -51,7 +53,7 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
     """
     require_tokenizer(source)
     model = upcycled(source.model, moe)
-    parents, options = [source.ancestor()], {**moe.model_dump(mode="json"), "seed": seed}
+    parents, options = [source.ancestor()], {**moe.model_dump(mode="json"), "seed": seed, **told(depth)}
     if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before
     reader = NativeReader(source.weights)
@@ -63,10 +65,21 @@ def upcycle(source: Pretrained, output: Path, moe: MoeConfig, seed: int = 1234) 
         (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
         if source.tokenizer is not None:
             shutil.copytree(source.tokenizer, folder / TOKENIZER)
-        proof = compare_native((source.model, source.weights), (model, folder / WEIGHTS))
+        proof = _prove(source, model, folder / WEIGHTS, parts, depth)
         write_folder_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)
         write_manifest(folder)
     return proof
+
+
+def _prove(source: Pretrained, model: ModelConfig, weights: Path, parts: list[TensorBlock], depth: Depth) -> Proof:
+    """Every tensor is the dense model's, or a router's; and both compute the same."""
+    written = NativeReader(weights)
+    wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]
+    tensors = Gate("tensors", len(parts), not wrong, ", ".join(wrong[:5]) or "bit for bit")
+    require_gates([tensors])
+    logits, gate = compare_native((source.model, source.weights), (model, weights), depth)
+    require_gates([tensors, gate])
+    return Proof(logits, (tensors, gate))
 
 
 def upcycled(model: ModelConfig, moe: MoeConfig) -> ModelConfig:

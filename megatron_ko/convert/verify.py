@@ -1,7 +1,7 @@
 """The proof of a conversion: both models hold the same tensors, give the same logits and write the same text."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig
+from megatron_ko.convert.closeness import Distance, as_logit_gate, closeness_gate, distance, together
 from megatron_ko.convert.engines import native_engine, native_logits, peer_engine, peer_greedy, peer_logits
 from megatron_ko.convert.families import rules_of
-from megatron_ko.convert.gates import Gate, LogitGate, Proof, require_gates, running
+from megatron_ko.convert.gates import Depth, Gate, LogitGate, Proof, require_gates, running
 from megatron_ko.convert.mapping import blocks
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
@@ -22,15 +23,15 @@ from megatron_ko.convert.texts import (
     chat_samples,
     conversation_ids,
     fixed_length,
-    load_oracle,
+    in_one_batch,
     random_samples,
     text_samples,
 )
+from megatron_ko.convert.tokenizer_class import load_oracle, named_class_is_wrong
 from megatron_ko.data.tokenizer import load_tokenizer
 from megatron_ko.data.tokenizer.check import agreement
 from megatron_ko.plan.params import count_parameters
 
-TOLERANCE = 1e-4
 GREEDY = 64
 
 
@@ -52,22 +53,28 @@ class ModelPair:
     written_here: bool
 
 
-def prove(pair: ModelPair) -> Proof:
-    """Compare everything.
+def prove(pair: ModelPair, depth: Depth = "full") -> Proof:
+    """Compare everything; with "quick", only what costs little, whatever the size.
 
     Raises:
         ConvertError: with a table, when anything differs or could not be compared.
     """
     gates = [*_tensors(pair), *_vocabulary(pair)]
     require_gates(gates)  # without the right tensors nothing can be computed
-    samples = random_samples(pair.model)
+    samples: TokenSamples = {}
     if pair.tokenizer is not None:
         with running("the tokenizer in transformers"):
             gates += _tokenizer(pair)
             samples |= text_samples(pair.model, load_tokenizer(pair.tokenizer))
             samples |= chat_samples(pair.model, load_oracle(pair.tokenizer))
         require_gates(gates)
-    logits, computed = _computed(pair, samples)
+    if depth == "full":
+        samples = random_samples(pair.model) | samples
+    elif samples:
+        samples = in_one_batch(samples)
+    else:
+        samples = {"random ids": random_samples(pair.model)["random ids"][:3]}
+    logits, computed = _computed(pair, samples, depth)
     require_gates([*gates, *computed])
     return Proof(logits, (*gates, *computed))
 
@@ -124,12 +131,16 @@ def _vocabulary(pair: ModelPair) -> Iterator[Gate]:
 def _tokenizer(pair: ModelPair) -> Iterator[Gate]:
     """Token by token over the nasty suite, and the conversations as the template renders them."""
     assert pair.tokenizer is not None
-    for result in agreement(load_tokenizer(pair.tokenizer), pair.folder):
+    theirs = load_oracle(pair.folder)
+    wrong = None if pair.written_here else named_class_is_wrong(pair.folder)
+    if wrong is not None:  # in a folder of others; in one of ours the class that it names has to be right
+        yield Gate("class of the tokenizer", 1, True, wrong)
+    for result in agreement(load_tokenizer(pair.tokenizer), pair.folder, wrong and theirs):
         yield Gate(f"tokenizer: {result.name}", result.tried, result.ok, result.example)
     if not (pair.folder / "tokenizer.json").is_file():
         return
     yield _definition(pair.tokenizer, pair.folder)
-    ours, theirs = load_oracle(pair.tokenizer), load_oracle(pair.folder)
+    ours = load_oracle(pair.tokenizer)
     if ours.chat_template or theirs.chat_template:
         yield _template(ours, theirs)
 
@@ -155,99 +166,135 @@ def _template(ours: Any, theirs: Any) -> Gate:
 
 
 @dataclass(frozen=True)
+class _Written:
+    """What transformers wrote after a prompt with its cache, in the type of its weights.
+
+    Attributes:
+        tokens: prompts and continuations [b, s].
+        start: length of the prompts.
+        rounding: how far logits of that type are from fp64 on these tokens, at the worst.
+        exact: logits in fp64, rounded to fp32.
+        own: how far fp32 is from them.
+    """
+
+    tokens: Tensor
+    start: int
+    rounding: float
+    exact: Tensor
+    own: Distance
+
+
+@dataclass(frozen=True)
 class _PeerResult:
-    """What transformers' model of a folder gave: logits of every sample, and what it wrote after the prompts."""
+    """What transformers' model of a folder gave.
+
+    Attributes:
+        gates: on its keys.
+        dtype: of its weights.
+        exact: logits of every sample in fp64, rounded to fp32.
+        own: how far its fp32 is from them.
+        written: with its cache; None: not asked for.
+    """
 
     gates: list[Gate]
     dtype: torch.dtype
-    logits: dict[str, list[Tensor]]
-    written: list[Tensor]
+    exact: dict[str, list[Tensor]]
+    own: dict[str, Distance]
+    written: _Written | None = None
 
 
-def _computed(pair: ModelPair, samples: TokenSamples) -> tuple[LogitGate, list[Gate]]:
+def _computed(pair: ModelPair, samples: TokenSamples, depth: Depth) -> tuple[LogitGate, list[Gate]]:
     """Keys, logits and greedy generation. Only one of the two models is in memory at a time."""
-    chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
-    prompts = [rows[-1][:1, : _prompt_length(pair.model)] for rows in chosen]
+    prompts = _prompts(pair.model, samples) if depth == "full" else None
     with running("transformers"):
         theirs = _peer_result(pair, samples, prompts)
     require_gates(theirs.gates)
     with running("the native model"):
-        native = native_engine(pair.model, pair.weights, theirs.dtype)
+        native, _ = native_engine(pair.model, pair.weights, theirs.dtype)
         parts = {
-            name: _distance([native_logits(native, pair.model, tokens) for tokens in rows], theirs.logits.pop(name))
+            name: distance([native_logits(native, pair.model, tokens) for tokens in rows], theirs.exact.pop(name))
             for name, rows in samples.items()
         }
-        greedy = _greedy_gate(prompts, theirs.written, lambda tokens: native_logits(native, pair.model, tokens))
-    gates = [_logit_gate(f"logits: {name}", part) for name, part in parts.items()]
-    return _together(list(parts.values())), [*theirs.gates, *gates, greedy]
+        gates = [closeness_gate(f"logits: {name}", part, theirs.own[name]) for name, part in parts.items()]
+        if theirs.written is not None:
+            gates.append(_greedy_gate(theirs.written, native_logits(native, pair.model, theirs.written.tokens[:, :-1])))
+    return as_logit_gate(together([*parts.values()]), together([*theirs.own.values()])), [*theirs.gates, *gates]
 
 
-def _peer_result(pair: ModelPair, samples: TokenSamples, prompts: list[Tensor]) -> _PeerResult:
-    peer, wrong = peer_engine(pair.folder, pair.written_here)
+def _peer_result(pair: ModelPair, samples: TokenSamples, prompts: Tensor | None) -> _PeerResult:
+    peer = peer_engine(pair.folder, pair.written_here)
+    network, computing = peer.network, peer.computing
     gates = [
-        Gate("keys in transformers", len(list(peer.parameters())), not wrong, str(wrong or "")),
-        _same_number("parameters in transformers", peer.num_parameters(), count_parameters(pair.model).total),
+        Gate("keys in transformers", len(list(network.parameters())), not peer.wrong, str(peer.wrong or "")),
+        _same_number("parameters in transformers", network.num_parameters(), count_parameters(pair.model).total),
     ]
-    if wrong:
-        return _PeerResult(gates, peer.dtype, {}, [])
-    logits = {name: [peer_logits(peer, tokens) for tokens in rows] for name, rows in samples.items()}
+    if peer.wrong:
+        return _PeerResult(gates, network.dtype, {}, {})
+    exact, own = {}, {}
+    for name, rows in samples.items():
+        computing.dtype = torch.float64
+        exact[name] = [peer_logits(network, tokens) for tokens in rows]
+        computing.dtype = torch.float32
+        own[name] = distance([peer_logits(network, tokens) for tokens in rows], exact[name])
+    if prompts is None:
+        return _PeerResult(gates, network.dtype, exact, own)
     longest = fixed_length(pair.model)  # transformers keeps keys as they were rotated, also when the base has changed
-    written = [peer_greedy(peer, prompt, min(GREEDY, longest - prompt.shape[1])) for prompt in prompts]
-    return _PeerResult(gates, peer.dtype, logits, written)
+    computing.dtype = network.dtype  # as anybody generates; widened for every token, a large model would take hours
+    tokens = peer_greedy(network, prompts, min(GREEDY, longest - prompts.shape[1]))
+    seen = []
+    for dtype in (torch.float64, torch.float32, network.dtype):
+        computing.dtype = dtype
+        seen.append(peer_logits(network, tokens[:, :-1]))
+    near, rounding = distance([seen[1]], [seen[0]]), distance([seen[2]], [seen[0]]).worst
+    written = _Written(tokens, prompts.shape[1], rounding, seen[0], near)
+    return _PeerResult(gates, network.dtype, exact, own, written)
 
 
-def _prompt_length(model: ModelConfig) -> int:
-    return max(1, min(16, fixed_length(model) // 2))
+def _prompts(model: ModelConfig, samples: TokenSamples) -> Tensor:
+    """Beginnings [b, s] of a text and a conversation, or random ids."""
+    chosen = [samples[name] for name in ("korean text", "chat template") if name in samples] or [samples["random ids"]]
+    rows = [group[-1][:1] for group in chosen]
+    length = min(16, max(1, fixed_length(model) // 2), *(row.shape[1] for row in rows))
+    return torch.cat([row[:, :length] for row in rows])
 
 
-def _greedy_gate(prompts: Sequence[Tensor], written: Sequence[Tensor], logits: Callable[[Tensor], Tensor]) -> Gate:
-    """Each token that transformers chose, with its cache, is the one that the native model finds most probable."""
-    tried, found = 0, ""
-    for prompt, tokens in zip(prompts, written, strict=True):
-        start = prompt.shape[1]
-        expected = logits(tokens[:, :-1])[0, start - 1 :]  # [n, v]
-        chosen = tokens[0, start:]
-        behind = expected.max(-1).values - expected.gather(-1, chosen[:, None])[:, 0]
-        tried += len(chosen)
-        if (wrong := (behind > TOLERANCE).nonzero()).numel() and not found:
-            at = int(wrong[0])
-            found = f"new token {at} is {int(chosen[at])} there, {int(expected[at].argmax())} here"
-    return Gate("greedy generation", tried, not found, found)
+def _greedy_gate(written: _Written, logits: Tensor) -> Gate:
+    """Each token that transformers chose is the one that the native model finds most probable.
+
+    Two logits can change places when each is as far off as the type that they were computed in rounds them.
+    """
+    close = closeness_gate("greedy generation", distance([logits], [written.exact]), written.own)
+    if not close.ok:
+        return close
+    expected = logits[:, written.start - 1 :]  # [b, n, v]
+    chosen = written.tokens[:, written.start :]
+    behind = expected.max(-1).values - expected.gather(-1, chosen[..., None])[..., 0]
+    limit = 2 * written.rounding + 1e-6 * float(expected.abs().max())
+    if (wrong := (~(behind <= limit)).nonzero()).numel():
+        row, at = wrong[0].tolist()
+        found = f"new token {at} is {int(chosen[row, at])} there, {int(expected[row, at].argmax())} here"
+        return Gate("greedy generation", chosen.numel(), False, found)
+    same = float((behind == 0).float().mean())
+    return Gate("greedy generation", chosen.numel(), True, f"{same:.1%} the most probable, the others tie in its type")
 
 
-def compare_native(one: tuple[ModelConfig, Path], other: tuple[ModelConfig, Path]) -> Proof:
+def compare_native(
+    one: tuple[ModelConfig, Path], other: tuple[ModelConfig, Path], depth: Depth
+) -> tuple[LogitGate, Gate]:
     """Compare two native models (network, weights) with the same vocabulary on the same tokens.
 
-    Raises:
-        ConvertError: the logits differ.
+    Args:
+        one: the source, whose own fp64 and fp32 runs say how close the other one has to be.
+        other: what was made of it.
+        depth: with "quick" only short samples.
     """
-    samples = random_samples(one[0])["random ids"]
-    expected, found = (_native(model, weights, samples) for model, weights in (one, other))
-    part = _distance(found, expected)
-    gate = _logit_gate("logits: random ids", part)
-    require_gates([gate])
-    return Proof(part, (gate,))
-
-
-def _native(model: ModelConfig, weights: Path, samples: list[Tensor]) -> list[Tensor]:
-    native = native_engine(model, weights, torch.float32)
-    return [native_logits(native, model, tokens) for tokens in samples]
-
-
-def _distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> LogitGate:
-    pairs = list(zip(ours, theirs, strict=True))
-    differences = [float((one - other).abs().max().nan_to_num(torch.inf)) for one, other in pairs]
-    same = sum(int((one.argmax(-1) == other.argmax(-1)).sum()) for one, other in pairs)
-    positions = sum(one.shape[0] * one.shape[1] for one in ours)
-    return LogitGate(max(differences), same / positions, positions)
-
-
-def _together(parts: Sequence[LogitGate]) -> LogitGate:
-    positions = sum(part.positions for part in parts)
-    same = sum(part.top1 * part.positions for part in parts) / positions
-    return LogitGate(max(part.max_difference for part in parts), same, positions)
-
-
-def _logit_gate(name: str, part: LogitGate) -> Gate:
-    found = f"largest difference {part.max_difference:.1e}, {part.top1:.1%} equal top tokens"
-    return Gate(name, part.positions, part.max_difference < TOLERANCE, found)
+    samples = random_samples(one[0])["random ids"][: None if depth == "full" else 3]
+    network, computing = native_engine(*one, torch.float32)
+    own = [native_logits(network, one[0], tokens) for tokens in samples]
+    computing.dtype = torch.float64
+    exact = [native_logits(network, one[0], tokens) for tokens in samples]
+    del network, computing
+    made, _ = native_engine(*other, torch.float32)
+    found = distance([native_logits(made, other[0], tokens) for tokens in samples], exact)
+    limit = distance(own, exact)
+    return as_logit_gate(found, limit), closeness_gate("logits: random ids", found, limit)

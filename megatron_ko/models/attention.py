@@ -80,6 +80,8 @@ class PortableAttention(MegatronModule):
         window = self._window if self._window is not None and self._window < keys - 1 else None
         if window is None and attention_mask is None and positions == (range(keys),):
             context = self._attend_causally(query, key, value)
+        elif window is None and attention_mask is None and queries == 1 and self._context is None:
+            context = self._attend(query, key, value, is_causal=False)  # one token after a cache sees all of it
         else:
             assert self._dropout == 0.0, "checked with the configuration"
             context = attend(query, key, value, View(positions, window, attention_mask), self._scale)
@@ -89,15 +91,18 @@ class PortableAttention(MegatronModule):
         if self.attention_kernel is None and get_platform().device_type == "cuda":
             self.attention_kernel = name_kernel(query, key, value)
         with self._random_state():
-            return F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                dropout_p=self._dropout,
-                is_causal=True,
-                scale=self._scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
+            return self._attend(query, key, value, is_causal=True)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            dropout_p=self._dropout,
+            is_causal=is_causal,
+            scale=self._scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
 
     @property
     def _dropout(self) -> float:

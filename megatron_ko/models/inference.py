@@ -1,8 +1,12 @@
 """A model on one rank, without training settings: for generation and for checking conversions."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from torch import Tensor
 
 from megatron_ko.config import ModelConfig, PrecisionConfig
 from megatron_ko.models.architectures import DTYPES
@@ -34,4 +38,15 @@ def load_for_inference(blueprint: Blueprint, weights: Path) -> torch.nn.Module:
     seed_everything(0, groups)  # megatron-core needs its generators even if nothing is drawn
     chunks = [chunk.to(get_platform().device) for chunk in build_structure(blueprint, groups)]
     load_weights(chunks, weights)
-    return chunks[0].to(DTYPES[blueprint.precision.dtype]).eval()
+    network = chunks[0].to(DTYPES[blueprint.precision.dtype]).eval()
+    for module in network.modules():
+        if isinstance(module, ColumnParallelLinear | RowParallelLinear):
+            module.forward = partial(_linear, module)
+    return network
+
+
+def _linear(
+    module: torch.nn.Module, given: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+) -> tuple[Tensor, None]:
+    """A linear layer of one rank, without what a backward pass and several ranks need, which cost one token much."""
+    return F.linear(given, module.weight if weight is None else weight), None

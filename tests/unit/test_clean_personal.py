@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from planted_personal import KINDS, harmless, plant
+from pydantic import ValidationError
 from stdnum import luhn
 from stdnum.kr import rrn
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.cli.convert import app
 from megatron_ko.config import ModelConfig, MoeConfig, load_model_config
-from megatron_ko.convert import verify
+from megatron_ko.convert import closeness
 from megatron_ko.convert.hf_import import import_hf
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.upcycle import upcycle
@@ -96,7 +96,7 @@ def test_what_would_not_be_the_same_function_is_refused(
 def test_a_difference_leaves_nothing_behind(
     dense: dict[str, Pretrained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify, "TOLERANCE", 0.0)
+    monkeypatch.setattr(closeness, "MEAN_FACTOR", 0.0)
     with pytest.raises(ConvertError, match="not proven: logits"):
         isolated(upcycle, dense["llama"], tmp_path / "moe", MoeConfig(num_experts=4, top_k=2))
     assert not list(tmp_path.iterdir())

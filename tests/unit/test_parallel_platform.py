@@ -1,16 +1,15 @@
 """The platform, and megatron-core's questions to CUDA when there is none."""
 
 import platform as machine
+import subprocess
+import sys
 import threading
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from isolated import isolated
 
 from megatron_ko.errors import LaunchError
-from megatron_ko.parallel.host_memory import keep_freed_memory
 from megatron_ko.parallel.platform import Platform, get_platform
 
 
@@ -103,20 +102,27 @@ def test_the_device_generator_is_the_host_generator() -> None:
     assert torch.rand(4).equal(drawn)
 
 
+_MEASURE = """
+import sys, psutil, torch
+from megatron_ko.parallel.host_memory import keep_freed_memory
+keep_freed_memory()
+torch.ones(1 << 20)  # whatever the first allocation needs
+before = psutil.Process().memory_info().rss
+tensor = torch.ones(int(sys.argv[1]) << 18)
+assert psutil.Process().memory_info().rss - before > int(sys.argv[1]) << 19
+del tensor
+print((psutil.Process().memory_info().rss - before) / 2**20)
+"""
+
+
 def _resident_after_freeing(mebibytes: int) -> float:
-    """MiB that stay resident of a tensor that was freed."""
-    keep_freed_memory()
-    process = psutil.Process()
-    torch.ones(1 << 20)  # whatever the first allocation needs
-    before = process.memory_info().rss
-    tensor = torch.ones(mebibytes << 18)
-    assert process.memory_info().rss - before > mebibytes << 19
-    del tensor
-    return (process.memory_info().rss - before) / 2**20
+    """MiB that stay resident of a tensor that was freed, in a process whose heap has no room yet."""
+    done = subprocess.run([sys.executable, "-c", _MEASURE, str(mebibytes)], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 @pytest.mark.skipif(machine.libc_ver()[0] != "glibc", reason="only glibc has the switches")
 def test_small_blocks_are_kept_and_large_ones_given_back() -> None:
     """Kept large ones would leave holes that nothing fits into: memory would grow with every step."""
-    assert isolated(_resident_after_freeing, 8) > 6
-    assert isolated(_resident_after_freeing, 64) < 2
+    assert _resident_after_freeing(8) > 6
+    assert _resident_after_freeing(64) < 2

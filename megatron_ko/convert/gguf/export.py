@@ -33,7 +33,8 @@ from megatron_ko.convert.hf_files import read_json
 from megatron_ko.convert.mapping import check_complete, other_shapes
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
 from megatron_ko.convert.staging import existing_proof, staged_folder, write_folder_lineage
-from megatron_ko.convert.texts import LENGTHS, load_oracle
+from megatron_ko.convert.texts import LENGTHS
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.errors import ConvertError
 
 # The types of tensors that the quantiser wants in a file of this kind; any other is a fallback.
@@ -64,21 +65,24 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class GgufExport:
-    """What was written, how it was proven, and what its Modelfile says."""
+    """What was written, how it was proven, what its Modelfile says, and the gates of the types that failed."""
 
     files: list[GgufFile]
     proof: Proof
     ollama: ModelfileSummary
+    refused: tuple[Gate, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """For --json."""
-        return {"files": [asdict(one) for one in self.files], "ollama": asdict(self.ollama), **self.proof.to_json()}
+        refused = [asdict(gate) for gate in self.refused]
+        files = [asdict(one) for one in self.files]
+        return {"files": files, "refused": refused, "ollama": asdict(self.ollama), **self.proof.to_json()}
 
 
 def export_gguf(
     source: Path, output: Path, kinds: Sequence[str], text: str | None = None, accept_ties: bool = False
 ) -> GgufExport:
-    """Write OUTPUT: a GGUF file a kind, Modelfile, lineage.json; nothing unless every gate passed.
+    """Write OUTPUT: a GGUF file of every kind whose gates passed, Modelfile, lineage.json; nothing where none did.
 
     There is no Modelfile when Ollama's template cannot say what the folder's chat template writes.
 
@@ -122,14 +126,29 @@ def export_gguf(
         chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
         written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
-        require_gates(gates)
+        failed = _failed_kinds(gates, kinds)
+        if len(failed) == len(kinds):
+            require_gates(gates)
+        require_gates([gate for gate in gates if gate.name.partition(":")[0] not in failed])
+        for one in written:
+            if one.kind in failed:
+                (folder / one.name).unlink()
+        refused = tuple(gate for gate in gates if gate.name.partition(":")[0] in failed)
+        gates = [gate for gate in gates if gate not in refused]
+        written = [one for one in written if one.kind not in failed]
+        options["types"] = ", ".join(one.kind for one in written)
         if chat.text is not None:
             smallest = min(written, key=lambda one: one.size)
             (folder / "Modelfile").write_text(f"FROM ./{smallest.name}\n{chat.text}", encoding="utf-8")
         proof = Proof(None, tuple(gates))
         record = write_folder_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
         lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": asdict(chat.summary())})
-    return GgufExport(written, proof, chat.summary())
+    return GgufExport(written, proof, chat.summary(), refused)
+
+
+def _failed_kinds(gates: Sequence[Gate], kinds: Sequence[str]) -> set[str]:
+    """Types of which a gate failed; the others are worth keeping."""
+    return {kind for gate in gates if not (gate.ok and gate.tried) and (kind := gate.name.partition(":")[0]) in kinds}
 
 
 def _hash_of_weights(source: Path) -> str:

@@ -30,15 +30,15 @@ class Limits:
     perplexity: float
 
 
-# f32: only the order of sums differs. bf16: llama.cpp rounds activations to 2^-8 too, and may cost what q8_0 does. The
-# others: about twice what llama.cpp's own table gives Llama 3 8B (tools/perplexity/README.md).
+# f32: only the order of sums differs. bf16: llama.cpp rounds activations to 2^-8 too. Quantised: SmolLM2-135M, whose
+# rows are short, loses more than Llama 3 8B (q8_0: 5.9e-3 nats, 1.008; q4_k_m: 19 % other top tokens).
 LIMITS = {
     "f32": Limits(1e-3, 1.0, 1e-6, 1.0001),
     "f16": Limits(None, 0.98, 1e-3, 1.002),
     "bf16": Limits(None, 0.95, 2e-3, 1.005),
-    "q8_0": Limits(None, 0.95, 2e-3, 1.005),
-    "q5_k_m": Limits(None, 0.90, 2e-2, 1.02),
-    "q4_k_m": Limits(None, 0.84, 6e-2, 1.05),
+    "q8_0": Limits(None, 0.93, 1e-2, 1.015),
+    "q5_k_m": Limits(None, 0.85, 4e-2, 1.04),
+    "q4_k_m": Limits(None, 0.78, 1e-1, 1.08),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from megatron_ko.convert.gguf.ollama_chats import ollama_template, recognise
 from megatron_ko.convert.gguf.vocabulary import GgufVocabulary
 from megatron_ko.convert.hf_files import read_generation
-from megatron_ko.convert.texts import load_oracle
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.errors import ConvertError
 
 # Without a template the prompt is continued as it is.

@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 
 from megatron_ko.convert.engines import peer_engine, peer_logits
 from megatron_ko.convert.passages import PASSAGES
-from megatron_ko.convert.texts import CHATS, LENGTHS, load_oracle
+from megatron_ko.convert.texts import CHATS, LENGTHS
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.errors import ConvertError
 
 _WINDOW, _WINDOWS = 256, 8
@@ -68,9 +69,10 @@ def compute_reference(folder: Path, context: int, rows: int, text: str | None) -
         ConvertError: transformers does not find the tensors that it needs.
     """
     tokenizer = load_oracle(folder)
-    network, wrong = peer_engine(folder, ours=False)
-    if wrong:
-        raise ConvertError("transformers does not find the tensors that it needs", got=f"{folder}: {wrong}")
+    peer = peer_engine(folder, ours=False)
+    network = peer.network
+    if peer.wrong:
+        raise ConvertError("transformers does not find the tensors that it needs", got=f"{folder}: {peer.wrong}")
     texts = [text] if text is not None else [*PASSAGES]
     encoded = [_encode(tokenizer, part) for part in texts]
     stream = [token for part in encoded for token in part]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from megatron_ko.convert.gates import Gate
 from megatron_ko.convert.gguf.llama_cpp import LlamaModel
 from megatron_ko.convert.gguf.reference import rendered
 from megatron_ko.convert.gguf.vocabulary import BYTE, NORMAL, USER_DEFINED, GgufVocabulary
-from megatron_ko.convert.texts import load_oracle
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokenizer.check import SUITES
 from megatron_ko.data.tokenizer.pieces import Spelling
@@ -59,12 +59,14 @@ def tokenizer_gates(
         for number, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
         if kind == USER_DEFINED and not model.controls(number)
     }
+    missing = _missing_bytes(native, folder) if vocabulary.algorithm == "gpt2" else frozenset()
     spelt = _spelt(native, folder, vocabulary) | {number: text.encode() for number, text in added.items()}
     texts = [*TEXTS, *samples, *_readable(spelt.values()), *(f"글 {text} 끝{text}말\n" for text in added.values())]
     plain = oracle(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     found = [
         _Found(text, ids, theirs, model.tokenise(text))
         for text, ids, theirs in zip(texts, native.encode_batch(texts), plain, strict=True)
+        if not missing & set(text.encode("utf-8"))
     ]
     special = [
         _Found(
@@ -75,8 +77,10 @@ def tokenizer_gates(
         )
         for text in (*(f"글 {token} 끝\n" for token in native.special_tokens), *_chats(oracle))
     ]
+    held = f"; {len(missing)} bytes have no token, and {len(texts) - len(found):,} texts with them are left out"
+    ids = _ids("ids of text", found, vocabulary, accept_ties)
     return [
-        _ids("ids of text", found, vocabulary, accept_ties),
+        replace(ids, found=(ids.found + held).removeprefix("; ")) if missing else ids,
         _ids("special tokens", special, vocabulary, accept_ties),
         _pieces(spelt, model),
         _texts(found, model, native.special_tokens.values()),
@@ -129,6 +133,12 @@ def _common(one: Sequence[object], other: Sequence[object]) -> int:
     """Length of what both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _missing_bytes(native: Tokenizer, folder: Path) -> frozenset[int]:
+    """Bytes that no token spells: byte-level BPE drops them without a word, and llama.cpp does not."""
+    spelling = Spelling(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+    return frozenset(byte for byte, piece in enumerate(spelling.byte_pieces()) if native.id_of(piece) is None)
 
 
 def _spelt(native: Tokenizer, folder: Path, vocabulary: GgufVocabulary) -> dict[int, bytes]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from megatron_ko.convert.gates import running
 from megatron_ko.convert.hf_files import GENERATION, end_of_turn, read_json
-from megatron_ko.convert.texts import load_oracle
+from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.data.tokenizer.trainers import QWEN2_PATTERN
 from megatron_ko.errors import ConvertError
 from megatron_ko.storage.open_json import JsonObject

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_ko.data.tokenizer.gates import NASTY
 from megatron_ko.data.tokenizer.tokenizer import TRANSFORMERS_CONFIG, Tokenizer, load_tokenizer
@@ -185,9 +186,15 @@ def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
     return _result("chat borders are single ids", len(borders), failures)
 
 
-def agreement(tokenizer: Tokenizer, folder: Path) -> list[CheckResult]:
-    """Whether transformers, reading ``folder``, gives the ids and the text of ``tokenizer`` for every suite."""
-    return _transformers(folder, tokenizer, _in_few_texts(SUITES | {"every character": _EVERY}))
+def agreement(tokenizer: Tokenizer, folder: Path, oracle: Any = None) -> list[CheckResult]:
+    """Whether transformers, reading ``folder``, gives the ids and the text of ``tokenizer`` for every suite.
+
+    Args:
+        tokenizer: ours.
+        folder: of transformers' tokenizer.
+        oracle: that tokenizer; None: as ``AutoTokenizer`` loads the folder.
+    """
+    return _transformers(folder, tokenizer, _in_few_texts(SUITES | {"every character": _EVERY}), oracle)
 
 
 def _in_few_texts(suites: dict[str, tuple[str, ...]]) -> list[str]:
@@ -201,13 +208,13 @@ def _in_few_texts(suites: dict[str, tuple[str, ...]]) -> list[str]:
     return texts
 
 
-def _transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[str]) -> list[CheckResult]:
+def _transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[str], oracle: Any = None) -> list[CheckResult]:
     """Token by token, with special tokens parsed and not; a check that cannot run has failed."""
     name = "transformers gives the same ids"
     try:
         from transformers import AutoTokenizer
 
-        oracle = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        oracle = oracle or AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever stops transformers from loading it stops its users too
         return [CheckResult(name, 1, 1, f"not run: {type(error).__name__}: {error}"[:300])]
     oracle.model_max_length = 1 << 40  # else it warns of every long text

@@ -9,7 +9,6 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megatron_ko.data.tokenizer.convert import add_special_tokens, settle_scores
-
 from megatron_ko.data.tokenizer.pieces import MARK
 from megatron_ko.data.tokenizer.special import BEGIN, CHAT_END, CHAT_START, END, PAD, SPECIAL_TOKENS, UNKNOWN
 from megatron_ko.errors import TokenizerError
