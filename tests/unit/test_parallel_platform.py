@@ -124,5 +124,5 @@ def _resident_after_freeing(mebibytes: int) -> float:
 @pytest.mark.skipif(machine.libc_ver()[0] != "glibc", reason="only glibc has the switches")
 def test_small_blocks_are_kept_and_large_ones_given_back() -> None:
     """Kept large ones would leave holes that nothing fits into: memory would grow with every step."""
-    assert _resident_after_freeing(8) > 6
+    assert _resident_after_freeing(20) > 15
     assert _resident_after_freeing(64) < 2

@@ -1,6 +1,6 @@
 """Greedy generation of a native model against transformers on the same weights, type and threads.
 
-    OMP_WAIT_POLICY=passive python benchmarks/generate.py models/smollm2 SmolLM2-135M-Instruct
+    OMP_WAIT_POLICY=passive python benchmarks/generation.py models/smollm2 SmolLM2-135M-Instruct
 
 Both write the same 40 tokens after the same prompts, in fp32, in one process and in turn; the best of several rounds
 counts, because another process may take a core at any time.
