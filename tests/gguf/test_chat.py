@@ -1,6 +1,7 @@
 """A model that was taught a few answers: llama.cpp gives them through the file's own chat template, and stops."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ def test_a_template_that_ollama_cannot_say(folder: Folder, tmp_path: Path) -> No
     (source / "generation_config.json").write_text('{"eos_token_id": 2}')
     exported = taught(source, tmp_path / "out")
     assert gate(exported, "end of an answer").found == "stops at <pad>, </s>"
-    (note,) = exported.ollama["notes"]
-    assert not exported.ollama["modelfile"] and "'[[USER]]" in note
+    (note,) = exported.ollama.notes
+    assert not exported.ollama.modelfile and "'[[USER]]" in note
     assert not (tmp_path / "out/Modelfile").exists()
-    assert lineage.read(tmp_path / "out")["ollama"] == exported.ollama  # type: ignore[index]
+    assert lineage.read(tmp_path / "out")["ollama"] == asdict(exported.ollama)  # type: ignore[index]
     for question, answer in TAUGHT.items():
         assert answers(tmp_path / "out/out-q8_0.gguf", question) == {"text": answer, "why": "stop"}
     done = CliRunner().invoke(app, ["convert", "gguf", str(source), str(tmp_path / "out"), "--types", "f32,q8_0"])
