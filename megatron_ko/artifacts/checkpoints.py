@@ -190,8 +190,12 @@ def publish(temporary: Path, manifest: Manifest) -> Path:
         remove(final)
     temporary.rename(final)
     sync_folder(final.parent)
-    write_atomic(final.parent / LATEST, final.name.encode() + b"\n")
+    _point_to(final)
     return final
+
+
+def _point_to(directory: Path) -> None:
+    write_atomic(directory.parent / LATEST, directory.name.encode() + b"\n")
 
 
 def latest_name(checkpoints: Path) -> str | None:
@@ -227,7 +231,7 @@ def set_aside(checkpoints: Path, step: int) -> list[str]:
         target.parent.mkdir(exist_ok=True)
         (checkpoints / name_of(newer)).rename(target)
         moved.append(target.name)
-    write_atomic(checkpoints / LATEST, name_of(step).encode() + b"\n")
+    _point_to(checkpoints / name_of(step))
     return sorted(moved)
 
 

@@ -26,9 +26,12 @@ def count_units(engine: Engine, batches: Sequence[Batch]) -> Units:
 
 def _counts(engine: Engine, batch: Batch) -> Units:
     """This rank's part of the counts; units shared by context ranks are counted by one of them."""
-    silent = engine.groups.cp_rank > 0
-    counts = engine.objective.count(batch)
-    return {unit: n * 0 if silent and unit.shared_by_context_ranks else n for unit, n in counts.items()}
+    return {unit: _counted_once(engine, unit, n) for unit, n in engine.objective.count(batch).items()}
+
+
+def _counted_once(engine: Engine, unit: Unit, value: torch.Tensor) -> torch.Tensor:
+    """A sum over units on the rank that counts them; 0 on the other ranks of its context group that share them."""
+    return value * 0 if unit.shared_by_context_ranks and engine.groups.cp_rank > 0 else value
 
 
 def weigh(engine: Engine, batch: Batch, found: LossOutput, units: Units) -> tuple[torch.Tensor, torch.Tensor, Pairs]:
@@ -41,15 +44,13 @@ def weigh(engine: Engine, batch: Batch, found: LossOutput, units: Units) -> tupl
     """
     terms, counts = engine.objective.terms, _counts(engine, batch)
     first = terms[0].unit
-    silent = engine.groups.cp_rank > 0
     parts, reported = [], {}
     for term in terms:
         total = found.sums[term.name]
         factor = term.weight if term.unit is first else term.weight * units[first] / units[term.unit].clamp(min=1)
         parts.append(total * factor)
         # The schedule may scale the loss in place, so the reported sum is a copy.
-        own = total.detach().clone()
-        reported[term.name] = (own * 0 if silent and term.unit.shared_by_context_ranks else own, counts[term.unit])
+        reported[term.name] = (_counted_once(engine, term.unit, total.detach().clone()), counts[term.unit])
     tokens = counts[Unit.TOKEN]
     return sum(parts[1:], parts[0]), counts[first], {**reported, **found.metrics, TOKENS: (tokens, tokens)}
 

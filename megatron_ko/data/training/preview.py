@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.data.tokens.blend import MAX_EPOCHS
 from megatron_ko.data.training.origins import source_names
 from megatron_ko.data.training.sources import Shard, check_sources, check_split, expand_sources
 from megatron_ko.errors import ConfigError
-
-# Beyond that, reading the same text again is worth much less than new text (arXiv:2305.16264).
-MANY_EPOCHS = 4.0
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class DataPreview:
 
     def warning(self) -> str | None:
         """A sentence about sources that are read too often, if there are any."""
-        often = [f"{name} {count:.1f} times" for name, count in self.epochs.items() if count > MANY_EPOCHS]
+        often = [f"{name} {count:.1f} times" for name, count in self.epochs.items() if count > MAX_EPOCHS]
         if not often:
             return None
-        return f"read again and again: {', '.join(often)}; more than {MANY_EPOCHS:.0f} passes teach little: add text"
+        return f"read again and again: {', '.join(often)}; more than {MAX_EPOCHS:.0f} passes teach little: add text"
 
 
 def preview_data(config: RunConfig) -> DataPreview:
@@ -51,12 +49,8 @@ def preview_data(config: RunConfig) -> DataPreview:
     check_split(data, shards, split=0)
     if config.eval.samples:
         check_split(data, shards, split=1)
-    return DataPreview(count_epochs(shards, source_names(data.sources), planned_samples(config)))
-
-
-def planned_samples(config: RunConfig) -> int:
-    """Training sequences of a whole run."""
-    return config.training.steps * config.training.global_batch_size
+    samples = config.training.steps * config.training.global_batch_size
+    return DataPreview(count_epochs(shards, source_names(data.sources), samples))
 
 
 def count_epochs(shards: Sequence[Shard], names: Sequence[str], samples: int) -> dict[str, float]:
