@@ -1,6 +1,7 @@
 """Decides which checkpoints may be deleted after a successful save."""
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_ko.artifacts.checkpoints import Manifest, name_of, problems_of, read_manifest, remove, steps_in
@@ -24,12 +25,11 @@ def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None)
 
     The newest checkpoint from before steps were skipped is spared, so that a broken run can go back to it.
     """
-    found = {step: _manifest_if_valid(checkpoints / name_of(step)) for step in steps_in(checkpoints)}
-    valid = {step: manifest for step, manifest in found.items() if manifest is not None}
+    valid = _valid_manifests(checkpoints)
     spared = {step for step in valid if keep_every and step % keep_every == 0}
     if (sound := newest_sound(valid)) is not None:
         spared.add(sound)
-    doomed = surplus(valid, found.keys() - valid.keys(), keep, spared)
+    doomed = surplus(valid, set(steps_in(checkpoints)) - valid.keys(), keep, spared)
     for step in doomed:
         remove(checkpoints / name_of(step))
     return doomed
@@ -42,13 +42,15 @@ def newest_sound(manifests: dict[int, Manifest]) -> int | None:
 
 def sound_step(checkpoints: Path) -> int | None:
     """The step that a run whose updates are skipped should go back to; None if nothing was saved before."""
-    found = {step: _manifest_if_valid(checkpoints / name_of(step)) for step in steps_in(checkpoints)}
-    return newest_sound({step: manifest for step, manifest in found.items() if manifest is not None})
+    return newest_sound(_valid_manifests(checkpoints))
 
 
-def _manifest_if_valid(directory: Path) -> Manifest | None:
-    try:
-        manifest = read_manifest(directory)
-        return None if problems_of(directory, manifest.files.items(), hashes=False) else manifest
-    except CheckpointError:
-        return None
+def _valid_manifests(checkpoints: Path) -> dict[int, Manifest]:
+    """Manifests of the checkpoints whose files exist in the right sizes, by step."""
+    found = {}
+    for step in steps_in(checkpoints):
+        with suppress(CheckpointError):
+            manifest = read_manifest(checkpoints / name_of(step))
+            if not problems_of(checkpoints / name_of(step), manifest.files.items(), hashes=False):
+                found[step] = manifest
+    return found
