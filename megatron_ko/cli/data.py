@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli import data_blend, data_clean, data_decontaminate, data_dedup, data_merge, data_preprocess
+from megatron_ko.cli import (
+    data_blend,
+    data_chat,
+    data_clean,
+    data_decontaminate,
+    data_dedup,
+    data_merge,
+    data_preprocess,
+)
 from megatron_ko.cli.data_options import AsJson
 
 app = typer.Typer(no_args_is_help=True, help="Turn text into indexed tokens, and inspect them.")
@@ -30,6 +38,9 @@ app.command()(data_merge.merge)
 app.command()(data_clean.clean)
 app.command()(data_dedup.dedup)
 app.command()(data_decontaminate.decontaminate)
+app.command()(data_chat.chat)
+app.command()(data_chat.preference)
+app.command()(data_chat.preview)
 app.command()(data_blend.stats)
 app.command()(data_blend.blend)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from megatron_ko.cli import tokenizer_chat
 from megatron_ko.cli.data_options import AsJson, MoreInputs
 
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
@@ -39,6 +40,9 @@ class Model(StrEnum):
 @app.callback()
 def _group() -> None:
     """Train, extend, check and compare tokenizers."""
+
+
+app.command()(tokenizer_chat.chat)
 
 
 @app.command()

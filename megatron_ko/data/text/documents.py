@@ -13,11 +13,13 @@ from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.formats import TextUnit
 from megatron_ko.data.text.records import POSITION, TYPES, Block, Rejected
 from megatron_ko.data.text.wet import wet_records
+from megatron_ko.errors import DataError
+from megatron_ko.storage.open_json import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Document", "ParsedBlock", "Rejected", "parse_block", "read_documents"]
+__all__ = ["Document", "ParsedBlock", "ParsedRecords", "Rejected", "parse_block", "parse_records", "read_documents"]
 
 _EXCERPT = 200
 # Where a value may stand; inside a string a backslash or a letter is before the quotation mark that follows.
@@ -110,6 +112,75 @@ def parse_block(block: Block, key: str = "text", keep_fields: bool = False) -> P
     else:
         _parse_text(block, [block.payload] if block.format == "file" else block.payload.split(b"\n"), parsed)
     return parsed
+
+
+@dataclass(frozen=True)
+class ParsedRecords:
+    """Whole records of a block, for those who look for more than one text in them.
+
+    Attributes:
+        records: JSON objects, or rows of a table, by field.
+        positions: their numbers.
+        rejected: what is no record.
+    """
+
+    records: list[JsonObject]
+    positions: list[int]
+    rejected: list[Rejected]
+
+
+def parse_records(block: Block) -> ParsedRecords:
+    """Every record of a block with all of its fields, or rejected; the block was read with ``whole_records``.
+
+    Raises:
+        DataError: the block is of plain text, which has no fields.
+    """
+    parsed = ParsedRecords([], [], list(block.rejected))
+    if block.format == "table":
+        _table_records(block, parsed)
+    elif block.format == "jsonl":
+        for position, record in enumerate(block.payload.removesuffix(b"\n").split(b"\n"), block.first):
+            _json_record(block, position, record, parsed)
+    else:
+        raise DataError(
+            f"{block.source} has no fields",
+            got=f"format {block.format}",
+            expected="jsonl, csv, tsv, parquet or arrow",
+            remedy="give --format if its name says something else",
+        )
+    return parsed
+
+
+def _json_record(block: Block, position: int, record: bytes, parsed: ParsedRecords) -> None:
+    if not record.strip():
+        return
+    try:
+        value = _json_value(record)
+    except orjson.JSONDecodeError as error:
+        reason = "invalid UTF-8" if _decoded(record) is None else f"malformed JSON: {error.msg}"
+    else:
+        if isinstance(value, dict):
+            parsed.records.append(value)
+            parsed.positions.append(position)
+            return
+        reason = "malformed JSON: not an object"
+    parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
+
+
+def _table_records(block: Block, parsed: ParsedRecords) -> None:
+    import pyarrow
+
+    table = pyarrow.ipc.open_stream(block.payload).read_all()
+    columns = {name: _values(table.column(name)) for name in table.column_names}
+    positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
+    for row, position in enumerate(positions):
+        assert isinstance(position, int)
+        record = {name: _as_text(column[row]) for name, column in columns.items()}
+        if _INVALID in record.values():
+            parsed.rejected.append(Rejected(block.source, position, "invalid UTF-8", _excerpt(record)))
+            continue
+        parsed.records.append(record)
+        parsed.positions.append(position)
 
 
 def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock | None:

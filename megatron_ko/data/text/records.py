@@ -28,6 +28,7 @@ class Reading:
         key: text field or column.
         text_unit: a document of a .txt file is a "line" or the whole "file".
         keep_fields: read the other columns of a table too.
+        whole_records: no single field is the text; give ``keep_fields``, too.
         extra_keys: further text fields, for outputs of several keys.
         format: of all inputs; None: as their suffixes say.
         chunk_bytes: size of a chunk; None: by the size of the inputs.
@@ -40,11 +41,12 @@ class Reading:
     extra_keys: tuple[str, ...] = ()
     format: InputFormat | None = None
     chunk_bytes: int | None = None
+    whole_records: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
         """All text fields."""
-        return (self.key, *self.extra_keys)
+        return () if self.whole_records else (self.key, *self.extra_keys)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ _DIFFERENT = (
     (" 가", "가"),
     ("\r\n", "\n"),
 )
-_MARKER = re.compile(r"<\|[^|<>]+\|>|</?s>")
+# What looks like a border in a chat template.
+MARKER = re.compile(r"<\|[^|<>]+\|>|</?s>")
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def check_folder(folder: Path, samples: Sequence[str] = ()) -> list[CheckResult]
     ]
 
 
-def _result(name: str, tried: int, failures: Iterable[str]) -> CheckResult:
+def result_of(name: str, tried: int, failures: Iterable[str]) -> CheckResult:
+    """A check of ``tried`` things and what failed."""
     found = list(failures)
     return CheckResult(name, tried, len(found), found[0] if found else "")
 
@@ -121,14 +123,14 @@ def _round_trip(tokenizer: Tokenizer, name: str, texts: Sequence[str]) -> CheckR
     decoded = (tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts))
     pairs = zip(texts, decoded, strict=True)
     failures = (f"{_shown(text)} comes back as {_shown(got)}" for text, got in pairs if got != text)
-    return _result(f"round trip: {name}", len(texts), failures)
+    return result_of(f"round trip: {name}", len(texts), failures)
 
 
 def _no_unknown(tokenizer: Tokenizer, texts: Sequence[str]) -> CheckResult:
     pairs = zip(texts, tokenizer.encode_batch(texts), strict=True)
     # Some folders name a token of another use as the unknown one; byte-level BPE never gives it.
     failures = (_shown(text) for text, ids in pairs if tokenizer.unk is not None and tokenizer.unk in ids)
-    return _result("no unknown tokens", len(texts), failures)
+    return result_of("no unknown tokens", len(texts), failures)
 
 
 def _bytes(tokenizer: Tokenizer) -> CheckResult:
@@ -140,7 +142,7 @@ def _bytes(tokenizer: Tokenizer) -> CheckResult:
 
 def _nothing_normalised(tokenizer: Tokenizer) -> CheckResult:
     same = (f"{a!r} and {b!r} become one" for a, b in _DIFFERENT if tokenizer.encode(a) == tokenizer.encode(b))
-    return _result("no normalisation", len(_DIFFERENT), same)
+    return result_of("no normalisation", len(_DIFFERENT), same)
 
 
 def _deterministic(tokenizer: Tokenizer, again: Tokenizer, texts: Sequence[str]) -> CheckResult:
@@ -150,7 +152,7 @@ def _deterministic(tokenizer: Tokenizer, again: Tokenizer, texts: Sequence[str])
         for text, *several in zip(texts, first, second, reference, strict=True)
         if not several[0] == several[1] == several[2] == tokenizer.encode(text)
     )
-    return _result("the same ids every time, alone and in a batch", len(texts), failures)
+    return result_of("the same ids every time, alone and in a batch", len(texts), failures)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> CheckResult:
@@ -161,14 +163,14 @@ def _special_tokens(tokenizer: Tokenizer) -> CheckResult:
             failures.append(f"{token!r} is {ids}, expected [{number}]")
     if tokenizer.eod not in tokenizer.special_tokens.values():
         failures.append(f"the end of a document, id {tokenizer.eod}, is no special token")
-    return _result("special tokens are single ids", len(tokenizer.special_tokens), failures)
+    return result_of("special tokens are single ids", len(tokenizer.special_tokens), failures)
 
 
 def _text_is_text(tokenizer: Tokenizer) -> CheckResult:
     special = set(tokenizer.special_tokens.values())
     names = list(tokenizer.special_tokens)
     failures = (name for name in names if special & set(tokenizer.encode(f"글 {name} 끝")))
-    return _result("text cannot spell a special token", len(names), failures)
+    return result_of("text cannot spell a special token", len(names), failures)
 
 
 def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
@@ -176,14 +178,14 @@ def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:
     template = folder / "chat_template.jinja"
     text = template.read_text(encoding="utf-8") if template.is_file() else ""
     config: JsonObject = json.loads((folder / TRANSFORMERS_CONFIG).read_text(encoding="utf-8"))
-    markers = sorted(set(_MARKER.findall(text + str(config.get("chat_template") or ""))))
+    markers = sorted(set(MARKER.findall(text + str(config.get("chat_template") or ""))))
     borders = markers or ["<|im_start|>", "<|im_end|>"]
     failures = []
     for marker in borders:
         ids = tokenizer.encode(marker, parse_special=True)
         if len(ids) != 1 or marker not in tokenizer.special_tokens:
             failures.append(f"{marker!r} is {len(ids)} tokens, not one special id")
-    return _result("chat borders are single ids", len(borders), failures)
+    return result_of("chat borders are single ids", len(borders), failures)
 
 
 def agreement(tokenizer: Tokenizer, folder: Path, oracle: Any = None) -> list[CheckResult]:
@@ -230,4 +232,4 @@ def _transformers(folder: Path, tokenizer: Tokenizer, texts: Sequence[str], orac
         wrong.append(f"{len(oracle)} ids there, {tokenizer.vocab_size} here")
     if oracle.eos_token_id != tokenizer.eod:
         wrong.append(f"a document ends with id {oracle.eos_token_id} there, {tokenizer.eod} here")
-    return [_result(name, len(texts), wrong), _result("transformers decodes the same text", len(texts), otherwise)]
+    return [result_of(name, len(texts), wrong), result_of("transformers decodes the same text", len(texts), otherwise)]

@@ -39,10 +39,12 @@ class Encoded:
     Attributes:
         ids: [t] int32 tokens of all documents, one after the other.
         lengths: [n] int64 number of tokens of each document.
+        marks: [t] uint8, what is trained on each token; None for texts.
     """
 
     ids: np.ndarray
     lengths: np.ndarray
+    marks: np.ndarray | None = None
 
 
 class Tokenizer:
@@ -59,6 +61,7 @@ class Tokenizer:
         eod: id that ends a document.
         bos, pad, unk: ids, None where the folder defines none.
         special_tokens: name to id.
+        added_tokens: name to id of these and of others that stand outside of the trained vocabulary.
         fingerprint: sha256 of everything that decides the ids.
     """
 
@@ -68,6 +71,7 @@ class Tokenizer:
         self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
         self._plain.encode_special_tokens = True
         content = json.loads(backend.to_str())
+        self.added_tokens: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
         self.special_tokens: dict[str, int] = {
             token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
         }

@@ -1,30 +1,22 @@
 """What a worker does with a chunk: parse, encode, and write a part. Imports neither torch nor transformers."""
 
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-import orjson
-import xxhash
 
 from megatron_ko.data.jobs.chunks import Chunk
 from megatron_ko.data.text.documents import parse_block
 from megatron_ko.data.text.records import Block, Rejected
-from megatron_ko.data.tokenizer.tokenizer import Encoded, Tokenizer, load_tokenizer
+from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokenizer.unencodable import Unencodable
 from megatron_ko.data.tokens.identity import UnencodablePolicy
 from megatron_ko.data.tokens.indexed import token_dtype
-from megatron_ko.data.tokens.parts import EncodeStatistics, PartCounts
+from megatron_ko.data.tokens.part_writer import PartWriter
+from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, ParsedKeys
 
-_COPY_BYTES = 1 << 22
-# How many documents of a block, and then of a part, are samples: decoded text is compared with their hashes.
-_SAMPLES = 64
 _EXCERPT, _NAMED = 200, 8
 
 
@@ -47,23 +39,6 @@ class EncodeOptions:
     unencodable: UnencodablePolicy = "refuse"
 
 
-@dataclass(frozen=True)
-class ParsedKeys:
-    """The records of a block in which every key holds a text.
-
-    Attributes:
-        texts: one list a key, of equal lengths.
-        positions: of these records.
-        rejected: the other records, in order.
-        before: number of documents of the block before each rejected record.
-    """
-
-    texts: list[list[str]]
-    positions: list[int]
-    rejected: list[Rejected]
-    before: np.ndarray
-
-
 def parse_keys(block: Block, keys: Sequence[str]) -> ParsedKeys:
     """Parse a block for one key or several; a record that lacks one of them is rejected for all."""
     parsed = parse_block(block, keys[0])
@@ -76,10 +51,11 @@ def parse_keys(block: Block, keys: Sequence[str]) -> ParsedKeys:
         known = {record.position for record in rejected}
         rejected += [record for record in other.rejected if record.position not in known]
         positions = [position for position in positions if position in both]
-    return _parsed_keys(texts, positions, rejected)
+    return parsed_keys(texts, positions, rejected)
 
 
-def _parsed_keys(texts: list[list[str]], positions: list[int], rejected: list[Rejected]) -> ParsedKeys:
+def parsed_keys(texts: list[list[str]], positions: list[int], rejected: list[Rejected]) -> ParsedKeys:
+    """Documents and rejected records of a block, with the place of each rejected one among the documents."""
     rejected.sort(key=lambda record: record.position)
     before = np.searchsorted(positions, [record.position for record in rejected]) if rejected else np.zeros(0)
     return ParsedKeys(texts, positions, rejected, before.astype(np.int32))
@@ -103,7 +79,10 @@ class EncodeChunk:
             self._unencodable = Unencodable(self._tokenizer)
         assert self._unencodable is not None
         changed = Counter[str]()
-        with _PartWriter(part, self._options, token_dtype(self._tokenizer.vocab_size)) as writer:
+        layout = Layout(
+            len(self._options.keys), token_dtype(self._tokenizer.vocab_size), text_bytes=self._options.text_bytes
+        )
+        with PartWriter(part, layout) as writer:
             for block in chunk.blocks:
                 parsed = screened(
                     parse_keys(block, self._options.keys),
@@ -117,7 +96,12 @@ class EncodeChunk:
                     for texts in parsed.texts
                 ]
                 writer.add(block.source, parsed, encoded)
-            return {**writer.finish(), "unencodable": dict(sorted(changed.items())), "read": chunk.read}
+            return {
+                **writer.finish(),
+                "unencodable": dict(sorted(changed.items())),
+                "records": {},
+                "read": chunk.read,
+            }
 
 
 def screened(
@@ -150,7 +134,7 @@ def screened(
         ]
         keep = [row for row in range(len(parsed.positions)) if row not in bad]
         texts = [[column[row] for row in keep] for column in columns]
-        return _parsed_keys(texts, [parsed.positions[row] for row in keep], rejected)
+        return parsed_keys(texts, [parsed.positions[row] for row in keep], rejected)
     for row, characters in bad.items():
         changed.update(["documents", *map(_code, characters)])
         for column in columns if policy == "replace" else []:
@@ -165,84 +149,3 @@ def _named(characters: Sequence[str]) -> str:
 
 def _code(character: str) -> str:
     return f"U+{ord(character):04X}"
-
-
-class _PartWriter:
-    """Writes the ids of the first key as they come, and the rest at the end; ids of other keys wait in spool files."""
-
-    def __init__(self, part: Path, options: EncodeOptions, dtype: np.dtype) -> None:
-        self._options, self._dtype = options, dtype
-        self._stack = ExitStack()
-        self._streams: list[IO[bytes]] = [self._stack.enter_context(part.open("wb"))]
-        for _ in options.keys[1:]:
-            spool = tempfile.TemporaryFile(dir=part.parent)  # noqa: SIM115 (closed by the stack)
-            self._streams.append(self._stack.enter_context(spool))
-        self._tokens, self._bytes = [0] * len(options.keys), [0] * len(options.keys)
-        self._lengths: list[list[np.ndarray]] = [[] for _ in options.keys]
-        self._text_bytes: list[list[np.ndarray]] = [[] for _ in options.keys]
-        self._before: list[np.ndarray] = []
-        self._rejected: list[Rejected] = []
-        self._samples: list[tuple[int, list[str]]] = []
-        self._runs: list[tuple[str, int]] = []
-        self._documents = 0
-
-    def __enter__(self) -> "_PartWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def add(self, source: str, parsed: ParsedKeys, encoded: Sequence[Encoded]) -> None:
-        """The next block."""
-        for key, (texts, tokens) in enumerate(zip(parsed.texts, encoded, strict=True)):
-            self._streams[key].write(tokens.ids.astype(self._dtype).view(np.uint8).data)
-            self._tokens[key] += tokens.ids.size
-            self._lengths[key].append(tokens.lengths.astype("<i4"))
-            if self._options.text_bytes:
-                sizes = np.fromiter((len(text.encode("utf-8")) for text in texts), dtype="<i4", count=len(texts))
-                self._text_bytes[key].append(sizes)
-                self._bytes[key] += int(sizes.sum(dtype=np.int64))
-            else:
-                self._bytes[key] += len("".join(texts).encode("utf-8"))
-        number = len(parsed.texts[0])
-        for index in range(0, number, max(1, -(-number // _SAMPLES))):
-            self._samples.append((self._documents + index, [text_hash(texts[index]) for texts in parsed.texts]))
-        self._before.append(parsed.before + np.int32(self._documents))
-        self._rejected += parsed.rejected
-        self._documents += number
-        if self._runs and self._runs[-1][0] == source:
-            self._runs[-1] = (source, self._runs[-1][1] + number)
-        else:
-            self._runs.append((source, number))
-
-    def finish(self) -> PartCounts:
-        """Write the sections that ``parts.PartView`` reads after the first ids, and return what it needs to know."""
-        stream = self._streams[0]
-        for key, ids in enumerate(self._streams):
-            if key:
-                ids.seek(0)
-                shutil.copyfileobj(ids, stream, _COPY_BYTES)
-            for array in (*self._lengths[key], *self._text_bytes[key]):
-                stream.write(array.view(np.uint8).data)
-        for array in self._before:
-            stream.write(array.astype("<i4").view(np.uint8).data)
-        for record in self._rejected:
-            stream.write(orjson.dumps(asdict(record), option=orjson.OPT_APPEND_NEWLINE))
-        # What follows a colon is detail: "malformed JSON: ..." counts as one reason.
-        reasons = Counter(record.reason.split(":")[0] for record in self._rejected)
-        first = self._rejected[0] if self._rejected else None
-        return {
-            "documents": self._documents,
-            "rejected": len(self._rejected),
-            "tokens": self._tokens,
-            "text_bytes": self._bytes,
-            "reasons": dict(sorted(reasons.items())),
-            "first_rejected": f"{first.reason} at {first.source}:{first.position}" if first else None,
-            "runs": self._runs,
-            "samples": self._samples[:: max(1, -(-len(self._samples) // _SAMPLES))],
-        }
-
-
-def text_hash(text: str) -> str:
-    """xxh3_128 of a text as UTF-8."""
-    return xxhash.xxh3_128_hexdigest(text.encode("utf-8"))

@@ -27,9 +27,39 @@ class EncodedWith:
     eod: int | None
 
 
+# What a row of conversations is: one document; a better and a worse answer, two documents; one answer with a verdict.
+RowKind = Literal["chat", "pairs", "verdicts"]
+
+
+@dataclass(frozen=True)
+class ChatRows:
+    """How conversations became documents whose tokens are marked.
+
+    Attributes:
+        kind: what a row is.
+        template: sha256 of the chat template.
+        train_on: which tokens of a conversation are trained.
+        longest: positions that a row may take in a training sample; None: any number.
+        too_long: what becomes of longer ones.
+        renamed: fields of the inputs, and what they are called in the schema.
+    """
+
+    kind: RowKind
+    template: str
+    train_on: str
+    longest: int | None
+    too_long: str
+    renamed: dict[str, str]
+
+    @property
+    def documents(self) -> int:
+        """Documents of a row."""
+        return 2 if self.kind == "pairs" else 1
+
+
 @dataclass(frozen=True)
 class PreprocessIdentity:
-    """Inputs and options of a ``data preprocess``.
+    """Inputs and options of a ``data preprocess``, ``chat`` or ``preference``.
 
     Attributes:
         inputs: the files, with their sizes and hashes.
@@ -40,6 +70,7 @@ class PreprocessIdentity:
         shards, shard_tokens: how many shards, or how large they are; both None if the output is not cut.
         tokenizer: what encodes the text.
         unencodable: what becomes of documents with characters that have no tokens.
+        chat: of conversations, how they became documents.
     """
 
     inputs: InputIdentity
@@ -52,6 +83,7 @@ class PreprocessIdentity:
     shard_tokens: int | None
     tokenizer: EncodedWith
     unencodable: UnencodablePolicy = "refuse"
+    chat: ChatRows | None = None
 
     @property
     def sharded(self) -> bool:
@@ -68,4 +100,5 @@ class PreprocessIdentity:
         fields = {name.replace(" ", "_"): value for name, value in content.items()}
         fields["keys"], fields["outputs"] = tuple(fields["keys"]), tuple(fields["outputs"])
         fields["tokenizer"] = EncodedWith(**fields["tokenizer"])
+        fields["chat"] = ChatRows(**fields["chat"]) if fields.get("chat") else None
         return cls(**fields)

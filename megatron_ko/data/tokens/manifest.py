@@ -5,13 +5,14 @@ import json
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 
+from megatron_ko.data.tokens.identity import ChatRows
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path, idx_path
 from megatron_ko.errors import DataError
 from megatron_ko.storage.files import append_suffix
 
 FORMAT = 1
 # What belongs to a prefix, in the order in which the files get their names.
-FILES = (".bin", ".idx", ".rejected.jsonl", ".manifest.json")
+FILES = (".bin", ".idx", ".marks", ".rejected.jsonl", ".manifest.json")
 _CHUNK = 1 << 22
 
 
@@ -42,6 +43,9 @@ class IndexManifest:
         shard: number of this shard, and of how many.
         unencodable: "documents" of all shards that characters without tokens were replaced in, or dropped from, and
             how many by character.
+        chat: of conversations, how they became documents; PREFIX.marks then has a byte for every token.
+        records: what became of the conversations, of all shards: how many there were, and for example "too long".
+        trained_tokens: tokens that are trained.
     """
 
     tokenizer_fingerprint: str
@@ -62,6 +66,9 @@ class IndexManifest:
     key: str = "text"
     shard: tuple[int, int] = (0, 1)
     unencodable: dict[str, int] = field(default_factory=dict)
+    chat: ChatRows | None = None
+    records: dict[str, int] = field(default_factory=dict)
+    trained_tokens: int = 0
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -72,6 +79,11 @@ class IndexManifest:
 def manifest_path(prefix: Path) -> Path:
     """PREFIX.manifest.json."""
     return append_suffix(prefix, ".manifest.json")
+
+
+def marks_path(prefix: Path) -> Path:
+    """PREFIX.marks: a byte for every token of PREFIX.bin, what is trained on it."""
+    return append_suffix(prefix, ".marks")
 
 
 def rejected_path(prefix: Path) -> Path:
@@ -103,6 +115,7 @@ def read_index_manifest(prefix: Path) -> IndexManifest:
             )
         content["sources"] = tuple(SourceFile(**source) for source in content["sources"])
         content["shard"] = tuple(content.get("shard", (0, 1)))
+        content["chat"] = ChatRows(**content["chat"]) if content.get("chat") else None
         named = [one.name for one in fields(IndexManifest) if one.name in content or _required(one)]
         manifest = IndexManifest(**{name: content[name] for name in named})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,6 +127,12 @@ def _required(one: "Field[object]") -> bool:
     return one.default is MISSING and one.default_factory is MISSING
 
 
+def hashed_files(prefix: Path, manifest: IndexManifest) -> list[tuple[str, Path]]:
+    """The files whose sizes and hashes a manifest holds, by their names there."""
+    pairs = [("bin", bin_path(prefix)), ("idx", idx_path(prefix))]
+    return [*pairs, ("marks", marks_path(prefix))] if manifest.chat else pairs
+
+
 def check_shard(prefix: Path, manifest: IndexManifest) -> IndexedReader:
     """The cheap checks before every training: both files are complete, and are those that the manifest describes.
 
@@ -121,7 +140,7 @@ def check_shard(prefix: Path, manifest: IndexManifest) -> IndexedReader:
         DataError: the first difference.
     """
     reader = IndexedReader(prefix)
-    sizes = {"bin": bin_path(prefix).stat().st_size, "idx": idx_path(prefix).stat().st_size}
+    sizes = {name: path.stat().st_size for name, path in hashed_files(prefix, manifest) if path.is_file()}
     described = {"documents": manifest.documents, "tokens": manifest.tokens, "dtype": manifest.dtype}
     found = {"documents": len(reader), "tokens": reader.tokens, "dtype": reader.dtype.name}
     if sizes != manifest.sizes or found != described:
@@ -142,7 +161,7 @@ def verify_shard(prefix: Path) -> IndexManifest:
     """
     manifest = read_index_manifest(prefix)
     reader = check_shard(prefix, manifest)
-    for name, path in (("bin", bin_path(prefix)), ("idx", idx_path(prefix))):
+    for name, path in hashed_files(prefix, manifest):
         digest = _sha256(path)
         if digest != manifest.sha256[name]:
             raise DataError(

@@ -1,7 +1,7 @@
 """Turn the parts of all ranks into indexed files: count, cut into shards, merge, check samples, rename."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,8 @@ def merge(output: Path, workers: int = 1, verify_with: Path | None = None) -> li
 
 
 def _layout(identity: PreprocessIdentity) -> Layout:
-    return Layout(len(identity.keys), token_dtype(identity.tokenizer.vocab_size), text_bytes=identity.sharded)
+    ids = token_dtype(identity.tokenizer.vocab_size)
+    return Layout(len(identity.keys), ids, text_bytes=identity.sharded, marks=identity.chat is not None)
 
 
 def _cuts(
@@ -125,7 +126,9 @@ def _merge(
         layout=layout,
         tokenizer=identity.tokenizer,
         sources=tuple((str(path), input_bytes(path), content_hash(path)) for path in inputs),
-        unencodable=dict(sorted(sum((Counter(part.statistics["unencodable"]) for part in parts), Counter()).items())),
+        unencodable=_added(part.statistics["unencodable"] for part in parts),
+        chat=identity.chat,
+        records=_added(part.statistics["records"] for part in parts),
     )
     output.folder.mkdir(exist_ok=True)
     tasks = [(key, shard) for key in range(layout.keys) for shard in range(number)]
@@ -135,6 +138,11 @@ def _merge(
         for _ in done:
             pass
     return output
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of all parts by name."""
+    return dict(sorted(sum(map(Counter, counts), Counter()).items()))
 
 
 def _rename_files(folder: Path, output: Path, merged: MergePlan) -> None:
@@ -188,6 +196,13 @@ def _empty(identity: PreprocessIdentity, totals: _Totals) -> DataError:
     example = f"; the first: {totals.first_rejected}" if totals.first_rejected else ""
     keys = ", ".join(map(repr, identity.keys))
     remedy = "check the files"
+    if identity.chat is not None:
+        return DataError(
+            "no conversation can be trained on",
+            got=f"{totals.rejected} rejected records {dict(totals.reasons)}{example}",
+            expected="at least one",
+            remedy="check the files; --map FIELD=NAME renames a field",
+        )
     if any("'" in reason for reason in totals.reasons):
         remedy = f"check the files and --json-key (now {keys})"
     elif "no token" in totals.reasons:

@@ -1,23 +1,26 @@
 """Encoded parts to indexed files, by streaming; every count is compared with what the encoders counted."""
 
+import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import orjson
 
 from megatron_ko import __version__
 from megatron_ko.data.jobs.job import Part
-from megatron_ko.data.tokens.identity import EncodedWith
+from megatron_ko.data.tokens.identity import ChatRows, EncodedWith
 from megatron_ko.data.tokens.indexed import IndexedWriter, bin_path, idx_path
 from megatron_ko.data.tokens.manifest import (
     IndexManifest,
     SourceFile,
     check_shard,
     manifest_path,
+    marks_path,
     read_index_manifest,
     rejected_path,
 )
@@ -41,6 +44,7 @@ class MergePlan:
         tokenizer: what encoded the text.
         sources: (path, bytes, xxh3_128) of the inputs, in order.
         unencodable: documents that characters without tokens were replaced in, or dropped from; see the manifest.
+        chat, records: of conversations; see the manifest.
     """
 
     folder: Path
@@ -50,6 +54,8 @@ class MergePlan:
     tokenizer: EncodedWith
     sources: tuple[tuple[str, int, str], ...]
     unencodable: dict[str, int]
+    chat: ChatRows | None
+    records: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class MergeShard:
         key, shard = which
         prefix = self._plan.folder / self._plan.names[key][shard]
         if not manifest_path(prefix).exists():
-            for path in (bin_path(prefix), idx_path(prefix), rejected_path(prefix)):
+            for path in (bin_path(prefix), idx_path(prefix), marks_path(prefix), rejected_path(prefix)):
                 path.unlink(missing_ok=True)
             with explain_disk_errors(prefix):
                 self._write(key, shard, prefix)
@@ -97,9 +103,10 @@ class MergeShard:
 
     def _write(self, key: int, shard: int, prefix: Path) -> None:
         layout = self._plan.layout
-        finals = [bin_path(prefix), idx_path(prefix), rejected_path(prefix), manifest_path(prefix)]
+        finals = [bin_path(prefix), idx_path(prefix), marks_path(prefix), rejected_path(prefix), manifest_path(prefix)]
         with StagedFiles(finals) as staged:
             writer = IndexedWriter(staged.open(bin_path(prefix)), layout.dtype, prefix.parent)
+            marks = _Marks(staged.open(marks_path(prefix))) if layout.marks else None
             tally = _Tally()
             rejected_stream = None
             for part_range in self._shards[shard]:
@@ -109,6 +116,8 @@ class MergeShard:
                     if ids.size:
                         tally.max_token_id = max(tally.max_token_id, int(ids.max()))
                     writer.add(ids, lengths)
+                if marks:
+                    marks.add(view.marks(key, part_range.first, part_range.last))
                 for line in view.rejected(part_range.first, part_range.last):
                     rejected_stream = rejected_stream or staged.open(rejected_path(prefix))
                     rejected_stream.write(line)
@@ -116,6 +125,9 @@ class MergeShard:
             conserve("documents, tokens", (tally.documents, tally.tokens), (writer.documents, writer.tokens))
             idx_sha256 = writer.write_index(staged.open(idx_path(prefix)))
             manifest = self._manifest(key, shard, tally, writer, idx_sha256)
+            if marks:
+                conserve("marked tokens", writer.tokens, marks.tokens)
+                manifest = marks.described_in(manifest, self._plan)
             staged.open(manifest_path(prefix)).write(manifest.to_json().encode("utf-8"))
             staged.publish()
         check_shard(prefix, read_index_manifest(prefix))
@@ -146,6 +158,32 @@ class MergeShard:
             shard=(shard, len(self._shards)),
             created_by=f"megatron_ko {__version__}",
             unencodable=self._plan.unencodable,
+        )
+
+
+class _Marks:
+    """Writes PREFIX.marks, a byte for every token."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._sha256 = stream, hashlib.sha256()
+        self.tokens = self.trained = 0
+
+    def add(self, marks: np.ndarray) -> None:
+        """The marks [t] of the next documents."""
+        self._stream.write(marks.data)
+        self._sha256.update(marks.data)
+        self.tokens += marks.size
+        self.trained += int(np.count_nonzero(marks))
+
+    def described_in(self, manifest: IndexManifest, plan: MergePlan) -> IndexManifest:
+        """The manifest with what there is to know about conversations."""
+        return replace(
+            manifest,
+            chat=plan.chat,
+            records=plan.records,
+            trained_tokens=self.trained,
+            sizes={**manifest.sizes, "marks": self.tokens},
+            sha256={**manifest.sha256, "marks": self._sha256.hexdigest()},
         )
 
 

@@ -1,4 +1,4 @@
-"""The file of one encoded chunk: for every key ids, int32 lengths (and int32 text bytes), then the rejected records.
+"""The file of one encoded chunk: for every key ids, int32 lengths (int32 text bytes, marks), then rejected records.
 
 Rejected records are int32 numbers of the documents before each of them, and JSON lines.
 """
@@ -10,15 +10,41 @@ from typing import TypedDict
 import numpy as np
 
 from megatron_ko.data.jobs.job import Part
+from megatron_ko.data.text.records import Rejected
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What all parts of a job have in common: number of keys, dtype of the ids, whether text bytes are there."""
+    """What all parts of a job have in common.
+
+    Attributes:
+        keys: number of outputs.
+        dtype: of the ids.
+        text_bytes: whether the UTF-8 bytes of each document are there.
+        marks: whether each token has a mark: what is trained on it.
+    """
 
     keys: int
     dtype: np.dtype
     text_bytes: bool
+    marks: bool = False
+
+
+@dataclass(frozen=True)
+class ParsedKeys:
+    """The records of a block in which every key holds a text.
+
+    Attributes:
+        texts: one list a key, of equal lengths.
+        positions: of these records.
+        rejected: the other records, in order.
+        before: number of documents of the block before each rejected record.
+    """
+
+    texts: list[list[str]]
+    positions: list[int]
+    rejected: list[Rejected]
+    before: np.ndarray
 
 
 class PartCounts(TypedDict):
@@ -48,9 +74,11 @@ class EncodeStatistics(PartCounts):
 
     Attributes:
         unencodable: "documents" that were changed because of characters without tokens, and how many by character.
+        records: of conversations, what became of them, by name; empty for texts.
     """
 
     unencodable: dict[str, int]
+    records: dict[str, int]
     read: int
 
 
@@ -93,6 +121,11 @@ class PartView:
         sizes = self._view(self._starts[key][2], self.documents, np.dtype("<i4"))
         return int(sizes[first:last].sum(dtype=np.int64))
 
+    def marks(self, key: int, first: int, last: int) -> np.ndarray:
+        """Marks [t] of the tokens of the documents from ``first`` up to ``last``."""
+        start, end = (int(self.lengths(key)[:number].sum(dtype=np.int64)) for number in (first, last))
+        return self._view(self._starts[key][3] + start, end - start, np.dtype(np.uint8))
+
     def rejected(self, first: int, last: int) -> Iterator[bytes]:
         """Lines of the rejected records that go with the documents from ``first`` up to ``last``.
 
@@ -115,14 +148,15 @@ class PartView:
             start += number
 
     def _sections(self) -> Sequence[tuple[int, ...]]:
-        """Where ids, lengths and text bytes of every key begin, and then the rejected records."""
+        """Where ids, lengths, text bytes and marks of every key begin, and then the rejected records."""
         starts: list[tuple[int, ...]] = []
         position = 0
         for tokens in self.statistics["tokens"]:
             lengths = position + tokens * self._layout.dtype.itemsize
             text_bytes = lengths + 4 * self.documents
-            starts.append((position, lengths, text_bytes))
-            position = text_bytes + (4 * self.documents if self._layout.text_bytes else 0)
+            marks = text_bytes + (4 * self.documents if self._layout.text_bytes else 0)
+            starts.append((position, lengths, text_bytes, marks))
+            position = marks + (tokens if self._layout.marks else 0)
         return [*starts, (position,)]
 
     def _view(self, start: int, count: int, dtype: np.dtype) -> np.ndarray:

@@ -3,7 +3,7 @@
 The files depend on the inputs and options alone: not on the number of workers or ranks, nor on kills and restarts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def preprocess(options: PreprocessOptions, progress: BytesProgress = lambda _: N
     job = Job(folder, _identity(options, inputs).to_json(), options.workers, options.rank, options.size)
     check_job(job)
     if not finish_renames(folder):
-        _refuse_existing(options)
+        refuse_existing(options.outputs())
         _encode(job, options, inputs, progress)
     if options.size > 1:
         return []
@@ -156,14 +156,14 @@ def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:
         )
 
 
-def _refuse_existing(options: PreprocessOptions) -> None:
-    present = [
-        str(path)
-        for prefix in options.outputs()
-        for suffix in FILES
-        if (path := append_suffix(prefix, suffix)).exists()
-    ]
-    present += [str(path) for prefix in options.outputs() for path in any_shards(prefix)]
+def refuse_existing(outputs: Sequence[Path]) -> None:
+    """Refuse prefixes of which a file exists already.
+
+    Raises:
+        DataError: which files.
+    """
+    present = [str(path) for prefix in outputs for suffix in FILES if (path := append_suffix(prefix, suffix)).exists()]
+    present += [str(path) for prefix in outputs for path in any_shards(prefix)]
     if present:
         raise DataError(
             "the output exists already; nothing is overwritten",

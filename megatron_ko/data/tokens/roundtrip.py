@@ -7,9 +7,9 @@ from pathlib import Path
 
 from megatron_ko.data.jobs.job import Part
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
-from megatron_ko.data.tokens.encode import text_hash
 from megatron_ko.data.tokens.indexed import IndexedReader
 from megatron_ko.data.tokens.merge_shard import MergePlan
+from megatron_ko.data.tokens.part_writer import text_hash
 from megatron_ko.data.tokens.parts import EncodeStatistics
 from megatron_ko.errors import DataError
 

@@ -1,0 +1,1 @@
+"""Conversations and preferences to indexed tokens, each token with what is trained on it."""

@@ -1,0 +1,121 @@
+"""What a worker does with a chunk of conversations or preferences: read, render, encode, and write a part."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ko.data.chat.conversation import RecordError, read_conversation
+from megatron_ko.data.chat.preference import read_preference
+from megatron_ko.data.chat.rows import Row, RowEncoder, RowOptions
+from megatron_ko.data.jobs.chunks import Chunk
+from megatron_ko.data.text.documents import parse_records
+from megatron_ko.data.text.records import Block, Rejected
+from megatron_ko.data.tokenizer.chat_template import load_template
+from megatron_ko.data.tokenizer.tokenizer import Encoded, load_tokenizer
+from megatron_ko.data.tokens.encode import parsed_keys
+from megatron_ko.data.tokens.identity import RowKind
+from megatron_ko.data.tokens.indexed import token_dtype
+from megatron_ko.data.tokens.part_writer import PartWriter
+from megatron_ko.data.tokens.parts import EncodeStatistics, Layout
+from megatron_ko.storage.open_json import JsonObject
+
+CONVERSATIONS = "records"
+_EXCERPT = 200
+
+
+@dataclass(frozen=True)
+class ChatEncodeOptions:
+    """How a worker turns records into rows.
+
+    Attributes:
+        tokenizer: folder, with a chat template in it.
+        kind: what a row is.
+        rows: how conversations become rows.
+        renamed: fields of the inputs, and what the schema calls them.
+    """
+
+    tokenizer: Path
+    kind: RowKind
+    rows: RowOptions
+    renamed: Mapping[str, str]
+
+
+class RecordEncoder:
+    """Records to rows.
+
+    Args:
+        options: how.
+
+    Attributes:
+        counts: what became of the records, by name.
+    """
+
+    def __init__(self, options: ChatEncodeOptions) -> None:
+        self._options = options
+        self.tokenizer = load_tokenizer(options.tokenizer)
+        self._encoder = RowEncoder(self.tokenizer, load_template(self.tokenizer), options.rows)
+        self.counts = self._encoder.counts
+        self._read: Callable[[JsonObject], list[Row]] = self._chat if options.kind == "chat" else self._preference
+
+    def rows(self, record: JsonObject) -> list[Row]:
+        """The rows of a record.
+
+        Raises:
+            RecordError: why it has none.
+        """
+        renamed = self._options.renamed
+        rows = self._read({renamed.get(name, name): value for name, value in record.items()})
+        self.counts[CONVERSATIONS] += 1
+        return rows
+
+    def _chat(self, record: JsonObject) -> list[Row]:
+        return self._encoder.rows(read_conversation(record))
+
+    def _preference(self, record: JsonObject) -> list[Row]:
+        assert self._options.kind != "chat"
+        return self._encoder.responses(read_preference(record, self._options.kind))
+
+
+class EncodeConversations:
+    """Writes the part of a chunk, in the format of ``tokens.parts``."""
+
+    def __init__(self, options: ChatEncodeOptions) -> None:
+        self._options = options
+        self._encoder: RecordEncoder | None = None
+
+    def __call__(self, chunk: Chunk, part: Path) -> EncodeStatistics:
+        self._encoder = self._encoder or RecordEncoder(self._options)
+        self._encoder.counts.clear()
+        layout = Layout(1, token_dtype(self._encoder.tokenizer.vocab_size), text_bytes=False, marks=True)
+        with PartWriter(part, layout) as writer:
+            for block in chunk.blocks:
+                self._add(block, writer, self._encoder)
+            counts = dict(sorted(self._encoder.counts.items()))
+            return {**writer.finish(), "unencodable": {}, "records": counts, "read": chunk.read}
+
+    def _add(self, block: Block, writer: PartWriter, encoder: RecordEncoder) -> None:
+        parsed = parse_records(block)
+        rejected = list(parsed.rejected)
+        rows: list[Row] = []
+        positions: list[int] = []
+        for record, position in zip(parsed.records, parsed.positions, strict=True):
+            try:
+                found = encoder.rows(record)
+            except RecordError as error:
+                rejected.append(Rejected(block.source, position, str(error), str(record)[:_EXCERPT]))
+                continue
+            rows += found
+            positions += [position] * len(found)
+        writer.add(block.source, parsed_keys([[row.text for row in rows]], positions, rejected), [_joined(rows)])
+
+
+def _joined(rows: list[Row]) -> Encoded:
+    if not rows:
+        return Encoded(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.uint8))
+    return Encoded(
+        np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in rows]),
+        np.array([len(row.ids) for row in rows], dtype=np.int64),
+        np.concatenate([row.marks for row in rows]),
+    )

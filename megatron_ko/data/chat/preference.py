@@ -1,0 +1,97 @@
+"""Records to preferences: a better and a worse answer to one prompt, or one answer with a verdict.
+
+pair      prompt, chosen, rejected: texts, or messages; or chosen and rejected as whole conversations
+verdict   prompt, completion, label: true for a good answer
+"""
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal
+
+from megatron_ko.data.chat.conversation import (
+    Conversation,
+    RecordError,
+    as_messages,
+    check_messages,
+    text_of,
+    tools_of,
+    user_and_answer,
+)
+from megatron_ko.data.tokenizer.chat_template import ASSISTANT
+from megatron_ko.storage.open_json import JsonObject
+
+PreferenceKind = Literal["pairs", "verdicts"]
+
+
+@dataclass(frozen=True)
+class Response:
+    """A conversation of which only what follows ``prompt`` messages counts, and whether it is a good answer."""
+
+    conversation: Conversation
+    prompt: int
+    good: bool
+
+
+def recognise_preference(record: JsonObject) -> PreferenceKind | None:
+    """Which kind of preference a record holds; None if none."""
+    if "chosen" in record and "rejected" in record:
+        return "pairs"
+    if "prompt" in record and "completion" in record and "label" in record:
+        return "verdicts"
+    return None
+
+
+def read_preference(record: JsonObject, kind: PreferenceKind) -> tuple[Response, ...]:
+    """The responses in a record: chosen and rejected, or a single one.
+
+    Raises:
+        RecordError: something is missing or wrong; both answers are equal.
+    """
+    if recognise_preference(record) != kind:
+        raise RecordError(f"no {kind}: fields {', '.join(sorted(map(str, record)))}")
+    if kind == "verdicts":
+        if not isinstance(record["label"], bool):
+            raise RecordError(f"no verdict: label is {record['label']!r}, not true or false")
+        before, after = _prompt_and_answer(record, "completion")
+        return (_response(record, before, after, record["label"]),)
+    chosen, rejected = _prompt_and_answer(record, "chosen"), _prompt_and_answer(record, "rejected")
+    if not chosen[0] and not rejected[0]:  # whole conversations
+        chosen, rejected = _shared_prefix(chosen[1], rejected[1])
+    if chosen[1] == rejected[1]:
+        raise RecordError("equal answers: nothing to prefer")
+    return _response(record, *chosen, True), _response(record, *rejected, False)
+
+
+_Split = tuple[tuple[JsonObject, ...], tuple[JsonObject, ...]]
+
+
+def _prompt_and_answer(record: JsonObject, field: str) -> _Split:
+    """The messages of the prompt, none if the field holds a whole conversation, and those of the answer."""
+    prompt, answer = record.get("prompt"), record[field]
+    if isinstance(prompt, list):
+        before, _ = as_messages(prompt)
+    elif prompt is None or (isinstance(answer, list) and len(answer) > 1):
+        before = ()
+    else:
+        before = user_and_answer(text_of(record, "prompt"), "")[:1]
+    if isinstance(answer, str):
+        if not before:
+            raise RecordError("no prompt")
+        return before, ({"role": ASSISTANT, "content": answer},)
+    return before, as_messages(answer)[0]
+
+
+def _shared_prefix(chosen: tuple[JsonObject, ...], rejected: tuple[JsonObject, ...]) -> tuple[_Split, _Split]:
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
+    shared = min(sum(1 for _ in same), len(chosen) - 1, len(rejected) - 1)
+    return (chosen[:shared], chosen[shared:]), (rejected[:shared], rejected[shared:])
+
+
+def _response(
+    record: JsonObject, before: tuple[JsonObject, ...], after: tuple[JsonObject, ...], good: bool
+) -> Response:
+    messages = (*before, *after)
+    check_messages(messages)
+    if not after or messages[-1]["role"] != ASSISTANT:
+        raise RecordError("no answer: the last message is none")
+    return Response(Conversation(messages, tools_of(record)), len(before), good)

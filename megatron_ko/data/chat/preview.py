@@ -1,0 +1,92 @@
+"""What the rows of an indexed file train, as people can read it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ko.data.chat.rows import Mark
+from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.data.tokens.indexed import IndexedReader
+from megatron_ko.data.tokens.manifest import check_shard, marks_path, read_index_manifest
+from megatron_ko.errors import DataError
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One document.
+
+    Attributes:
+        row: number of the row that it belongs to.
+        good: whether its answer is one to give; false for the worse one of a pair.
+        ids: [t] tokens.
+        trained: [t] 1 where a token is trained.
+        text, trained_text: decoded, all of it and the trained tokens.
+    """
+
+    row: int
+    good: bool
+    ids: list[int]
+    trained: list[int]
+    text: str
+    trained_text: str
+
+
+class MarkedReader:
+    """Reads documents with their marks.
+
+    Args:
+        prefix: of an indexed file that ``data chat`` or ``data preference`` wrote.
+
+    Raises:
+        DataError: it is no such file, or damaged.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self.manifest = read_index_manifest(prefix)
+        if self.manifest.chat is None:
+            raise DataError(
+                f"{prefix} holds plain text: every token of it is trained",
+                expected="what data chat or data preference wrote",
+                remedy=f"megatron-ko data inspect {prefix}",
+            )
+        self.reader: IndexedReader = check_shard(prefix, self.manifest)
+        self._marks = np.memmap(marks_path(prefix), mode="r", dtype=np.uint8)
+        self._starts = np.concatenate(([0], np.cumsum(self.reader.lengths, dtype=np.int64)))
+
+    def marks(self, document: int) -> np.ndarray:
+        """Marks [t] of a document."""
+        return np.asarray(self._marks[self._starts[document] : self._starts[document + 1]])
+
+
+def preview_rows(prefix: Path, tokenizer: Path, rows: int) -> list[RowView]:
+    """The first documents of a file.
+
+    Raises:
+        DataError: another tokenizer, or another kind of file.
+    """
+    marked, decoder = MarkedReader(prefix), load_tokenizer(tokenizer)
+    manifest = marked.manifest
+    if decoder.fingerprint != manifest.tokenizer_fingerprint:
+        raise DataError(
+            f"{prefix} was encoded with another tokenizer",
+            got=f"fingerprint {decoder.fingerprint[:16]} ({tokenizer})",
+            expected=manifest.tokenizer_fingerprint[:16],
+            remedy="give --tokenizer the folder that it was encoded with",
+        )
+    assert manifest.chat is not None
+    each = manifest.chat.documents
+    number = min(rows * each, len(marked.reader))
+    return [_view(marked, decoder, document, document // each) for document in range(number)]
+
+
+def _view(marked: MarkedReader, decoder: Tokenizer, document: int, row: int) -> RowView:
+    ids, marks = marked.reader[document].tolist(), marked.marks(document)
+    return RowView(
+        row=row,
+        good=not bool((marks == Mark.BAD).any()),
+        ids=ids,
+        trained=(marks > 0).astype(int).tolist(),
+        text=decoder.decode(ids),
+        trained_text=decoder.decode([token for token, mark in zip(ids, marks, strict=True) if mark]),
+    )
