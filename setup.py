@@ -48,6 +48,7 @@ EXTRAS = {
         *("pytest", "pytest-xdist", "pytest-cov", "pytest-timeout", "hypothesis", "ruff", "mypy", "accelerate"),
         *(*CLEAN, "kiwipiepy<0.22", "fasttext-predict", "datatrove", "python-stdnum"),
         *("datasketch", "rensa"),  # peers of benchmarks/dedup.py
+        *("trl", "peft"),  # oracles of the objectives and of adapters
     ],
 }
 
@@ -60,7 +61,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["megatron_ko", "megatron_ko.*"]),
-    package_data={"megatron_ko": ["py.typed", "convert/templates/*.py"]},
+    package_data={"megatron_ko": ["py.typed", "convert/templates/*.py", "data/tokenizer/chat_presets/*.jinja"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-ko = megatron_ko.cli.main:main"]},

@@ -40,6 +40,11 @@ class DataConfig(Section):
     document_mask: bool = Field(
         False, description="A token sees its own document only, not those before it in the sample."
     )
+    filler: Path | None = Field(
+        None,
+        description="Indexed text whose tokens fill what rows leave empty of a sample, and are trained: no padding. "
+        "None: padding, which is not trained.",
+    )
     cache_dir: Path | None = Field(
         None, description="Where sample indices are cached; None: 'cache' beside the first source."
     )

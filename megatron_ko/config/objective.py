@@ -6,10 +6,28 @@ from pydantic import Field
 
 from megatron_ko.config.section import Resume, Section
 
+Kind = Literal["lm", "sft", "dpo", "orpo", "simpo", "cpo"]
+DpoLoss = Literal[
+    "sigmoid", "ipo", "hinge", "robust", "sigmoid_norm", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
+    "apo_down", "discopop",
+]  # fmt: skip
+
 
 class ObjectiveConfig(Section):
     """The training objective."""
 
     resume = Resume.FREE
 
-    kind: Literal["lm"] = Field("lm", description="lm: next-token cross entropy over every token.")
+    kind: Kind = Field(
+        "lm",
+        description="lm: every token of texts; sft: the answers in conversations; dpo, orpo, simpo, cpo: preferences.",
+    )
+    losses: dict[DpoLoss, float] = Field(
+        {"sigmoid": 1.0}, min_length=1, description="dpo: losses of a pair, and the weight of each in their sum."
+    )
+    beta: float = Field(0.1, gt=0, description="How much a preference counts (dpo, simpo, cpo), or its weight (orpo).")
+    gamma: float = Field(0.5, ge=0, description="simpo: by how much the better answer should lead.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="dpo: share of pairs that are taken to be the wrong way round."
+    )
+    sft_weight: float = Field(0.0, ge=0, description="dpo, cpo: weight of the better answer's own loss, per token.")

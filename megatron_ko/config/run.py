@@ -48,3 +48,8 @@ class RunConfig(Section):
     logging: LoggingConfig = Field(default_factory=LoggingConfig, description="Sinks.")
     resilience: ResilienceConfig = Field(default_factory=ResilienceConfig, description="Limits.")
     launch: LaunchConfig = Field(default_factory=LaunchConfig, description="Processes.")
+
+    @property
+    def separates_documents(self) -> bool:
+        """Whether a token sees its own document only: always, where rows are packed."""
+        return self.data.document_mask or self.objective.kind != "lm"

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 # "number": plotted as a curve; "text": a note, or an exact value; "mark": position of the record in the run.
 Kind = Literal["number", "text", "mark"]
-Where = Literal["always", "experts", "gpu"]
+Where = Literal["always", "experts", "gpu", "preference"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Quantity:
         name: the key.
         meaning: a short description with its unit.
         kind: a plotted number, a text, or a mark of position and time.
-        where: which runs have it: all, those with experts, or those with a choice of attention kernels.
+        where: which runs have it: all, or those with experts, a choice of attention kernels, or preferences.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Schema:
     quantities: tuple[Quantity, ...]
     by_source: str
 
-    def names(self, where: Iterable[Where] = ("always", "experts", "gpu")) -> tuple[str, ...]:
+    def names(self, where: Iterable[Where] = get_args(Where)) -> tuple[str, ...]:
         """Keys in the records of runs of these kinds."""
         return tuple(quantity.name for quantity in self.quantities if quantity.where in where)
 
@@ -62,11 +62,19 @@ class Schema:
         assert not strange, f"not in metrics/schema.py: {strange}"
 
 
+_PREFERENCE = (
+    Quantity("accuracy", "share of pairs whose better answer has the larger reward", where="preference"),
+    Quantity("margin", "mean reward of the better answers less that of the worse ones", where="preference"),
+    Quantity("reward_good", "beta times log-probability above the reference, better answers", where="preference"),
+    Quantity("reward_bad", "the same of the worse answers", where="preference"),
+    Quantity("logp_good", "mean log-probability of a token, better answers, nats", where="preference"),
+    Quantity("logp_bad", "the same of the worse answers", where="preference"),
+)
 TRAIN = Schema(
     "train.jsonl",
     (
         Quantity("step", "steps done, skipped ones included", "mark"),
-        Quantity("loss", "mean over all counted tokens of the global batch, nats per token; null when not finite"),
+        Quantity("loss", "mean over the tokens, or pairs, of the global batch, in nats; null when not finite"),
         Quantity("loss_hex", "the same number to the last bit (float.hex)", "text"),
         Quantity("grad_norm", "global norm before clipping; null when fp16 gradients overflowed"),
         Quantity("lr", "learning rate of this step"),
@@ -89,6 +97,7 @@ TRAIN = Schema(
         Quantity("router_entropy", "mean of the layers", where="experts"),
         Quantity("router_aux_loss", "balancing loss before its weight, mean of the layers", where="experts"),
         Quantity("router_z_loss", "z-loss before its weight, mean of the layers", where="experts"),
+        *_PREFERENCE,
     ),
     by_source="tokens/",
 )
@@ -97,7 +106,7 @@ VALID = Schema(
     (
         Quantity("step", "steps done", "mark"),
         Quantity("tokens", "tokens that the loss counted since the first step"),
-        Quantity("valid_loss", "mean over all counted tokens, nats per token"),
+        Quantity("valid_loss", "mean over all counted tokens, or pairs, in nats"),
         Quantity("valid_loss_hex", "the same number to the last bit", "text"),
         Quantity("perplexity", "its exponential"),
         Quantity("bits_per_byte", "all bits over all bytes of text that the counted tokens spell"),
@@ -105,6 +114,7 @@ VALID = Schema(
         Quantity("valid_tokens", "counted tokens"),
         Quantity("eval_time_s", "seconds"),
         Quantity("time", "seconds since the epoch", "mark"),
+        *_PREFERENCE,
     ),
     by_source="valid_loss/",
 )

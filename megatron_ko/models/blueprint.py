@@ -34,7 +34,7 @@ class Blueprint:
             precision=config.precision,
             training=config.training,
             sequence_length=config.data.sequence_length,
-            document_mask=config.data.document_mask,
+            document_mask=config.separates_documents,
         )
 
     @property

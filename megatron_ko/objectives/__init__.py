@@ -6,6 +6,8 @@ from megatron_ko.config.objective import ObjectiveConfig
 from megatron_ko.data.training.batch import Batch
 from megatron_ko.objectives.base import LossOutput, Objective, Term, Unit
 from megatron_ko.objectives.lm import LanguageModelling
+from megatron_ko.objectives.preference import Preference
+from megatron_ko.objectives.sft import FineTuning
 from megatron_ko.parallel.groups import Groups
 
 __all__ = ["KINDS", "LanguageModelling", "LossOutput", "Objective", "Term", "Unit", "build_objective"]
@@ -13,6 +15,11 @@ __all__ = ["KINDS", "LanguageModelling", "LossOutput", "Objective", "Term", "Uni
 # objective.kind -> function that builds it.
 KINDS: dict[str, Callable[[ObjectiveConfig, Groups], Objective[Batch]]] = {
     "lm": lambda config, groups: LanguageModelling(),
+    "sft": lambda config, groups: FineTuning(),
+    "dpo": Preference,
+    "orpo": Preference,
+    "simpo": Preference,
+    "cpo": Preference,
 }
 
 

@@ -14,7 +14,7 @@ from megatron_ko.metrics.schema import VALID
 from megatron_ko.train.state import Record
 
 _QUIET_S = 5.0  # seconds between plain lines, so that the log of a long run stays readable
-_SMOOTHING = 0.9  # weight of the past in the smoothed throughput that gives the remaining time
+_SMOOTHING = 0.9  # weight of the past in the smoothed pace that gives the remaining time
 
 
 class Progress:
@@ -22,26 +22,28 @@ class Progress:
 
     Args:
         total_steps: steps of the run.
-        total_tokens: tokens of the run, over all ranks.
+        total_tokens: tokens that the run trains, over all ranks; None: that depends on the data.
     """
 
-    def __init__(self, total_steps: int, total_tokens: int) -> None:
+    def __init__(self, total_steps: int, total_tokens: int | None) -> None:
         self.total_steps, self.total_tokens = total_steps, total_tokens
-        self._rate: float | None = None
+        self._pace: float | None = None  # steps a second
         self.valid: str = "-"
 
     def fields(self, record: Record) -> dict[str, str]:
         """Name -> text of the values shown for a training step."""
         rate, tokens = _number(record["tokens_per_s"]), int(_number(record["tokens"]))
-        self._rate = rate if self._rate is None else _SMOOTHING * self._rate + (1 - _SMOOTHING) * rate
-        left = max(0, self.total_tokens - tokens) / self._rate if self._rate else 0.0
+        pace = 1 / _number(record["step_time_s"])
+        self._pace = pace if self._pace is None else _SMOOTHING * self._pace + (1 - _SMOOTHING) * pace
+        left = max(0, self.total_steps - int(_number(record["step"]))) / self._pace
+        whole = "" if self.total_tokens is None else f"/{short(self.total_tokens)}"
         fields = {
             "step": f"{record['step']}/{self.total_steps}",
             "loss": "skipped" if record["skipped"] else f"{_number(record['loss']):.4f}",
             "valid": self.valid,
             "lr": f"{_number(record['lr']):.2e}",
             "grad norm": "-" if record["grad_norm"] is None else f"{_number(record['grad_norm']):.3f}",
-            "tokens": f"{short(tokens)}/{short(self.total_tokens)}",
+            "tokens": short(tokens) + whole,
             "tokens/s": f"{rate:,.0f}",
             "eta": clock(left),
             "peak": f"{_number(record['memory_peak']) / 2**30:.2f} GiB",
@@ -154,7 +156,7 @@ class LiveConsole:
                 handler.setStream(sys.stderr)
 
 
-def make_console(total_steps: int, total_tokens: int) -> PlainConsole | LiveConsole:
+def make_console(total_steps: int, total_tokens: int | None) -> PlainConsole | LiveConsole:
     """The live panel if standard output is a terminal, else plain lines."""
     progress, console = Progress(total_steps, total_tokens), Console()
     return LiveConsole(progress, console) if console.is_terminal else PlainConsole(progress)

@@ -45,9 +45,9 @@ class ScoredText:
         found, first = self._objective.loss(output, batch), self.terms[0]
         scored = (self._token_bytes[batch.labels] * batch.loss_mask).sum()
         metrics = {**found.metrics, BYTES: (scored, scored)}
-        numbers = torch.tensor(batch.sources, device=output.device)[:, None]  # [b, 1]
+        numbers = torch.tensor(batch.sources, device=output.device)  # [b]
         for number, name in enumerate(self._sources):
-            rows = replace(batch, loss_mask=batch.loss_mask * (numbers == number))
+            rows = batch.keep_rows(numbers == number)
             part = self._objective.loss(output, rows).sums[first.name]
             metrics[self.metric_of(name)] = part.detach(), self.count(rows)[first.unit]
         return replace(found, metrics=metrics)
@@ -76,7 +76,7 @@ class Evaluator:
     ) -> None:
         self._sources = data.sources if len(data.sources) > 1 else ()
         objective = ScoredText(engine.objective, token_bytes.to(engine.device), self._sources)
-        self._engine = replace(engine, objective=objective)
+        self._engine, self._told = replace(engine, objective=objective), engine.objective.metric_names
         self._data, self._samples = data, min(samples, len(data))
         self._micro, self._global, self._collate = training.micro_batch_size, training.global_batch_size, collate
 
@@ -99,7 +99,8 @@ class Evaluator:
         per_byte = totals["nll"][0] / math.log(2) / text_bytes if text_bytes and "nll" in totals else None
         pairs = {name: totals[ScoredText.metric_of(name)] for name in self._sources}
         by_source = {name: mean(pair) if pair[1] else None for name, pair in pairs.items()}
-        return Evaluation(loss, per_byte, self._samples, tokens, time.perf_counter() - started, by_source)
+        metrics = {name: mean(totals[name]) for name in self._told}
+        return Evaluation(loss, per_byte, self._samples, tokens, time.perf_counter() - started, metrics, by_source)
 
     def _score(self, batches: Sequence[Batch]) -> list[Pairs]:
         return forward_backward(self._engine, batches, count_units(self._engine, batches), forward_only=True)
@@ -121,8 +122,6 @@ class Evaluator:
         indices = range(first, first + self._micro)
         filled = [min(index, self._samples - 1) for index in indices]
         sources = tuple(self._data.source_numbers(filled).tolist())
-        batch = replace(self._collate(self._data, filled), sources=sources)
-        for row, index in enumerate(indices):
-            if index >= self._samples:
-                batch.loss_mask[row] = 0.0
+        kept = torch.tensor([index < self._samples for index in indices])
+        batch = replace(self._collate(self._data, filled), sources=sources).keep_rows(kept)
         return batch.to(self._engine.device)

@@ -102,6 +102,7 @@ class MetricStore:
             "valid_tokens": evaluation.tokens,
             "eval_time_s": evaluation.seconds,
             "time": time.time(),
+            **evaluation.metrics,
             **_by_source(VALID, evaluation.by_source),
         }
         VALID.check(record)

@@ -193,7 +193,9 @@ def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manif
     done, read = (newest.step, newest.samples) if newest else (0, 0)
     wanted = read + (config.training.steps - done) * config.training.global_batch_size
     before = reading_of(TrainState.from_dict(newest.state)) if newest else None
-    return build_datasets(config.data, tokenizer, (wanted, config.eval.samples, 0), config.run.seed, before)
+    return build_datasets(
+        config.data, tokenizer, (wanted, config.eval.samples, 0), config.run.seed, before, config.objective.kind
+    )
 
 
 def reading_of(state: TrainState) -> Reading | None:
@@ -204,7 +206,7 @@ def reading_of(state: TrainState) -> Reading | None:
 
 def _open_ledger(state: TrainState, datasets: Datasets) -> None:
     """Count every source from now on, in addition to the counts in the checkpoint."""
-    if sum(state.source_tokens.values()) != state.tokens:
+    if state.tokens and not state.source_tokens:
         _log.warning("the checkpoint does not tell how much was read of each source: counted from step %d", state.step)
     state.source_tokens = {**dict.fromkeys(datasets.train.sources, 0), **state.source_tokens}
 
@@ -229,7 +231,8 @@ def _metrics(config: RunConfig, groups: Groups, state: TrainState, positions: di
         sinks.append(WandbSink(config.logging.wandb_project, config.run.name, plain, directory))
     if config.logging.console:
         left = config.training.steps - state.step
-        sinks.append(make_console(config.training.steps, state.tokens + per_step * left))
+        total = state.tokens + per_step * left if config.objective.kind == "lm" else None
+        sinks.append(make_console(config.training.steps, total))
     return MetricStore(directory, sinks, rates, record_interval(config.training.steps) if config.model.moe else 0)
 
 

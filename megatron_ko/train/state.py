@@ -112,6 +112,7 @@ class Evaluation:
         samples: number of sequences.
         tokens: number of counted tokens.
         seconds: duration.
+        metrics: means of other quantities of the objective.
         by_source: mean loss of each source's sequences, if the run reads several sources; None for a source without
             sequences here.
     """
@@ -121,4 +122,5 @@ class Evaluation:
     samples: int
     tokens: int
     seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
     by_source: Mapping[str, float | None] = field(default_factory=dict)

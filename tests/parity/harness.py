@@ -16,7 +16,7 @@ from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.routing import LayerRouting
-from megatron_ko.objectives import LanguageModelling, Objective
+from megatron_ko.objectives import Objective, build_objective
 from megatron_ko.parallel.groups import Groups, destroy, initialise
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.spawn import run_ranks
@@ -56,6 +56,7 @@ def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, An
                 **sections.get("data", {}),
             },
             "optim": {"lr": 1e-3, "warmup_steps": 2, **sections.get("optim", {})},
+            "objective": sections.get("objective", {}),
             "training": {
                 "steps": STEPS,
                 "global_batch_size": SAMPLES,
@@ -115,16 +116,11 @@ class RankOutcome:
     routing: tuple[LayerRouting, ...]
 
 
-def language_modelling(groups: Groups) -> Objective[Batch]:
-    """The objective of pre-training."""
-    return LanguageModelling()
-
-
 def train_under(
     config: RunConfig,
     world_size: int,
     steps: int = STEPS,
-    objective: Callable[[Groups], Objective[Batch]] = language_modelling,
+    objective: Callable[[Groups], Objective[Batch]] | None = None,
 ) -> Outcome:
     """Train on fresh ranks."""
     return merge(collect_from_ranks(train_rank, world_size, config, steps, objective))
@@ -163,7 +159,8 @@ def micro_batches(config: RunConfig, groups: Groups, step: int) -> list[Batch]:
         cp_rank=groups.cp_rank,
         cp_size=groups.cp_size,
     )
-    return [collate(_Samples(), range(step * samples + first, step * samples + first + micro)) for first in firsts]
+    samples_of = _Samples() if config.objective.kind == "lm" else _Packs(config.objective.kind)
+    return [collate(samples_of, range(step * samples + first, step * samples + first + micro)) for first in firsts]
 
 
 class _Samples:
@@ -180,15 +177,51 @@ class _Samples:
         return {"tokens": tokens[:-1], "labels": tokens[1:], "loss_mask": mask, "position_ids": torch.arange(SEQUENCE)}
 
 
+class _Packs:
+    """Sample n is drawn from seed n: conversations, or pairs, of several lengths, and padding at the end."""
+
+    def __init__(self, kind: str) -> None:
+        self._each = 1 if kind == "sft" else 2
+
+    def __len__(self) -> int:
+        return 2**31
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        tokens, labels = (torch.randint(VOCABULARY, (SEQUENCE,), generator=generator) for _ in range(2))
+        rows = 1 + index % 2
+        lengths = torch.randint(3, SEQUENCE // (rows * self._each), (rows * self._each,), generator=generator).tolist()
+        documents, mask, verdicts, trained = torch.full((SEQUENCE,), len(lengths)), torch.zeros(SEQUENCE), [], []
+        at = 0
+        for number, length in enumerate(lengths):
+            prompt = 1 + number % 2
+            documents[at : at + length] = number
+            mask[at + prompt : at + length] = 1
+            labels[at : at + length - 1] = tokens[at + 1 : at + length]
+            verdicts.append(1 + number % self._each)
+            trained.append(length - prompt)
+            at += length
+        reference = -torch.tensor(trained) * torch.rand(len(lengths), generator=generator, dtype=torch.float64) * 8
+        return {
+            "tokens": tokens, "labels": labels, "loss_mask": mask, "position_ids": torch.arange(SEQUENCE),
+            "documents": documents, "verdicts": torch.tensor(verdicts), "trained": torch.tensor(trained),
+            "reference": reference,
+        }  # fmt: skip
+
+
 def train_rank(
-    config: RunConfig, steps: int, objective: Callable[[Groups], Objective[Batch]] = language_modelling
+    config: RunConfig, steps: int, objective: Callable[[Groups], Objective[Batch]] | None = None
 ) -> RankOutcome:
-    """Inside a rank: build, train with the product's own step, and give this rank's part of the outcome."""
+    """Inside a rank: build, train with the product's own step, and give this rank's part of the outcome.
+
+    The objective is the configured one, if no other is given.
+    """
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     weights = pieces_of(chunks)
-    engine = build_engine(config, chunks, groups, objective(groups))
+    chosen = objective(groups) if objective else build_objective(config.objective, groups)
+    engine = build_engine(config, chunks, groups, chosen)
     optim = config.optim
     losses: list[float] = []
     norms: list[float | None] = []

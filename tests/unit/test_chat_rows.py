@@ -10,9 +10,10 @@ from transformers import AutoTokenizer
 
 from megatron_ko.data.chat.conversation import RecordError, read_conversation, recognise
 from megatron_ko.data.chat.preference import read_preference
-from megatron_ko.data.chat.rows import Mark, RowEncoder, RowOptions
+from megatron_ko.data.chat.rows import RowEncoder, RowOptions
 from megatron_ko.data.tokenizer.chat_template import ChatTemplate, preset_source, set_template
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ko.data.tokens.marked import Mark
 
 TURNS = [("안녕?", "네, 안녕하세요."), ("수도는?", "서울입니다.")]
 MESSAGES = [

@@ -172,6 +172,9 @@ class _Numbers:
     def count_by_source(self, indices: range) -> dict[str, int]:
         return {"numbers": len(indices)}
 
+    def tokens_by_source(self, indices: range, length: int) -> dict[str, int]:
+        return {"numbers": len(indices) * length}
+
     count_by_dataset = count_by_source
 
 

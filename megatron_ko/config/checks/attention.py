@@ -60,6 +60,7 @@ def _check_dropout(config: RunConfig) -> Iterator[Problem]:
     needs = {
         "model.windows": bool(config.model.windows),
         "data.document_mask": config.data.document_mask,
+        f"objective.kind={config.objective.kind}": config.objective.kind != "lm",
         "parallel.context": config.parallel.context > 1,
     }
     if (
@@ -76,21 +77,24 @@ def _check_dropout(config: RunConfig) -> Iterator[Problem]:
 
 
 def _check_documents(config: RunConfig) -> Iterator[Problem]:
-    if not config.data.document_mask:
+    if not config.separates_documents:
         return
+    option, value = (
+        ("data.document_mask", True) if config.data.document_mask else ("objective.kind", config.objective.kind)
+    )
     scaling, length = config.model.rope.scaling, config.data.sequence_length
     if isinstance(scaling, DynamicScaling) and length > scaling.original_max_position_embeddings:
         yield Problem(
-            path="data.document_mask",
-            got=True,
-            expected="false with dynamic rotary scaling, whose frequencies depend on the sample, not the document",
+            path=option,
+            got=value,
+            expected="documents not kept apart: the frequencies of dynamic rotary scaling depend on the sample",
             remedy="model.rope.scaling.type=ntk or yarn, or a data.sequence_length of at most "
             f"{scaling.original_max_position_embeddings}",
         )
     if config.parallel.context > 1 and config.precision.layer_backend == "transformer_engine":
         yield Problem(
-            path="data.document_mask",
-            got=True,
-            expected="false with parallel.context > 1 in Transformer Engine, which would need every document padded",
+            path=option,
+            got=value,
+            expected="documents not kept apart: with parallel.context > 1 Transformer Engine needs them padded",
             remedy="precision.backend=portable, or parallel.context=1",
         )

@@ -3,12 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from megatron_ko.data.chat.rows import Mark
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.manifest import check_shard, marks_path, read_index_manifest
+from megatron_ko.data.tokens.marked import Mark, MarkedReader
 from megatron_ko.errors import DataError
 
 
@@ -32,33 +28,6 @@ class RowView:
     trained_text: str
 
 
-class MarkedReader:
-    """Reads documents with their marks.
-
-    Args:
-        prefix: of an indexed file that ``data chat`` or ``data preference`` wrote.
-
-    Raises:
-        DataError: it is no such file, or damaged.
-    """
-
-    def __init__(self, prefix: Path) -> None:
-        self.manifest = read_index_manifest(prefix)
-        if self.manifest.chat is None:
-            raise DataError(
-                f"{prefix} holds plain text: every token of it is trained",
-                expected="what data chat or data preference wrote",
-                remedy=f"megatron-ko data inspect {prefix}",
-            )
-        self.reader: IndexedReader = check_shard(prefix, self.manifest)
-        self._marks = np.memmap(marks_path(prefix), mode="r", dtype=np.uint8)
-        self._starts = np.concatenate(([0], np.cumsum(self.reader.lengths, dtype=np.int64)))
-
-    def marks(self, document: int) -> np.ndarray:
-        """Marks [t] of a document."""
-        return np.asarray(self._marks[self._starts[document] : self._starts[document + 1]])
-
-
 def preview_rows(prefix: Path, tokenizer: Path, rows: int) -> list[RowView]:
     """The first documents of a file.
 
@@ -74,14 +43,13 @@ def preview_rows(prefix: Path, tokenizer: Path, rows: int) -> list[RowView]:
             expected=manifest.tokenizer_fingerprint[:16],
             remedy="give --tokenizer the folder that it was encoded with",
         )
-    assert manifest.chat is not None
-    each = manifest.chat.documents
+    each = marked.chat.documents
     number = min(rows * each, len(marked.reader))
     return [_view(marked, decoder, document, document // each) for document in range(number)]
 
 
 def _view(marked: MarkedReader, decoder: Tokenizer, document: int, row: int) -> RowView:
-    ids, marks = marked.reader[document].tolist(), marked.marks(document)
+    ids, marks = marked.ids(document).tolist(), marked.marks(document)
     return RowView(
         row=row,
         good=not bool((marks == Mark.BAD).any()),

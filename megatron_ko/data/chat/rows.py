@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Literal
 
 import numpy as np
@@ -13,19 +12,12 @@ from megatron_ko.data.chat.preference import Response
 from megatron_ko.data.tokenizer.chat_template import ASSISTANT, ChatTemplate, NotPrefixError, Rendered, TemplateError
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokenizer.unencodable import Unencodable
+from megatron_ko.data.tokens.marked import Mark
 
 # Which tokens of a conversation are trained: those of all answers, of the last answer, or all.
 TrainOn = Literal["assistant", "last", "all"]
 # What becomes of a row that is too long: it is left out; it ends with the last answer that fits; it is cut.
 TooLong = Literal["drop", "turn", "cut"]
-
-
-class Mark(IntEnum):
-    """What is trained on a token."""
-
-    CONTEXT = 0  # nothing: the model is given it
-    GOOD = 1  # an answer, or the better one
-    BAD = 2  # the worse answer
 
 
 @dataclass(frozen=True)

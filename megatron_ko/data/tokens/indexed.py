@@ -157,6 +157,11 @@ class IndexedReader:
         offset = int(self.offsets[index])
         return np.fromfile(bin_path(self.prefix), dtype=self.dtype, count=int(self.lengths[index]), offset=offset)
 
+    def stream(self, start: int, count: int) -> np.ndarray:
+        """Tokens [count] from ``start`` on, as if all documents were one; behind the last one it begins again."""
+        held = np.memmap(bin_path(self.prefix), mode="r", dtype=self.dtype)
+        return np.asarray(held[(start + np.arange(count)) % self.tokens])
+
     def consistent(self) -> bool:
         """Whether offsets match the lengths, and borders the documents; reads the whole index."""
         ends = np.cumsum(self.lengths, dtype=np.int64) * self.dtype.itemsize

@@ -4,8 +4,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional
 
-from megatron_ko.data.training.origins import SampleDataset
+from megatron_ko.data.training.origins import SampleDataset, TrainingSample
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The documents of a micro-batch as answers, d a row; context ranks hold the same ones.
+
+    Attributes:
+        of_token: [b, s] int64, the answer that each token of this rank's part belongs to, counted through all rows.
+        verdicts: [b * d] int64, a ``Mark``: good, bad, or neither (padding).
+        trained: [b * d] int64 trained tokens.
+        reference: [b * d] float64 log-probability under the reference model, in nats; None without one.
+    """
+
+    of_token: torch.Tensor
+    verdicts: torch.Tensor
+    trained: torch.Tensor
+    reference: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +38,7 @@ class Batch:
             it makes no difference.
         documents: [b, t] int64, the document of every token of the whole sequences; None: they are not kept apart.
         sources: [b] the number of each row's source, where the loss is told by source; else empty.
+        answers: of rows of conversations and preferences; None for text.
     """
 
     tokens: torch.Tensor
@@ -28,6 +47,7 @@ class Batch:
     position_ids: torch.Tensor
     documents: torch.Tensor | None = None
     sources: tuple[int, ...] = ()
+    answers: Answers | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,9 +63,21 @@ class Batch:
         """The batch in host memory that a GPU reads by itself."""
         return self._with(torch.Tensor.pin_memory)
 
+    def keep_rows(self, kept: torch.Tensor) -> "Batch":
+        """The batch in which nothing counts but the rows [b] that are true."""
+        answers = self.answers
+        if answers is not None:
+            each = len(answers.verdicts) // len(kept)
+            answers = replace(answers, verdicts=answers.verdicts * kept.repeat_interleave(each))
+        return replace(self, loss_mask=self.loss_mask * kept[:, None], answers=answers)
+
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        answers = None if self.answers is None else replace(self.answers, **_changed(self.answers, change))
+        return replace(self, **_changed(self, change), answers=answers)
+
+
+def _changed(holder: object, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: change(value) for name, value in vars(holder).items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +100,26 @@ class Collator:
             name: torch.stack([sample[name] for sample in samples])
             for name in ("tokens", "labels", "loss_mask", "position_ids")
         }
+        parts = {name: self._part(tensor) for name, tensor in whole.items()}
+        if "documents" in samples[0]:
+            documents = torch.stack([sample["documents"] for sample in samples])
+            return Batch(**parts, documents=documents, answers=self._answers(samples, documents))
         documents = None if self.document_start is None else number_documents(whole["tokens"], self.document_start)
-        return Batch(**{name: self._part(tensor) for name, tensor in whole.items()}, documents=documents)
+        return Batch(**parts, documents=documents)
+
+    def _answers(self, samples: Sequence[TrainingSample], documents: torch.Tensor) -> Answers:
+        """What the documents of packed samples are. There is room for padding, and for pairs side by side."""
+        each = max(int(row.max()) for row in documents) + 1
+        each += each % 2
+        first = torch.arange(len(samples))[:, None] * each
+
+        def by_document(name: str) -> torch.Tensor:
+            rows = [functional.pad(sample[name], (0, each - len(sample[name]))) for sample in samples]
+            return torch.cat(rows)
+
+        reference = by_document("reference") if "reference" in samples[0] else None
+        of_token = self._part(documents + first)
+        return Answers(of_token, by_document("verdicts"), by_document("trained"), reference)
 
     def _part(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.cp_size == 1:

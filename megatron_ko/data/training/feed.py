@@ -25,7 +25,7 @@ class StepData:
     Attributes:
         batches: the micro-batches of this rank, of one shape.
         samples: sequences over all ranks.
-        by_source: their tokens by the source that they come from.
+        by_source: their trained tokens by the source that they come from.
         position: where the data goes on after this step.
     """
 
@@ -94,8 +94,7 @@ class SampleFeed:
         batches = tuple(self._collate(self._dataset, indices) for indices in self.indices())
         self.consumed_samples = after
         length = batches[0].shape[1] * self._collate.cp_size
-        counts = self._dataset.count_by_source(range(first, after))
-        tokens = {name: count * length for name, count in counts.items()}
+        tokens = self._dataset.tokens_by_source(range(first, after), length)
         for key, count in self._dataset.count_by_dataset(range(first, after)).items():
             self._read[key] = self._read.get(key, 0) + count
         return StepData(batches, self._global, tokens, {"samples": after, "read": dict(self._read)})

@@ -68,13 +68,9 @@ class MixtureDataset:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        if self._mixed is None:
-            sample: TrainingSample = self._dataset[index + int(self._shift[0])]
-        else:
-            number = int(self._mixed[index])
-            within = int(self._dataset.dataset_sample_index[index]) + int(self._shift[number])
-            sample = {"dataset_id": number, **self._dataset.datasets[number][within]}
-        return sample
+        number, within = self._place(index)
+        sample: TrainingSample = self._parts()[number][within]
+        return sample if self._mixed is None else {"dataset_id": number, **sample}
 
     def count_by_dataset(self, indices: range) -> dict[str, int]:
         """How many of these samples come from each dataset, by the key of its content."""
@@ -92,6 +88,32 @@ class MixtureDataset:
         mixed = np.zeros(len(chosen), dtype=np.int64) if self._mixed is None else self._mixed[chosen]
         found: np.ndarray = self._source_of[mixed]
         return found
+
+    def tokens_by_source(self, indices: range, length: int) -> dict[str, int]:
+        """Trained tokens of these samples, of ``length`` positions each, by source.
+
+        Of text every token is trained; datasets of rows know it of each sample (``trained_tokens``).
+        """
+        if not any(hasattr(dataset, "trained_tokens") for dataset in self._parts()):
+            return {name: count * length for name, count in self.count_by_source(indices).items()}
+        tokens = dict.fromkeys(self.sources, 0)
+        for index in indices:
+            number, within = self._place(index)
+            dataset = self._parts()[number]
+            trained = dataset.trained_tokens(within) if hasattr(dataset, "trained_tokens") else length
+            tokens[self.sources[self._source_of[number]]] += trained
+        return {name: count for name, count in tokens.items() if count}
+
+    def _parts(self) -> Sequence[Any]:
+        """The datasets that are mixed; the only one, if none are."""
+        return (self._dataset,) if self._mixed is None else self._dataset.datasets
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which of the datasets gives a sample, and which of its samples that is."""
+        if self._mixed is None:
+            return 0, index + int(self._shift[0])
+        number = int(self._mixed[index])
+        return number, int(self._dataset.dataset_sample_index[index]) + int(self._shift[number])
 
     def count_by_source(self, indices: Sequence[int]) -> dict[str, int]:
         """How many of these samples come from each source; those that give none are left out."""

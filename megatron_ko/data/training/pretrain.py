@@ -6,9 +6,9 @@ further epoch is a permutation of it drawn from (seed, epoch).
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,17 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 
 from megatron_ko.config import DataConfig
+from megatron_ko.config.objective import Kind
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.training.origins import MixtureDataset, Reading, source_names
+from megatron_ko.data.training.post_training import build_rows
 from megatron_ko.data.training.preview import count_epochs
 from megatron_ko.data.training.sources import (
     SPLITS,
     CorpusEntry,
     Shard,
     cache_key,
+    check_kinds,
     check_sources,
     check_split,
     expand_sources,
@@ -38,6 +41,9 @@ from megatron_ko.storage.locks import wait_for_lock
 _log = get_logger(__name__)
 _COMPLETE = "complete"
 _VALIDATION_SEED = 0
+# Log-probabilities [documents] of a source under a reference model, by the key of the source.
+References = Mapping[str, np.ndarray]
+_NO_REFERENCES: References = {}
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ def build_datasets(
     num_samples: tuple[int, int, int],
     seed: int,
     before: Reading | None = None,
+    kind: Kind = "lm",
+    references: References = _NO_REFERENCES,
 ) -> Datasets:
     """Check the sources and build the datasets. With torch.distributed, every rank must call it; rank 0 builds first.
 
@@ -127,12 +135,15 @@ def build_datasets(
         num_samples: sequences wanted of (train, valid, test); 0 builds nothing for that part.
         seed: decides the order of training samples.
         before: what an earlier session has read for training.
+        kind: the objective, which decides what sources may hold.
+        references: log-probabilities under a reference model of the documents of a source, by its key.
 
     Raises:
         DataError: anything wrong with the files, and a part that is asked for but has no sample.
     """
     data = data.model_copy(update={"sources": expand_sources(data.sources)})
     shards = check_sources(data, tokenizer)
+    check_kinds(kind, shards)
     sizes: list[int | None] = []
     for split, asked in enumerate(num_samples):
         available = check_split(data, shards, split) if asked else 0
@@ -140,11 +151,11 @@ def build_datasets(
         if capped < asked:
             _log.warning("%s: %d sequences instead of %d: the part has no more", SPLITS[split], capped, asked)
         sizes.append(capped or None)
-    train_size, *held_out = sizes
+    # The same sequences of held-out parts whatever the seed of a run: or two runs could not be compared.
+    seeds = (seed, _VALIDATION_SEED, _VALIDATION_SEED)
     built = [
-        *_build_cached(data, shards, (train_size, None, None), seed, tokenizer)[:1],
-        # The same sequences whatever the seed of a run: or validations of two runs could not be compared.
-        *_build_cached(data, shards, (None, *held_out), _VALIDATION_SEED, tokenizer)[1:],
+        None if size is None else _build_part(data, shards, split, size, seeds[split], tokenizer, references)
+        for split, size in enumerate(sizes)
     ]
     names = source_names(data.sources)
     keys = [shard.key for shard in shards]
@@ -155,6 +166,31 @@ def build_datasets(
     assert train is not None, "a run trains"
     corpus = [shard.describe() for shard in shards]
     return Datasets(train, valid, test, corpus, count_epochs(shards, names, num_samples[0]))
+
+
+def _build_part(
+    data: DataConfig,
+    shards: Sequence[Shard],
+    split: int,
+    size: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    references: References,
+) -> Any:
+    """One part of the data: text as megatron-core samples it, or packed rows, perhaps beside text."""
+
+    def part(samples: int) -> list[int | None]:
+        return [samples if number == split else None for number in range(len(SPLITS))]
+
+    def text(number: int, samples: int) -> Any:
+        alone = data.model_copy(update={"sources": (data.sources[number],)})
+        shard = replace(shards[number], weight=1.0)
+        return _build_cached(alone, [shard], part(samples), seed, tokenizer)[split]
+
+    if any(shard.kind != "text" for shard in shards):
+        held = [references.get(shard.key) for shard in shards]
+        return build_rows(data, shards, split, size, seed, tokenizer, text, held)
+    return _build_cached(data, shards, part(size), seed, tokenizer)[split]
 
 
 def _build_cached(

@@ -10,7 +10,14 @@ from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokens.blend import MAX_EPOCHS
 from megatron_ko.data.training.origins import source_names
-from megatron_ko.data.training.sources import Shard, check_sources, check_split, expand_sources
+from megatron_ko.data.training.sources import (
+    Shard,
+    check_filler,
+    check_kinds,
+    check_sources,
+    check_split,
+    expand_sources,
+)
 from megatron_ko.errors import ConfigError
 
 
@@ -46,6 +53,9 @@ def preview_data(config: RunConfig) -> DataPreview:
     tokenizer = load_fitting_tokenizer(config)
     data = config.data.model_copy(update={"sources": expand_sources(config.data.sources)})
     shards = check_sources(data, tokenizer)
+    check_kinds(config.objective.kind, shards)
+    if data.filler:
+        check_filler(data, tokenizer)
     check_split(data, shards, split=0)
     if config.eval.samples:
         check_split(data, shards, split=1)

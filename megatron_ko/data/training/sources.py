@@ -12,13 +12,18 @@ import numpy as np
 
 from megatron_ko.config import DataConfig
 from megatron_ko.config.data import Source
+from megatron_ko.config.objective import Kind
+from megatron_ko.data.tokenizer.chat_template import read_template
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokens.indexed import IndexedReader
 from megatron_ko.data.tokens.manifest import IndexManifest, check_shard, read_index_manifest
+from megatron_ko.data.tokens.marked import MarkedReader
 from megatron_ko.data.tokens.shards import find_shards
+from megatron_ko.data.training.packing import plan_packs
 from megatron_ko.errors import DataError
 
 SPLITS = ("train", "valid", "test")
+_OBJECTIVES = {"text": "lm", "chat": "sft", "pairs": "dpo", "verdicts": "kto"}
 
 
 class CorpusEntry(TypedDict):
@@ -38,13 +43,18 @@ class Shard:
         prefix: of its files.
         manifest: what it holds.
         weight: its share in the mixture; all shares sum to 1.
-        samples: whole sequences of (train, valid, test) in one epoch.
+        samples: sequences, or packs of rows, of (train, valid, test) in one epoch.
     """
 
     prefix: Path
     manifest: IndexManifest
     weight: float
     samples: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """What it holds: text, chat, pairs or verdicts."""
+        return self.manifest.chat.kind if self.manifest.chat else "text"
 
     @property
     def key(self) -> str:
@@ -101,7 +111,7 @@ def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
     readers = []
     for prefix, manifest in zip(prefixes, manifests, strict=True):
         _check_tokenizer(prefix, manifest, tokenizer)
-        if data.document_mask and manifest.eod is None:
+        if data.document_mask and manifest.chat is None and manifest.eod is None:
             raise DataError(
                 f"documents of {prefix} cannot be kept apart: no token ends them",
                 got="data.document_mask=true, shards written with --no-append-eod",
@@ -110,10 +120,101 @@ def check_sources(data: DataConfig, tokenizer: Tokenizer) -> list[Shard]:
         readers.append(check_shard(prefix, manifest))
     _check_same_content(prefixes, manifests)
     weights = _weights([source.weight for source in data.sources], manifests)
-    return [
-        Shard(prefix, manifest, weight, _samples(reader, data.split, data.sequence_length))
-        for prefix, manifest, reader, weight in zip(prefixes, manifests, readers, weights, strict=True)
+    samples = [
+        _samples(reader, data.split, data.sequence_length)
+        if manifest.chat is None
+        else check_rows(prefix, tokenizer, data)
+        for prefix, manifest, reader in zip(prefixes, manifests, readers, strict=True)
     ]
+    if any(manifest.chat for manifest in manifests):
+        weights = _shares_of_samples(weights, manifests, samples, data.sequence_length)
+    return [Shard(*parts) for parts in zip(prefixes, manifests, weights, samples, strict=True)]
+
+
+def check_kinds(kind: Kind, shards: Sequence[Shard]) -> None:
+    """Refuse sources that an objective cannot train on.
+
+    Raises:
+        DataError: which source.
+    """
+    wanted = {"lm": {"text"}, "sft": {"chat", "text"}}.get(kind, {"pairs"})
+    for shard in shards:
+        if shard.kind not in wanted:
+            makers = {"text": "data preprocess", "chat": "data chat", "pairs": "data preference"}
+            maker = makers[min(wanted)]
+            raise DataError(
+                f"objective.kind={kind} cannot train on {shard.prefix}",
+                got=shard.kind,
+                expected=" or ".join(sorted(wanted)),
+                remedy=f"objective.kind={_OBJECTIVES[shard.kind]}, or make it with {maker}",
+            )
+    if kind == "sft" and all(shard.kind == "text" for shard in shards):
+        raise DataError(
+            "objective.kind=sft needs a source of conversations",
+            got=", ".join(str(shard.prefix) for shard in shards),
+            remedy="megatron-ko data chat makes one; for texts alone objective.kind=lm",
+        )
+
+
+def check_filler(data: DataConfig, tokenizer: Tokenizer) -> IndexedReader:
+    """The text that fills what rows leave empty.
+
+    Raises:
+        DataError: it is damaged, or was encoded with another tokenizer.
+    """
+    assert data.filler is not None
+    manifest = read_index_manifest(data.filler)
+    _check_tokenizer(data.filler, manifest, tokenizer)
+    return check_shard(data.filler, manifest)
+
+
+def check_rows(prefix: Path, tokenizer: Tokenizer, data: DataConfig) -> tuple[int, ...]:
+    """Check rows against the sequence length and the chat template of a run.
+
+    Returns:
+        Packs of (train, valid, test) in an epoch.
+
+    Raises:
+        DataError: rows that are too long, or were spelt with another template.
+    """
+    marked = MarkedReader(prefix)
+    source = read_template(tokenizer.folder)
+    template = hashlib.sha256((source or "").encode("utf-8")).hexdigest()
+    if template != marked.chat.template:
+        raise DataError(
+            f"{prefix} was spelt with another chat template",
+            got=marked.chat.template[:16],
+            expected=f"{template[:16]}, in {tokenizer.folder}" if source else f"none in {tokenizer.folder}",
+            remedy="make it again, or restore the template: megatron-ko tokenizer chat DIR --set FILE",
+        )
+    positions, length = marked.positions(), data.sequence_length
+    if len(positions) and int(positions.max()) > length:
+        raise DataError(
+            f"{prefix} has rows that do not fit into a sample",
+            got=f"{int((positions > length).sum()):,} of {len(positions):,}; the longest has {int(positions.max()):,}",
+            expected=f"at most data.sequence_length {length:,} positions",
+            remedy=f"make it again with --sequence-length {length} and --too-long, or a longer data.sequence_length",
+        )
+    parts = split_rows(len(marked), data.split)
+    return tuple(len(plan_packs(positions[part.start : part.stop], length, 0, 0)) for part in parts)
+
+
+def split_rows(rows: int, split: Sequence[float]) -> list[range]:
+    """The rows of (train, valid, test), divided in order."""
+    borders = [0, *(round(float(end) * rows) for end in np.cumsum(split) / sum(split))]
+    return [range(first, last) for first, last in pairwise(borders)]
+
+
+def _shares_of_samples(
+    weights: Sequence[float], manifests: Sequence[IndexManifest], samples: Sequence[Sequence[int]], length: int
+) -> list[float]:
+    """Shares of trained tokens as shares of samples: of conversations a sample trains only the answers."""
+    trained = [
+        manifest.trained_tokens / max(1, sum(parts)) if manifest.chat else float(length)
+        for manifest, parts in zip(manifests, samples, strict=True)
+    ]
+    raw = [weight / each for weight, each in zip(weights, trained, strict=True)]
+    return [share / sum(raw) for share in raw]
 
 
 def check_split(data: DataConfig, shards: Sequence[Shard], split: int) -> int:
@@ -195,7 +296,7 @@ def _weights(given: Sequence[float | None], manifests: Sequence[IndexManifest]) 
             expected="a weight for every source, or for none (in proportion to tokens)",
             remedy="complete data.sources",
         )
-    raw = explicit or [float(manifest.tokens) for manifest in manifests]
+    raw = explicit or [float(manifest.trained_tokens or manifest.tokens) for manifest in manifests]
     return [weight / sum(raw) for weight in raw]
 
 
