@@ -31,3 +31,8 @@ class ObjectiveConfig(Section):
         0.0, ge=0, lt=0.5, description="dpo: share of pairs that are taken to be the wrong way round."
     )
     sft_weight: float = Field(0.0, ge=0, description="dpo, cpo: weight of the better answer's own loss, per token.")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether answers are compared with what the model says that the run starts with."""
+        return self.kind == "dpo"

@@ -108,7 +108,7 @@ VALID = Schema(
         Quantity("tokens", "tokens that the loss counted since the first step"),
         Quantity("valid_loss", "mean over all counted tokens, or pairs, in nats"),
         Quantity("valid_loss_hex", "the same number to the last bit", "text"),
-        Quantity("perplexity", "its exponential"),
+        Quantity("perplexity", "its exponential; null for a mean over pairs"),
         Quantity("bits_per_byte", "all bits over all bytes of text that the counted tokens spell"),
         Quantity("samples", "sequences"),
         Quantity("valid_tokens", "counted tokens"),

@@ -33,7 +33,7 @@ class Preference(LanguageModelling):
     metric_names: tuple[str, ...] = ("accuracy", "margin", "reward_good", "reward_bad", "logp_good", "logp_bad")
 
     def __init__(self, config: ObjectiveConfig, groups: Groups) -> None:
-        self._groups, self._kind = groups, config.kind
+        self._groups, self._kind, self._refers = groups, config.kind, config.needs_reference
         self._options = PairOptions(config.beta, config.gamma, config.label_smoothing)
         self._losses = losses_of(config)
         own = 1.0 if config.kind == "orpo" else config.sft_weight
@@ -48,6 +48,7 @@ class Preference(LanguageModelling):
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """From the losses of tokens [b, s]: the sum over pairs, and that over the tokens of better answers."""
         answers = _answers_of(batch)
+        assert answers.reference is not None or not self._refers, "computed before the first step"
         pairs = _pairs(answers)
         sums = self.pair_sums(self.answer_sums(output, batch), answers, pairs)
         each = sum(weight * loss(sums, self._options) for loss, weight in self._losses.values())

@@ -63,7 +63,8 @@ class Progress:
         bits = record["bits_per_byte"]
         return (
             f"valid at step {record['step']}: loss {_number(record['valid_loss']):.4f}, "
-            f"perplexity {_number(record['perplexity']):.2f}, "
+            + ("" if record["perplexity"] is None else f"perplexity {_number(record['perplexity']):.2f}, ")
+            + ("" if record.get("accuracy") is None else f"accuracy {_number(record['accuracy']):.1%}, ")
             + ("" if bits is None else f"{_number(bits):.4f} bits/byte, ")
             + f"{record['samples']} sequences in {_number(record['eval_time_s']):.1f} s"
             + _by_source(record)

@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_ko.config import TrainingConfig
 from megatron_ko.data.training.batch import Batch, Collator
 from megatron_ko.data.training.origins import MixtureDataset
-from megatron_ko.objectives import LossOutput, Objective
+from megatron_ko.objectives import LossOutput, Objective, Unit
 from megatron_ko.train.engine import Engine
 from megatron_ko.train.loss_sums import TOKENS, Pairs, add_up, count_units, mean, mean_loss
 from megatron_ko.train.state import Evaluation
@@ -100,7 +100,14 @@ class Evaluator:
         pairs = {name: totals[ScoredText.metric_of(name)] for name in self._sources}
         by_source = {name: mean(pair) if pair[1] else None for name, pair in pairs.items()}
         metrics = {name: mean(totals[name]) for name in self._told}
-        return Evaluation(loss, per_byte, self._samples, tokens, time.perf_counter() - started, metrics, by_source)
+        seconds = time.perf_counter() - started
+        return Evaluation(loss, self._perplexity(loss), per_byte, self._samples, tokens, seconds, metrics, by_source)
+
+    def _perplexity(self, loss: float) -> float | None:
+        """None for a loss that is no mean over tokens."""
+        if self._engine.objective.terms[0].unit is not Unit.TOKEN:
+            return None
+        return math.exp(loss) if loss < 700 else math.inf
 
     def _score(self, batches: Sequence[Batch]) -> list[Pairs]:
         return forward_backward(self._engine, batches, count_units(self._engine, batches), forward_only=True)

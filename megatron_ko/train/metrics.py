@@ -1,6 +1,5 @@
 """The metric store: a record per step, validation and expert snapshot, each exactly once, even after a kill."""
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -96,7 +95,7 @@ class MetricStore:
             "tokens": state.tokens,
             "valid_loss": evaluation.loss,
             "valid_loss_hex": evaluation.loss.hex(),
-            "perplexity": math.exp(evaluation.loss) if evaluation.loss < 700 else math.inf,
+            "perplexity": evaluation.perplexity,
             "bits_per_byte": evaluation.bits_per_byte,
             "samples": evaluation.samples,
             "valid_tokens": evaluation.tokens,

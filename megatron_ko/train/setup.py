@@ -13,7 +13,7 @@ from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.training.batch import Collator
 from megatron_ko.data.training.feed import ReadAhead, SampleFeed
 from megatron_ko.data.training.origins import Reading
-from megatron_ko.data.training.pretrain import Datasets, build_datasets
+from megatron_ko.data.training.pretrain import Datasets, References, build_datasets
 from megatron_ko.data.training.preview import DataPreview, load_fitting_tokenizer
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE
 from megatron_ko.models.blueprint import Blueprint
@@ -37,6 +37,7 @@ from megatron_ko.train.metrics import MetricStore, Rates, rewind
 from megatron_ko.train.newest import find_newest, verify
 from megatron_ko.train.out_of_memory import explaining_out_of_memory
 from megatron_ko.train.profiler import StepProfiler
+from megatron_ko.train.reference import ReferencePass, is_missing
 from megatron_ko.train.resilience.signals import StopSignals
 from megatron_ko.train.resume import check_bound
 from megatron_ko.train.routing import StarvationWatch, record_interval
@@ -48,6 +49,7 @@ from megatron_ko.train.state_parts import OptimizerState, Weights
 from megatron_ko.train.summary import describe_sources, summarise, tokens_per_step
 
 _log = log.get_logger(__name__)
+_NO_REFERENCES: References = {}
 
 
 def main(config: RunConfig, from_step: int | None = None) -> int:
@@ -129,12 +131,22 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
-    if config.checkpoint.start_from and newest is None:
+    refers = config.objective.needs_reference and is_missing(config, datasets.shards, tokenizer)
+    if config.checkpoint.start_from and (newest is None or refers):
         load_start(config, chunks, tokenizer)
     engine = build_engine(config, chunks, groups, build_objective(config.objective, groups))
     identity = identify(config, tokenizer.fingerprint)
     weights = Weights(engine.model, gathers_late=config.parallel.overlap_param_gather)
     parts = (weights, OptimizerState(engine.optimizer, engine.model))
+    collate = Collator(
+        document_start=tokenizer.eod if config.data.document_mask else None,
+        cp_rank=groups.cp_rank,
+        cp_size=groups.cp_size,
+    )
+    if config.objective.needs_reference:
+        asked = ReferencePass(config, engine, tokenizer, collate)
+        references = asked.of_all(datasets.shards, same=newest is None)
+        datasets = _datasets(config, tokenizer, newest.manifest if newest else None, references)
     checkpointer = Checkpointer(config, groups, parts, identity)
     if config.checkpoint.interval:
         checkpointer.check_room()
@@ -153,11 +165,6 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
         }
         write_atomic(config.run.dir / RESOLVED, dump(config).encode())
         write_lineage(config, identity, datasets.corpus, session, datasets.epochs)
-    collate = Collator(
-        document_start=tokenizer.eod if config.data.document_mask else None,
-        cp_rank=groups.cp_rank,
-        cp_size=groups.cp_size,
-    )
     evaluator = None
     if datasets.valid is not None:
         token_bytes = np.zeros(config.model.vocab_size, dtype=np.int64)
@@ -188,14 +195,18 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
     )
 
 
-def _datasets(config: RunConfig, tokenizer: Tokenizer, newest: checkpoints.Manifest | None) -> Datasets:
+def _datasets(
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    newest: checkpoints.Manifest | None,
+    references: References = _NO_REFERENCES,
+) -> Datasets:
     """Data for what was read until the newest checkpoint, at any batch size, and for the remaining steps."""
     done, read = (newest.step, newest.samples) if newest else (0, 0)
     wanted = read + (config.training.steps - done) * config.training.global_batch_size
     before = reading_of(TrainState.from_dict(newest.state)) if newest else None
-    return build_datasets(
-        config.data, tokenizer, (wanted, config.eval.samples, 0), config.run.seed, before, config.objective.kind
-    )
+    sizes, kind = (wanted, config.eval.samples, 0), config.objective.kind
+    return build_datasets(config.data, tokenizer, sizes, config.run.seed, before, kind, references)
 
 
 def reading_of(state: TrainState) -> Reading | None:

@@ -107,7 +107,8 @@ class Evaluation:
     """The result of a validation.
 
     Attributes:
-        loss: mean over all counted tokens, in nats per token.
+        loss: mean over all counted tokens, or pairs, in nats.
+        perplexity: its exponential; None if it is no mean over tokens.
         bits_per_byte: total bits divided by the bytes of text in the counted tokens; None if there are no bytes.
         samples: number of sequences.
         tokens: number of counted tokens.
@@ -118,6 +119,7 @@ class Evaluation:
     """
 
     loss: float
+    perplexity: float | None
     bits_per_byte: float | None
     samples: int
     tokens: int

@@ -174,7 +174,8 @@ class Run:
 
 def assert_a_stop_changes_nothing(control: Run, stopped: Run) -> None:
     """A run that is stopped after step 4 and started again has every number of one that was not, to the last bit."""
-    assert control.train().returncode == 0
+    ended = control.train()
+    assert ended.returncode == 0, ended.stderr
     assert stopped.train_until(4, signal.SIGUSR1).returncode == 75
     assert stopped.train().returncode == 0
     assert stopped.losses() == control.losses() and stopped.valid() == control.valid()

@@ -55,6 +55,7 @@ class Datasets:
         valid, test: None when nothing was asked for; never longer than one pass over their part.
         corpus: the sources, for the lineage.
         epochs: how often each source is gone through in training, by its name.
+        shards: the checked sources.
     """
 
     train: MixtureDataset
@@ -62,6 +63,7 @@ class Datasets:
     test: MixtureDataset | None
     corpus: list[CorpusEntry]
     epochs: dict[str, float]
+    shards: tuple[Shard, ...]
 
 
 class EpochDataset(GPTDataset):
@@ -165,7 +167,7 @@ def build_datasets(
     )
     assert train is not None, "a run trains"
     corpus = [shard.describe() for shard in shards]
-    return Datasets(train, valid, test, corpus, count_epochs(shards, names, num_samples[0]))
+    return Datasets(train, valid, test, corpus, count_epochs(shards, names, num_samples[0]), tuple(shards))
 
 
 def _build_part(

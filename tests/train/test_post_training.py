@@ -1,0 +1,114 @@
+"""Runs on conversations and preferences: they learn, go on to the bit, and compare with the right reference."""
+
+import json
+import math
+import signal
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import orjson
+import pytest
+from train_runs import NewRun, Run, assert_a_stop_changes_nothing
+
+from megatron_ko.data.chat.preprocess import ChatOptions, preprocess_chat
+from megatron_ko.data.tokenizer.chat_template import preset_source, set_template
+
+LENGTH = 96
+ANSWERS = ("네, 그렇습니다.", "아니요.", "잘 모르겠어요.", "좋은 생각이에요!")
+
+
+@pytest.fixture(scope="session")
+def rows(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``tok/``, ``chat`` and ``pairs``."""
+    folder = tmp_path_factory.mktemp("rows")
+    set_template(copytree(tiny / "tokenizer", folder / "tok"), preset_source("chatml"))
+    chat = [{"prompt": f"{n}번?", "completion": ANSWERS[n % 4]} for n in range(160)]
+    pairs = [{"prompt": f"{n}번?", "chosen": ANSWERS[n % 4], "rejected": "묻지 마라."} for n in range(120)]
+    for name, records in (("chat", chat), ("pairs", pairs)):
+        (folder / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
+        preprocess_chat(
+            ChatOptions((folder / f"{name}.jsonl",), folder / "tok", folder / name, preference=name == "pairs")
+        )
+    return folder
+
+
+def overrides(rows: Path, kind: str, cache: Path | None = None) -> list[str]:
+    source = "chat" if kind == "sft" else "pairs"
+    return [
+        f"data.tokenizer={rows / 'tok'}",
+        f"data.sources=[{{prefix: {rows / source}}}]",
+        f"data.sequence_length={LENGTH}",
+        f"model.max_position_embeddings={LENGTH}",
+        f"objective.kind={kind}",
+        "training.steps=12",
+        "checkpoint.interval=6",
+        "eval.interval=6",
+        *([f"data.cache_dir={cache}"] if cache else []),
+    ]
+
+
+@pytest.fixture(scope="session")
+def tuned(rows: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of SFT, which preference runs start with."""
+    run = Run(tiny / "tiny.yaml", tmp_path_factory.mktemp("tuned") / "sft", overrides(rows, "sft"))
+    ended = run.train("training.steps=40", "optim.lr=1.0e-2")
+    assert ended.returncode == 0, ended.stderr
+    return run
+
+
+def test_sft_learns_the_answers_and_tells_trained_tokens(tuned: Run) -> None:
+    losses = tuned.column("loss")
+    assert losses[-1] < 0.5 * losses[0]
+    assert tuned.lines("valid")[-1]["bits_per_byte"] is not None
+    state = json.loads((tuned.folder / "checkpoints/step_00000040/manifest.json").read_text(encoding="utf-8"))["state"]
+    assert sum(state["source_tokens"].values()) == tuned.column("tokens")[-1] < 40 * 8 * LENGTH
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "orpo", "simpo"])
+def test_a_stop_changes_nothing(kind: str, rows: Path, new_run: NewRun, tmp_path: Path) -> None:
+    chosen = overrides(rows, kind, tmp_path / "cache")
+    assert_a_stop_changes_nothing(new_run("whole", *chosen), new_run("stopped", *chosen))
+
+
+@pytest.mark.parametrize("layout", [(), ("parallel.tensor=2",), ("launch.ranks_per_node=2",)], ids=["1", "tp2", "dp2"])
+def test_a_run_begins_at_its_reference(
+    layout: tuple[str, ...], rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path
+) -> None:
+    start = f"checkpoint.start_from={tuned.folder}"
+    run = new_run("dpo", *overrides(rows, "dpo", tmp_path / "cache"), start, *layout)
+    ended = run.train()
+    assert ended.returncode == 0, ended.stderr
+    assert run.column("loss")[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert run.column("accuracy")[-1] > 0.6 and run.column("margin")[-1] > 0.1
+    assert run.lines("valid")[-1]["accuracy"] is not None and run.lines("valid")[-1]["perplexity"] is None
+
+
+def test_the_stored_reference_is_read_and_made_again_when_it_is_lost(
+    rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path
+) -> None:
+    chosen = [*overrides(rows, "dpo", tmp_path / "cache"), f"checkpoint.start_from={tuned.folder}"]
+    one, other = new_run("one", *chosen), new_run("other", *chosen)
+    assert one.train().returncode == 0
+    (stored,) = (tmp_path / "cache").glob("*.reference-*.npy")
+    before, written = stored.read_bytes(), stored.stat().st_mtime_ns
+    assert other.train_until(7, signal.SIGUSR1).returncode == 75
+    assert stored.stat().st_mtime_ns == written, "computed once"
+    stored.unlink()
+    ended = other.train()
+    assert ended.returncode == 0, ended.stderr
+    assert stored.read_bytes() == before, "of the model that the run started with, not of the present one"
+    assert other.losses() == one.losses()
+
+
+def test_another_reference_is_refused(rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path) -> None:
+    chosen = [*overrides(rows, "dpo", tmp_path / "cache"), f"checkpoint.start_from={tuned.folder}"]
+    run = new_run("run", *chosen)
+    assert run.train().returncode == 0
+    (stored,) = (tmp_path / "cache").glob("*.reference-*.npy")
+    np.save(stored, np.load(stored) * 1.01)
+    ended = new_run("again", *chosen).train()
+    assert ended.returncode == 2 and "is not the model that this run starts with" in ended.stderr
+    another = new_run("another", *overrides(rows, "dpo", tmp_path / "cache"))  # starts at random: another key
+    assert another.train().returncode == 0
+    assert len(list((tmp_path / "cache").glob("*.reference-*.npy"))) == 2
