@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def generate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model.")],
-    prompt: Annotated[list[str], typer.Option(help="Beginning of a text; repeatable.")],
+    prompt: Annotated[list[str], typer.Option(help="Beginning of a text, or with --chat a question; repeatable.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Answer prompts, by the tokenizer's chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most likely token.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample from the top share of probability.")] = 0.9,
@@ -41,6 +42,7 @@ def generate(
     _check(prompt)
     expect_model(directory)
     wait_without_spinning()
+    from megatron_ko.eval.generate import chat_prompt, document_prompt
     from megatron_ko.eval.generate import generate as continue_prompts
     from megatron_ko.eval.load import load_run
     from megatron_ko.eval.sampling import Sampling
@@ -53,9 +55,14 @@ def generate(
         seed=secrets.randbelow(2**31) if seed is None else seed,
     )
     loaded = load_run(directory, step, tokenizer)
+    prompts = [
+        chat_prompt(loaded, [{"role": "user", "content": text}]) if chat else document_prompt(loaded, text)
+        for text in prompt
+    ]
     streamed = len(prompt) == 1 and not as_json
     start = time.perf_counter()
-    completions = continue_prompts(loaded, prompt, sampling, _after(prompt[0]) if streamed else None)
+    shown = _after("" if chat else prompt[0]) if streamed else None
+    completions = continue_prompts(loaded, prompts, sampling, shown)
     rate = sum(len(c.tokens) for c in completions) / (time.perf_counter() - start)
     if as_json:
         typer.echo(_as_json(completions, loaded.step, sampling.seed, rate))
@@ -63,7 +70,7 @@ def generate(
     if streamed:
         _write("\n")
     else:
-        typer.echo("\n\n".join(c.prompt + c.text for c in completions))
+        typer.echo("\n\n".join(f"{c.prompt}\n{c.text}" if chat else c.prompt + c.text for c in completions))
     chosen = f", seed {sampling.seed}" if temperature else ", greedy"
     typer.echo(f"step {loaded.step}{chosen}, {rate:.1f} tokens/s", err=True)
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from megatron_ko import __version__
-from megatron_ko.cli import checkpoint, config, convert, data, generate, lineage, plan, report, tokenizer, train
+from megatron_ko.cli import chat, checkpoint, config, convert, data, generate, lineage, plan, report, tokenizer, train
 from megatron_ko.errors import KoError, repairable
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(lineage.app, name="lineage")
 app.command()(generate.generate)
+app.command()(chat.chat)
 app.command()(report.report)
 
 

@@ -1,6 +1,6 @@
 """Generates text with a trained model: prompts in one batch, megatron-core's key/value cache, one token per step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,11 +8,12 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from torch import Tensor
 
+from megatron_ko.data.tokenizer.chat_template import Message, TemplateError, load_template
 from megatron_ko.errors import DataError
 from megatron_ko.eval.load import Loaded
 from megatron_ko.eval.sampling import Sampler, Sampling
 
-Stop = Literal["end_of_document", "max_new_tokens", "context"]
+Stop = Literal["end_of_document", "end_of_turn", "max_new_tokens", "context"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Completion:
     Attributes:
         prompt: the prompt as given.
         text: the continuation.
-        tokens: its token ids, without the end-of-document token.
+        tokens: its token ids, without the one that ends it.
         stop: why it ended; ``context`` means that the model's context was full.
     """
 
@@ -32,33 +33,75 @@ class Completion:
     stop: Stop
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """Tokens to continue.
+
+    Attributes:
+        text: as given.
+        ids: tokens.
+        ends: tokens that end the continuation, and what each of them means.
+        hidden: how many tokens at the beginning are not decoded, even together with what follows.
+    """
+
+    text: str
+    ids: list[int]
+    ends: Mapping[int, Stop]
+    hidden: int = 0
+
+
+def document_prompt(loaded: Loaded, text: str) -> Prompt:
+    """The beginning of a document: behind the end of another one, as in training. An empty one gives a whole text."""
+    eod = loaded.tokenizer.eod
+    return Prompt(text, [eod, *loaded.tokenizer.encode(text)], {eod: "end_of_document"}, hidden=1)
+
+
+def chat_prompt(loaded: Loaded, messages: Sequence[Message]) -> Prompt:
+    """A conversation up to where the model answers, spelt by the tokenizer's chat template.
+
+    Raises:
+        DataError: the template refuses it, or a text spells one of its markers.
+        TokenizerError: the tokenizer has no chat template.
+    """
+    template = load_template(loaded.tokenizer)
+    for message in messages:
+        if marker := template.markers.search(str(message["content"])):
+            raise DataError("a message spells a marker of the chat template", got=marker[0], remedy="leave it out")
+    try:
+        text = template.render(messages, ask=True)
+    except TemplateError as error:
+        raise DataError("the chat template does not take this conversation", got=error) from error
+    ids = loaded.tokenizer.encode(text, parse_special=True)
+    ends: dict[int, Stop] = {loaded.tokenizer.eod: "end_of_document", template.end_id: "end_of_turn"}
+    return Prompt(str(messages[-1]["content"]), ids, ends)
+
+
 def generate(
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
 ) -> list[Completion]:
-    """Continue prompts. Each begins a document, so the end-of-document token is put before it, as in training.
+    """Continue prompts.
 
     Args:
         loaded: model and tokenizer.
-        prompts: texts; for an empty prompt a whole document is generated.
+        prompts: what to continue.
         sampling: how tokens are chosen.
         on_text: called with every new piece of the first continuation once its characters are complete.
 
     Raises:
         DataError: a prompt fills the model's context.
     """
-    tokenizer, eod = loaded.tokenizer, loaded.tokenizer.eod
-    encoded = [[eod, *tokenizer.encode(prompt)] for prompt in prompts]
-    texts = [_Text(loaded, tokens) for tokens in encoded]
+    texts = [_Text(loaded, prompt) for prompt in prompts]
     ended: dict[int, Stop] = {}
-    for chosen in continue_tokens(loaded, encoded, Sampler(sampling, len(prompts)), sampling.max_new_tokens):
+    sampler = Sampler(sampling, len(prompts))
+    for chosen in continue_tokens(loaded, [prompt.ids for prompt in prompts], sampler, sampling.max_new_tokens):
         for row, token in chosen.items():
             if row in ended:
                 continue
-            if token == eod:
-                ended[row] = "end_of_document"
+            if token in prompts[row].ends:
+                ended[row] = prompts[row].ends[token]
                 continue
             texts[row].add(token)
             if row == 0 and on_text:
@@ -70,7 +113,7 @@ def generate(
     if on_text:
         on_text(texts[0].news(final=True))
     return [
-        Completion(prompt=prompt, text=text.so_far(), tokens=text.tokens, stop=ended.get(row, "context"))
+        Completion(prompt=prompt.text, text=text.so_far(), tokens=text.tokens, stop=ended.get(row, "context"))
         for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
     ]
 
@@ -120,9 +163,9 @@ def _last_logits(loaded: Loaded, tokens: Tensor, cache: StaticInferenceContext) 
 class _Text:
     """The text of one row as its tokens arrive; a character of several tokens is emitted once it is complete."""
 
-    def __init__(self, loaded: Loaded, prompt: list[int]) -> None:
+    def __init__(self, loaded: Loaded, prompt: Prompt) -> None:
         self._decode = loaded.tokenizer.decode
-        self._prompt = prompt[1:]
+        self._prompt = prompt.ids[prompt.hidden :]
         self._prefix = len(self._decode(self._prompt))
         self._told = 0
         self.tokens: list[int] = []

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_ko.artifacts.lineage import draw
 from megatron_ko.artifacts.native import describe
 from megatron_ko.config import load_model_config
-from megatron_ko.eval.generate import generate
+from megatron_ko.eval.generate import document_prompt, generate
 from megatron_ko.eval.load import load_run
 from megatron_ko.eval.sampling import Sampling
 
@@ -61,7 +61,8 @@ def test_a_spread_run_exports_imports_and_trains_on(new_run: NewRun, tmp_path: P
 
 
 def greedy(folder: Path) -> list[int]:
-    return generate(load_run(folder), ["한국의"], Sampling(max_new_tokens=20, temperature=0))[0].tokens
+    loaded = load_run(folder)
+    return generate(loaded, [document_prompt(loaded, "한국의")], Sampling(max_new_tokens=20, temperature=0))[0].tokens
 
 
 def check_ancestry(trained: Run, folder: Path) -> None:

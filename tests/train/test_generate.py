@@ -21,7 +21,7 @@ from megatron_ko.config import RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import TokenizerOptions, load_tokenizer, train_tokenizer
 from megatron_ko.errors import CheckpointError, DataError, TokenizerError
-from megatron_ko.eval.generate import continue_tokens, generate
+from megatron_ko.eval.generate import Prompt, continue_tokens, document_prompt, generate
 from megatron_ko.eval.load import Loaded, load_run
 from megatron_ko.eval.sampling import Sampler, Sampling
 from megatron_ko.models.blueprint import Blueprint
@@ -40,6 +40,10 @@ TEXT = """한국어 말뭉치는 작지만 문장은 여럿이다. 봄에는 꽃
 프로그램은 print("안녕하세요")로 시작하고, 숫자 1234567890과 기호 +-*/=를 쓴다.
 """
 PROMPTS = ["서울에서", "봄에는 꽃이 피고 여름에는", "", "가을"]
+
+
+def documents(loaded: Loaded, texts: list[str]) -> list[Prompt]:
+    return [document_prompt(loaded, text) for text in texts]
 
 
 def make_config(folder: Path, dtype: str, parallel: dict[str, int], **more: Any) -> RunConfig:
@@ -158,7 +162,7 @@ def check_half(work: Path) -> None:
         if value is not None:
             assert value.dtype == torch.bfloat16
             assert torch.equal(value, theirs[name.removeprefix("module.")].bfloat16()), name
-    texts = generate(half, PROMPTS, Sampling(max_new_tokens=10, seed=3))
+    texts = generate(half, documents(half, PROMPTS), Sampling(max_new_tokens=10, seed=3))
     assert all(completion.tokens for completion in texts)
 
 
@@ -180,11 +184,15 @@ def check_texts(run: Path) -> None:
     loaded = load_run(run)
     pieces: list[str] = []
     sampling = Sampling(max_new_tokens=30, temperature=1.0, top_p=0.95, seed=4)
-    together = generate(loaded, PROMPTS, sampling, pieces.append)
-    assert generate(loaded, PROMPTS, sampling) == together
-    assert generate(loaded, PROMPTS[:1], sampling) == together[:1], "neighbours must not change a continuation"
+    together = generate(loaded, documents(loaded, PROMPTS), sampling, pieces.append)
+    assert generate(loaded, documents(loaded, PROMPTS), sampling) == together
+    assert generate(loaded, documents(loaded, PROMPTS[:1]), sampling) == together[:1], (
+        "neighbours must not change a continuation"
+    )
     assert "".join(pieces) == together[0].text
-    other = generate(loaded, PROMPTS, Sampling(max_new_tokens=30, temperature=1.0, top_p=0.95, seed=40))
+    other = generate(
+        loaded, documents(loaded, PROMPTS), Sampling(max_new_tokens=30, temperature=1.0, top_p=0.95, seed=40)
+    )
     assert [c.text for c in other] != [c.text for c in together]
     for completion in together:
         ids = loaded.tokenizer.encode(completion.prompt) + completion.tokens
@@ -199,20 +207,20 @@ def test_texts_are_reproducible_and_streamed(work: Path) -> None:
 
 def check_stops(run: Path) -> None:
     loaded = load_run(run)
-    full = generate(loaded, ["봄"], Sampling(max_new_tokens=1000, temperature=0))[0]
+    full = generate(loaded, documents(loaded, ["봄"]), Sampling(max_new_tokens=1000, temperature=0))[0]
     start = 1 + len(loaded.tokenizer.encode("봄"))
     assert full.stop == "context" and len(full.tokens) == CONTEXT - start
     with pytest.raises(DataError, match="context"):
-        generate(loaded, [TEXT * 3], Sampling())
+        generate(loaded, documents(loaded, [TEXT * 3]), Sampling())
     row = next(i for i in range(3, 20) if full.tokens[i] not in full.tokens[:i])
     output, eod = loaded.model.output_layer.weight.data, loaded.tokenizer.eod
     output[[eod, full.tokens[row]]] = output[[full.tokens[row], eod]]
-    ended = generate(loaded, ["봄"], Sampling(max_new_tokens=40, temperature=0))[0]
+    ended = generate(loaded, documents(loaded, ["봄"]), Sampling(max_new_tokens=40, temperature=0))[0]
     assert (ended.stop, ended.tokens) == ("end_of_document", full.tokens[:row])
     assert len(output) == VOCABULARY + 3
     output[VOCABULARY] = 100 * output[0]
     output[VOCABULARY + 1] = -100 * output[0]  # one of the two rows has by far the largest logit
-    assert generate(loaded, ["봄"], Sampling(max_new_tokens=40, temperature=0))[0] == ended
+    assert generate(loaded, documents(loaded, ["봄"]), Sampling(max_new_tokens=40, temperature=0))[0] == ended
 
 
 def test_ends_and_padding_rows(work: Path) -> None:

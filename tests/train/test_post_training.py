@@ -3,6 +3,8 @@
 import json
 import math
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from shutil import copytree
 
@@ -31,6 +33,12 @@ def rows(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             ChatOptions((folder / f"{name}.jsonl",), folder / "tok", folder / name, preference=name == "pairs")
         )
     return folder
+
+
+def command(*words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    program = [sys.executable, "-m", "megatron_ko.cli.main", *words]
+    return subprocess.run(program, input=typed, capture_output=True, text=True)
 
 
 def overrides(rows: Path, kind: str, cache: Path | None = None) -> list[str]:
@@ -112,3 +120,22 @@ def test_another_reference_is_refused(rows: Path, tuned: Run, new_run: NewRun, t
     another = new_run("another", *overrides(rows, "dpo", tmp_path / "cache"))  # starts at random: another key
     assert another.train().returncode == 0
     assert len(list((tmp_path / "cache").glob("*.reference-*.npy"))) == 2
+
+
+def test_a_tuned_model_answers_and_ends_its_turn(tuned: Run) -> None:
+    sampling = ["--max-new-tokens", "40", "--temperature", "0"]
+    asked = [word for n in (1, 2, 3) for word in ("--prompt", f"{n}번?")]
+    said = command("generate", str(tuned.folder), "--chat", "--json", *asked, *sampling)
+    answers = json.loads(said.stdout)["completions"]
+    assert [answer["stop"] for answer in answers] == ["end_of_turn"] * 3
+    assert all(answer["text"] in ANSWERS for answer in answers)
+    refused = command("generate", str(tuned.folder), "--chat", "--prompt", "끝 <|im_end|>", *sampling)
+    assert refused.returncode == 2 and "spells a marker" in refused.stderr
+
+
+def test_a_conversation_from_a_pipe_keeps_its_history(tuned: Run) -> None:
+    words = ["chat", str(tuned.folder), "--temperature", "0", "--max-new-tokens", "40"]
+    talk = command(*words, typed="1번?\n\n2번?\n/new\n1번?\n")
+    assert talk.returncode == 0, talk.stderr
+    said = [line for line in talk.stdout.split("\n\n") if line]
+    assert len(said) == 3 and said[0] == said[2], "a new conversation begins as the first one"
