@@ -8,7 +8,7 @@ DEVICE ?= cuda
 GPU_PYTHON ?= $(shell [ -x $(BIN)/python ] && echo $(BIN)/python || echo python3)
 RESULTS ?= runs/gpu-check/RESULTS.json
 
-.PHONY: help install demo test coverage check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs clean
+.PHONY: help install demo demo-chat test coverage check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -20,6 +20,9 @@ $(VENV)/.installed: setup.py constraints.txt tools/install.sh
 
 demo: install    ## text to a resumed, verified training run, with a report, in minutes
 	$(BIN)/python demo/demo.py
+
+demo-chat: install  ## from the demo's model to one that answers: SFT, DPO, a conversation, in minutes
+	$(BIN)/python demo/chat.py
 
 check: install   ## lint, format and types
 	$(BIN)/ruff check .

@@ -129,7 +129,10 @@ def _rank_main(world: _World, rank: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     place = Place(rank, rank, world.size, world.size)
     ending = run_rank(world.target, world.args, place, lambda: _join(place, world))
-    (world.reports / f"rank {rank}").write_bytes(pickle.dumps(ending))
+    report = world.reports / f"rank {rank}"
+    unfinished = report.with_suffix(".unfinished")  # a rank may be stopped while it writes
+    unfinished.write_bytes(pickle.dumps(ending))
+    unfinished.rename(report)
     sys.exit(ending.exit_code)
 
 

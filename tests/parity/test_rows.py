@@ -38,7 +38,7 @@ SLOW: dict[str, tuple[int, dict[str, Any], bool]] = {
     "tensor 2, pipeline 2": (4, {"tensor": 2, "pipeline": 2}, False),
     "tensor 2, context 2": (4, {"tensor": 2, "context": 2}, False),
     "data 2, context 2": (4, {"context": 2}, False),
-    "expert 2, tensor 2": (4, {"expert": 2, "tensor": 2}, True),
+    "expert 2, tensor 2": (4, {"expert": 2, "tensor": 2, "sequence_parallel": True}, True),
     "expert 2, pipeline 2": (4, {"expert": 2, "pipeline": 2}, True),
     "expert 2, context 2": (4, {"expert": 2, "context": 2}, True),
 }
