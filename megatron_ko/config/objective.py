@@ -30,6 +30,10 @@ class ObjectiveConfig(Section):
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="dpo: share of pairs that are taken to be the wrong way round."
     )
+    neftune_alpha: float = Field(
+        0.0, ge=0, description="sft: strength of the noise on embeddings (5 to 15 are usual); 0: none."
+    )
+    neftune_seed: int = Field(0, ge=0, lt=2**32, description="sft: decides the noise, with the number of the sample.")
     sft_weight: float = Field(0.0, ge=0, description="dpo, cpo: weight of the better answer's own loss, per token.")
 
     @property

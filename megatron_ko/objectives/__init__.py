@@ -15,7 +15,7 @@ __all__ = ["KINDS", "LanguageModelling", "LossOutput", "Objective", "Term", "Uni
 # objective.kind -> function that builds it.
 KINDS: dict[str, Callable[[ObjectiveConfig, Groups], Objective[Batch]]] = {
     "lm": lambda config, groups: LanguageModelling(),
-    "sft": lambda config, groups: FineTuning(),
+    "sft": FineTuning,
     "dpo": Preference,
     "orpo": Preference,
     "simpo": Preference,

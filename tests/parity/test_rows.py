@@ -17,7 +17,7 @@ from megatron_ko.parallel.seed import seed_everything
 
 STEPS = 3
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "sft": {"kind": "sft"},
+    "sft": {"kind": "sft", "neftune_alpha": 5.0},
     "dpo": {"kind": "dpo", "losses": {"sigmoid": 0.8, "bco_pair": 0.2}, "sft_weight": 0.5},
     "orpo": {"kind": "orpo", "beta": 0.25},
     "simpo": {"kind": "simpo", "beta": 2.0},

@@ -22,6 +22,7 @@ def check_overlap(config: RunConfig) -> Iterator[Problem]:
         "parallel.virtual_pipeline above 1 if there are pipeline stages": parallel.pipeline == 1
         or parallel.virtual_pipeline > 1,
         "layers of Transformer Engine": precision.layer_backend != "portable",
+        "objective.neftune_alpha=0": config.objective.neftune_alpha == 0,
     }
     offload = {"parallel.distributed_optimizer": parallel.distributed_optimizer}
     yield from _unmet("parallel.overlap_tensor", parallel.overlap_tensor, tensor)

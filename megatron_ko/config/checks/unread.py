@@ -65,6 +65,14 @@ READERS = (
             "precision.loss_scale_hysteresis",
         ),
     ),
+    Reader("objective.kind=sft", lambda c: c.objective.kind == "sft", ("objective.neftune_alpha", "data.filler")),
+    Reader("objective.neftune_alpha above 0", lambda c: c.objective.neftune_alpha > 0, ("objective.neftune_seed",)),
+    Reader(
+        "objective.kind=dpo", lambda c: c.objective.kind == "dpo", ("objective.losses", "objective.label_smoothing")
+    ),
+    Reader("objective.kind=simpo", lambda c: c.objective.kind == "simpo", ("objective.gamma",)),
+    Reader("objective.kind=dpo or cpo", lambda c: c.objective.kind in ("dpo", "cpo"), ("objective.sft_weight",)),
+    Reader("preferences", lambda c: c.objective.kind not in ("lm", "sft"), ("objective.beta",)),
     Reader("optim.schedule=wsd", lambda c: c.optim.schedule == "wsd", ("optim.decay_steps",)),
     Reader("optim.schedule other than constant", lambda c: c.optim.schedule != "constant", ("optim.min_lr_ratio",)),
     Reader(

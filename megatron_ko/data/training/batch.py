@@ -39,6 +39,7 @@ class Batch:
         documents: [b, t] int64, the document of every token of the whole sequences; None: they are not kept apart.
         sources: [b] the number of each row's source, where the loss is told by source; else empty.
         answers: of rows of conversations and preferences; None for text.
+        samples: [b] number of each row in the run.
     """
 
     tokens: torch.Tensor
@@ -48,6 +49,7 @@ class Batch:
     documents: torch.Tensor | None = None
     sources: tuple[int, ...] = ()
     answers: Answers | None = None
+    samples: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,6 +64,13 @@ class Batch:
     def pinned(self) -> "Batch":
         """The batch in host memory that a GPU reads by itself."""
         return self._with(torch.Tensor.pin_memory)
+
+    def document_lengths(self) -> torch.Tensor:
+        """[b, t] how many tokens the document of each token of the whole sequences has."""
+        assert self.documents is not None
+        lengths = torch.zeros_like(self.documents)
+        lengths.scatter_add_(1, self.documents, torch.ones_like(self.documents))
+        return lengths.gather(1, self.documents)
 
     def keep_rows(self, kept: torch.Tensor) -> "Batch":
         """The batch in which nothing counts but the rows [b] that are true."""
@@ -103,7 +112,8 @@ class Collator:
         parts = {name: self._part(tensor) for name, tensor in whole.items()}
         if "documents" in samples[0]:
             documents = torch.stack([sample["documents"] for sample in samples])
-            return Batch(**parts, documents=documents, answers=self._answers(samples, documents))
+            answers = self._answers(samples, documents)
+            return Batch(**parts, documents=documents, answers=answers, samples=tuple(indices))
         documents = None if self.document_start is None else number_documents(whole["tokens"], self.document_start)
         return Batch(**parts, documents=documents)
 
