@@ -7,6 +7,18 @@ from pydantic import Field
 from megatron_ko.config.section import Resume, Section
 
 
+class EarlyStopping(Section):
+    """When a run ends because validations no longer improve."""
+
+    resume = Resume.FREE
+
+    metric: Literal["valid_loss", "accuracy", "margin"] = Field(
+        "valid_loss", description="What is compared: the loss, or with preferences the accuracy or margin."
+    )
+    patience: int = Field(gt=0, description="Validations in a row without improvement that end the run.")
+    min_delta: float = Field(0.0, ge=0, description="What counts as an improvement.")
+
+
 class TrainingConfig(Section):
     """Length and batch."""
 
@@ -27,6 +39,7 @@ class TrainingConfig(Section):
     offload_layers: int = Field(
         0, ge=0, description="Layers whose activations wait in host memory for the backward pass; needs TE."
     )
+    early_stopping: EarlyStopping | None = Field(None, description="None: the run does all its steps.")
     logits_mib: int | None = Field(
         None,
         gt=0,

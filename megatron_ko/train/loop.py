@@ -5,6 +5,7 @@ import time
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
 from megatron_ko.models.attention_choice import kernels_of
+from megatron_ko.train.best import is_done, note_validation
 from megatron_ko.train.retention import sound_step
 from megatron_ko.train.run import RESOLVED, Run
 from megatron_ko.train.schedule import lr_at
@@ -17,7 +18,7 @@ def train(run: Run) -> bool:
     """Train until the last step, or until a stop is requested.
 
     Returns:
-        Whether the last step was reached. Either way the newest state is saved, unless saving is switched off.
+        Whether the run is complete. Either way the newest state is saved, unless saving is switched off.
 
     Raises:
         KoError: more than ``resilience.max_consecutive_skips`` steps in a row could not be applied.
@@ -26,7 +27,7 @@ def train(run: Run) -> bool:
     stop = False
     if evaluation_due(run):  # the run was stopped before the validation of this step
         validate(run)
-    while not state.done(config.training.steps) and not stop:
+    while not is_done(state, config.training) and not stop:
         started = time.perf_counter()
         run.profiler.begin(state.step + 1)
         data = run.feed.next()
@@ -44,7 +45,7 @@ def train(run: Run) -> bool:
             validate(run)
         if checkpoint_due(run, stop):
             run.checkpoint.save(state, run.metrics.positions())
-    return state.done(config.training.steps)
+    return is_done(state, config.training)
 
 
 def tell_attention(run: Run) -> None:
@@ -58,8 +59,10 @@ def tell_attention(run: Run) -> None:
 def validate(run: Run) -> None:
     """Validate the current weights and record the result."""
     assert run.evaluator is not None, "the loop validates only where there is validation data"
-    run.metrics.record_eval(run.state, run.evaluator.evaluate())
+    evaluation = run.evaluator.evaluate()
+    run.metrics.record_eval(run.state, evaluation)
     run.state.evaluated_step = run.state.step
+    note_validation(run.state, evaluation, run.config.training.early_stopping)
 
 
 def evaluation_due(run: Run) -> bool:
@@ -71,11 +74,12 @@ def evaluation_due(run: Run) -> bool:
 
 
 def checkpoint_due(run: Run, stop: bool) -> bool:
-    """Whether to save this step: every ``checkpoint.interval`` steps, at the last step, and when the run is stopped."""
+    """Whether to save this step: every ``checkpoint.interval`` steps, at the end, at a stop, and the best so far."""
     state, interval = run.state, run.config.checkpoint.interval
     if interval == 0:
         return False
-    return stop or state.done(run.config.training.steps) or state.step % interval == 0
+    best = run.config.checkpoint.keep_best and state.best_step == state.step
+    return stop or best or is_done(state, run.config.training) or state.step % interval == 0
 
 
 def stop_if_stuck(run: Run) -> None:

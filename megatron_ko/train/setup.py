@@ -26,6 +26,7 @@ from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.plan.flops import flops_per_token
 from megatron_ko.storage.files import write_atomic
+from megatron_ko.train.best import describe, is_done
 from megatron_ko.train.checkpoint import Checkpointer
 from megatron_ko.train.console import make_console
 from megatron_ko.train.engine import build_engine
@@ -96,22 +97,25 @@ def _build_and_train(config: RunConfig, groups: Groups, signals: StopSignals, fr
     if len(run.state.source_tokens) > 1:
         _log.info(describe_sources(run.state.source_tokens))
     again = "start again to continue" if config.checkpoint.interval else "nothing was saved"
-    _log.info("%s at step %d", "done" if complete else f"stopped on request; {again}", run.state.step)
+    ended = (
+        describe(run.state, config.training) if complete else f"stopped on request; {again} at step {run.state.step}"
+    )
+    _log.info(ended)
     return complete
 
 
 def finished(config: RunConfig, groups: Groups) -> bool:
-    """Whether the newest checkpoint is a complete one of the last step. A collective.
+    """Whether the newest checkpoint is a complete one of the end of the run. A collective.
 
     Raises:
         ConfigError: it is, but belongs to another model.
     """
     folder = config.run.dir / "checkpoints"
     steps: list[int] = broadcast_object(checkpoints.steps_in(folder))  # another rank may not see the folder yet
-    if not steps or steps[0] < config.training.steps:
+    if not steps or (steps[0] < config.training.steps and config.training.early_stopping is None):
         return False
     manifest, problems = verify(folder / checkpoints.name_of(steps[0]), groups)
-    if manifest is None or problems:
+    if manifest is None or problems or not is_done(TrainState.from_dict(manifest.state), config.training):
         return False
     check_bound(config, manifest)
     _log.info("%s is done: step %d of %d", config.run.dir, steps[0], config.training.steps)

@@ -23,6 +23,8 @@ class TrainState:
         evaluated_step: step of the newest validation; shows whether one is overdue after a stop.
         position: position in the data, written by the feed; empty in checkpoints of earlier versions.
         source_tokens: tokens by source, including sources that the run no longer reads.
+        best_value, best_step: of the best validation so far.
+        unimproved: validations since then.
     """
 
     step: int = 0
@@ -33,6 +35,9 @@ class TrainState:
     evaluated_step: int = 0
     position: dict[str, Any] = field(default_factory=dict)
     source_tokens: dict[str, int] = field(default_factory=dict)
+    best_value: float | None = None
+    best_step: int = 0
+    unimproved: int = 0
 
     def done(self, steps: int) -> bool:
         """Whether the run has done all its steps."""

@@ -38,6 +38,7 @@ OPTIONS = [
     ("precision.loss_scale_hysteresis=3", "", "precision.dtype=fp16"),
     ("optim.decay_steps=2", "", "optim.schedule=wsd"),
     ("optim.min_lr_ratio=0.2", "optim.schedule=constant", "optim.schedule=cosine"),
+    ("checkpoint.start_best=true", "", "checkpoint.start_from=earlier"),
     ("objective.neftune_alpha=5.0", "", "objective.kind=sft"),
     ("objective.neftune_seed=1", "objective.kind=sft", "objective.neftune_alpha=5.0"),
     ("data.filler=text", "", "objective.kind=sft"),

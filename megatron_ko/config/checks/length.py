@@ -25,6 +25,27 @@ def check_lengths(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def check_validation(config: RunConfig) -> Iterator[Problem]:
+    """Check that there is something to compare where the best validation decides."""
+    stopping = config.training.early_stopping
+    deciding = {"training.early_stopping": stopping is not None, "checkpoint.keep_best": config.checkpoint.keep_best}
+    for path in (path for path, asked in deciding.items() if asked):
+        if not (config.eval.samples and config.eval.interval):
+            yield Problem(
+                path=path,
+                got=f"eval.interval={config.eval.interval}, eval.samples={config.eval.samples}",
+                expected="validations in the course of the run",
+                remedy="eval.interval=100, with eval.samples above 0",
+            )
+    if stopping and stopping.metric != "valid_loss" and config.objective.kind in ("lm", "sft"):
+        yield Problem(
+            path="training.early_stopping.metric",
+            got=stopping.metric,
+            expected=f"valid_loss with objective.kind={config.objective.kind}: there are no pairs",
+            remedy="training.early_stopping.metric=valid_loss",
+        )
+
+
 def check_optim(config: RunConfig) -> Iterator[Problem]:
     """Check that the phases of the schedule fit the steps of the run."""
     optim, steps = config.optim, config.training.steps

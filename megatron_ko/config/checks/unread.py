@@ -73,6 +73,7 @@ READERS = (
     Reader("objective.kind=simpo", lambda c: c.objective.kind == "simpo", ("objective.gamma",)),
     Reader("objective.kind=dpo or cpo", lambda c: c.objective.kind in ("dpo", "cpo"), ("objective.sft_weight",)),
     Reader("preferences", lambda c: c.objective.kind not in ("lm", "sft"), ("objective.beta",)),
+    Reader("checkpoint.start_from", lambda c: c.checkpoint.start_from is not None, ("checkpoint.start_best",)),
     Reader("optim.schedule=wsd", lambda c: c.optim.schedule == "wsd", ("optim.decay_steps",)),
     Reader("optim.schedule other than constant", lambda c: c.optim.schedule != "constant", ("optim.min_lr_ratio",)),
     Reader(
