@@ -90,13 +90,20 @@ class Tokenizer:
         """Ids of each text, special tokens not parsed."""
         return self._fast.encode_batch(texts) if self._fast else self.reference_batch(texts)
 
-    def encode_documents(self, texts: Sequence[str], *, append_eod: bool) -> Encoded:
-        """Ids of many documents in one array, the fastest way in; special tokens are not parsed."""
+    def encode_documents(self, texts: Sequence[str], *, append_eod: bool, bos: int | None = None) -> Encoded:
+        """Ids of many documents in one array, the fastest way in; special tokens are not parsed.
+
+        Args:
+            texts: of the documents.
+            append_eod: end each of them with the end-of-document token.
+            bos: id that each begins with, if any.
+        """
         if not texts:
             return Encoded(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64))
         if self._fast is None:
+            begin = [] if bos is None else [bos]
             end = [self.eod] if append_eod else []
-            batch = [ids + end for ids in self.reference_batch(texts)]
+            batch = [begin + ids + end for ids in self.reference_batch(texts)]
             lengths = np.fromiter(map(len, batch), dtype=np.int64, count=len(batch))
             flat = np.fromiter(chain.from_iterable(batch), dtype=np.int32, count=int(lengths.sum()))
             return Encoded(flat, lengths)
@@ -104,8 +111,11 @@ class Tokenizer:
         lengths = np.diff(ends, prepend=-1)
         if append_eod:
             ids[ends] = self.eod
-            return Encoded(ids, lengths)
-        return Encoded(np.delete(ids, ends), lengths - 1)
+        else:
+            ids, lengths = np.delete(ids, ends), lengths - 1
+        if bos is not None:
+            ids, lengths = np.insert(ids, np.cumsum(lengths) - lengths, bos), lengths + 1
+        return Encoded(ids, lengths)
 
     def reference_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As ``encode_batch``, through tokenizer.json alone: what transformers gives."""

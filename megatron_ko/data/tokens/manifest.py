@@ -40,6 +40,7 @@ class IndexManifest:
         sources: the inputs in order; for a shard, only those that it holds documents or rejected records of.
         key: field that the text came from.
         shard: number of this shard, and of how many.
+        bos: id that begins every document; None if none was put in front.
         unencodable: "documents" of all shards that characters without tokens were replaced in, or dropped from, and
             how many by character.
     """
@@ -61,6 +62,7 @@ class IndexManifest:
     created_by: str
     key: str = "text"
     shard: tuple[int, int] = (0, 1)
+    bos: int | None = None
     unencodable: dict[str, int] = field(default_factory=dict)
     format: int = FORMAT
 
