@@ -44,6 +44,10 @@ def dedup(
     files: Inputs,
     output: NewFolder,
     more: MoreInputs = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Existing corpus (repeatable): it counts as seen, and is not written again."),
+    ] = None,
     exact: Annotated[
         str, typer.Option(metavar="LEVEL,...", help="Exact duplicates of: document, paragraph, line; or none.")
     ] = "document",
@@ -85,9 +89,10 @@ def dedup(
     from megatron_ko.data.jobs.job import remove_job
     from megatron_ko.data.text.inputs import expand_inputs
 
-    paths = expand_inputs((*files, *(more or [])))
+    existing = expand_inputs(against or ())
+    paths = (*existing, *expand_inputs((*files, *(more or [])), format))
     options = DedupOptions(
-        input=InputFiles(paths, json_key, text_unit, format),
+        input=InputFiles(paths, json_key, text_unit, format, existing=len(existing)),
         output=output,
         levels=tuple(listed(exact)),
         near=Near(parse_shingles(shingle), threshold, check_bands(bands, rows, threshold)) if near else None,
@@ -125,6 +130,13 @@ def _tell(output: Path, result: "DedupResult", seconds: float) -> None:
         f"{sizes['out'] / 1e6:,.1f} of {sizes['in'] / 1e6:,.1f} MB\n"
         f"  removed    {gone or 'nothing'}"
     )
+    if against := manifest.get("against"):
+        number = sum(entry["documents"] for entry in against["inputs"])
+        found = against["removed"]
+        typer.echo(
+            f"  against    {found['exact']:,} exact, {found['near']:,} near of them are in the {number:,} documents "
+            "of the existing corpus"
+        )
     for level, number in manifest["pieces_removed"].items():
         typer.echo(f"  {level}s  {number:,} removed, {sizes['removed'][f'{level}s'] / 1e6:,.1f} MB")
     if report["clusters"]["number"]:

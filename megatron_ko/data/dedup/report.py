@@ -1,6 +1,6 @@
 """What was found: clusters by size, duplicates between sources, and some clusters to look at."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
 from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.manifest import ClusterEntry, ShownDocument, SourcePair
-from megatron_ko.data.dedup.output import RemovedStatistics, WriteStatistics
+from megatron_ko.data.dedup.output import RemovedStatistics
 from megatron_ko.data.jobs.job import Part
 
 _SHOWN_CLUSTERS = 5
@@ -93,13 +93,10 @@ def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[P
 def show_clusters(
     clusters: Sequence[ShownCluster],
     parts: ChunkArrays,
-    written: Sequence[Part[WriteStatistics]],
+    excerpts: Mapping[str, str],
     sources: Sequence[Path],
 ) -> list[ClusterEntry]:
-    """Clusters, with the places and the beginnings of their documents."""
-    excerpts: dict[str, str] = {}
-    for part in written:
-        excerpts |= part.statistics["excerpts"]
+    """Clusters, with the places and the beginnings (``excerpts``, by number) of their documents."""
     shown: list[ClusterEntry] = []
     for cluster in clusters:
         members = np.array(cluster.members)
