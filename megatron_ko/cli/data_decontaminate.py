@@ -12,6 +12,8 @@ from megatron_ko.cli.data_dedup import NewFolder
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Encoding,
+    EncodingOption,
     InputFormatOption,
     Inputs,
     Key,
@@ -58,6 +60,7 @@ def decontaminate(
     json_key: Key = "text",
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
+    encoding: EncodingOption = Encoding.utf_8,
     output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     restart: Restart = False,
@@ -79,8 +82,9 @@ def decontaminate(
     from megatron_ko.data.text.inputs import expand_inputs
 
     size = ngram or DEFAULT_SIZES[unit]
+    paths = expand_inputs((*files, *(more or [])), format)
     options = DecontaminateOptions(
-        input=InputFiles(expand_inputs((*files, *(more or []))), json_key, text_unit, format),
+        input=InputFiles(paths, json_key, text_unit, format, encoding=encoding),
         output=output,
         against=expand_inputs(against),
         keys=tuple(against_key or ["text"]),

@@ -11,6 +11,8 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Encoding,
+    EncodingOption,
     InputFormatOption,
     Inputs,
     Key,
@@ -66,6 +68,7 @@ def dedup(
     json_key: Key = "text",
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
+    encoding: EncodingOption = Encoding.utf_8,
     output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     memory_mb: Memory = 512,
@@ -92,7 +95,7 @@ def dedup(
     existing = expand_inputs(against or ())
     paths = (*existing, *expand_inputs((*files, *(more or [])), format))
     options = DedupOptions(
-        input=InputFiles(paths, json_key, text_unit, format, existing=len(existing)),
+        input=InputFiles(paths, json_key, text_unit, format, len(existing), encoding),
         output=output,
         levels=tuple(listed(exact)),
         near=Near(parse_shingles(shingle), threshold, check_bands(bands, rows, threshold)) if near else None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.cli.data_options import AsJson, MoreInputs
+from megatron_ko.cli.data_options import AsJson, Encoding, EncodingOption, MoreInputs
 
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
@@ -49,6 +49,7 @@ def train(
     more: MoreInputs = None,
     model: Annotated[Model, typer.Option(help="SentencePiece unigram or bpe, or byte-level bpe.")] = Model.unigram,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     character_coverage: Annotated[
         float, typer.Option(min=0.5, max=1.0, help="Share of characters with their own token; others become bytes.")
     ] = 0.9995,
@@ -77,6 +78,7 @@ def train(
         balance_by=balance_by,
         weights=named_weights(weights),
         temperature=temperature,
+        encoding=encoding,
     )
     inputs = expand_inputs((*files, *(more or [])))
     report = train_tokenizer(inputs, output, options, lambda line: typer.echo(line, err=True))
@@ -111,6 +113,7 @@ def extend(
     output: Annotated[Path, typer.Option(metavar="DIR", help="New folder.")],
     more: MoreInputs = None,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Learn from a random sample of at most this size.")] = 50,
     balance_by: BalanceBy = "source",
     weights: Weights = None,
@@ -136,6 +139,7 @@ def extend(
         balance_by=balance_by,
         weights=named_weights(weights),
         temperature=temperature,
+        encoding=encoding,
     )
     options = ExtendOptions(new_ids=vocab_size, sampling=sampling)
     inputs = expand_inputs((*files, *(more or [])))
@@ -172,6 +176,7 @@ def check(
     ] = None,
     more: MoreInputs = None,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     as_json: AsJson = False,
 ) -> None:
     """Check that a tokenizer is lossless, normalises nothing, has single special tokens, and matches transformers.
@@ -185,7 +190,7 @@ def check(
     from megatron_ko.data.tokenizer.check import check_folder
 
     inputs = [*(files or []), *(more or [])]
-    results = check_folder(folder, _documents(inputs, json_key, 20) if inputs else ())
+    results = check_folder(folder, _documents(inputs, json_key, 20, encoding) if inputs else ())
     ok = all(result.ok for result in results)
     if as_json:
         checks = [asdict(result) | {"ok": result.ok} for result in results]
@@ -207,6 +212,7 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Tokenizers.")],
     files: Inputs,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Compare on a random sample of at most this size.")] = 20,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the comparison.")] = None,
     as_json: AsJson = False,
@@ -225,7 +231,7 @@ def compare(
     # With `--input A B`, B becomes a positional argument.
     inputs = [*files, *(path for path in folders if path.is_file())]
     tokenizers = [path for path in folders if not path.is_file()]
-    comparison = compare_tokenizers(tokenizers, _documents(inputs, json_key, max_megabytes))
+    comparison = compare_tokenizers(tokenizers, _documents(inputs, json_key, max_megabytes, encoding))
     if plot is not None:
         from megatron_ko.data.tokenizer.plots import comparison_png
 
@@ -241,14 +247,15 @@ def compare(
     )
 
 
-def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
+def _documents(files: list[Path], json_key: str, megabytes: int, encoding: Encoding) -> list[str]:
     from megatron_ko.data.text.blocks import check_inputs
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling
 
     inputs = expand_inputs(files)
     check_inputs(inputs)
-    return list(Corpus(inputs, CorpusSampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
+    sampling = CorpusSampling(key=json_key, max_bytes=megabytes * 1_000_000, encoding=encoding)
+    return list(Corpus(inputs, sampling).texts())
 
 
 def named_weights(given: list[str] | None) -> dict[str, float]:

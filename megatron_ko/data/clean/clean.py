@@ -19,7 +19,7 @@ from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.report import CleanReport
 from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, identity_to_json, remove_job, run_job
-from megatron_ko.data.text.formats import InputFormat, OutputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, OutputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs
 from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
@@ -44,6 +44,7 @@ class CleanOptions:
         rank, size: this process takes every ``size``-th chunk; the one that ends last writes the output.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
         input_format: of all inputs; None: as their suffixes say.
+        encoding: of text inputs.
     """
 
     inputs: tuple[Path, ...]
@@ -58,6 +59,7 @@ class CleanOptions:
     size: int = 1
     chunk_bytes: int | None = None
     input_format: InputFormat | None = None
+    encoding: Encoding = Encoding.utf_8
 
     @property
     def reading(self) -> Reading:
@@ -69,6 +71,7 @@ class CleanOptions:
             keep_fields=True,
             format=self.input_format,
             chunk_bytes=self.chunk_bytes,
+            encoding=self.encoding,
         )
 
 
@@ -130,6 +133,7 @@ def _identity(options: CleanOptions) -> CleanIdentity:
         format=options.format,
         shard_bytes=options.shard_bytes,
         input_format=options.input_format,
+        encoding=options.encoding.value,
     )
 
 

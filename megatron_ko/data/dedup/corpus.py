@@ -61,7 +61,12 @@ def read_corpus(files: InputFiles, sources: Iterable[int], first: int = 0) -> It
     for source in sources:
         # All columns in every pass: the borders of chunks depend on the bytes that are read.
         reading = Reading(
-            (files.paths[source],), files.key, files.text_unit, keep_fields=True, format=files.format_of(source)
+            (files.paths[source],),
+            files.key,
+            files.text_unit,
+            keep_fields=True,
+            format=files.format_of(source),
+            encoding=files.encoding_of(source),
         )
         for _, chunk in read_chunks(reading):
             yield index, SourceChunk(index, source, chunk)

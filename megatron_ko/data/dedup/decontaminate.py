@@ -82,6 +82,7 @@ class DecontaminateOptions:
             "key": self.input.key,
             "text_unit": self.input.text_unit,
             "format": self.input.format,
+            "encoding": self.input.encoding.value,
             "against": {str(path): content_hash(path) if path.is_file() else None for path in self.against},
             "against_keys": list(self.keys),
             "unit": self.grams.unit,

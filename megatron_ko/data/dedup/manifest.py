@@ -49,6 +49,7 @@ class DedupSettings(TypedDict):
     key: str
     text_unit: str
     format: str | None
+    encoding: str
     exact: list[str]
     near: NearSettings | None
     normalise: str
@@ -152,6 +153,7 @@ class DecontaminateSettings(TypedDict):
     key: str
     text_unit: str
     format: str | None
+    encoding: str
     against: dict[str, str | None]
     against_keys: list[str]
     unit: str

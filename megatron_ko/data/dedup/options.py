@@ -7,7 +7,7 @@ from megatron_ko.data.dedup.lsh import Bands, bands_for
 from megatron_ko.data.dedup.manifest import DedupSettings
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Shingles
-from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_distinct, check_inputs
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.text.writers import check_writable_kind
@@ -43,7 +43,8 @@ class InputFiles:
         text_unit: a document of a .txt file is a "line" or the whole "file".
         format: of the inputs; None: as their suffixes say.
         existing: how many of the paths, from the first, are a corpus that is only compared with: its documents all
-            stay, and are not written again. Its formats are always as the suffixes say.
+            stay, and are not written again. Its formats are as the suffixes say, and text is UTF-8.
+        encoding: of text inputs.
     """
 
     paths: tuple[Path, ...]
@@ -51,6 +52,7 @@ class InputFiles:
     text_unit: TextUnit = TextUnit.line
     format: InputFormat | None = None
     existing: int = 0
+    encoding: Encoding = Encoding.utf_8
 
     @property
     def written(self) -> range:
@@ -60,6 +62,10 @@ class InputFiles:
     def format_of(self, source: int) -> InputFormat | None:
         """The format that a source was said to have."""
         return self.format if source in self.written else None
+
+    def encoding_of(self, source: int) -> Encoding:
+        """The encoding that a source was said to have."""
+        return self.encoding if source in self.written else Encoding.utf_8
 
     def check(self) -> None:
         """Refuse files that are missing, of unknown kind, given twice, or that cannot be read twice.
@@ -123,6 +129,7 @@ class DedupOptions:
             "key": self.input.key,
             "text_unit": self.input.text_unit,
             "format": self.input.format,
+            "encoding": self.input.encoding.value,
             "exact": [level for level in LEVELS if level in self.levels],
             "near": None
             if self.near is None

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
 from megatron_ko.data.text.blocks import check_inputs
+from megatron_ko.data.text.formats import Encoding
 from megatron_ko.data.tokenizer.compare import broken_characters
 from megatron_ko.data.tokenizer.convert import to_tokenizer_json
 from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, CorpusSampling, Group
@@ -40,7 +41,7 @@ class TokenizerOptions:
         character_coverage: share of characters with a piece of their own; SentencePiece only.
         max_bytes: text to train on; of a larger corpus, a random sample of documents.
         seed: of that sample.
-        balance_by, weights, temperature: as in ``CorpusSampling``.
+        balance_by, weights, temperature, encoding: as in ``CorpusSampling``.
     """
 
     model: Literal["unigram", "bpe", "byte-bpe"]
@@ -52,11 +53,14 @@ class TokenizerOptions:
     balance_by: str = SOURCE
     weights: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
+    encoding: Encoding = Encoding.utf_8
 
     @property
     def sampling(self) -> CorpusSampling:
         """What is taken of the corpus."""
-        return CorpusSampling(self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature)
+        return CorpusSampling(
+            self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature, self.encoding
+        )
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class PreprocessIdentity:
         shards, shard_tokens: how many shards, or how large they are; both None if the output is not cut.
         tokenizer: what encodes the text.
         unencodable: what becomes of documents with characters that have no tokens.
+        encoding: of text inputs.
     """
 
     inputs: InputIdentity
@@ -59,6 +60,7 @@ class PreprocessIdentity:
     shard_tokens: int | None
     tokenizer: EncodedWith
     unencodable: UnencodablePolicy = "refuse"
+    encoding: str = "utf-8"
 
     @property
     def sharded(self) -> bool:

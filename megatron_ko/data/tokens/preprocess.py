@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_ko.data.jobs.chunks import chunk_bytes, identified_paths, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
-from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
 from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
@@ -42,6 +42,7 @@ class PreprocessOptions:
         bos: begin every document with the tokenizer's token for that.
         text_unit: a document of a .txt file is a "line" or the whole "file".
         format: of all inputs; None: as their suffixes say.
+        encoding: of text inputs.
         shards: number of shards to cut every output into, of about equally many tokens.
         shard_tokens: cut into as many shards as give about this many tokens in each.
         rank, size: this process takes every ``size``-th chunk; ``merge`` follows when all ranks are finished.
@@ -60,6 +61,7 @@ class PreprocessOptions:
     bos: bool = False
     text_unit: TextUnit = TextUnit.line
     format: InputFormat | None = None
+    encoding: Encoding = Encoding.utf_8
     shards: int | None = None
     shard_tokens: int | None = None
     rank: int = 0
@@ -121,6 +123,7 @@ def _encode(job: Job, options: PreprocessOptions, identity: PreprocessIdentity, 
         extra_keys=options.keys[1:],
         format=options.format,
         chunk_bytes=options.chunk_bytes,
+        encoding=options.encoding,
     )
     done = 0
 
@@ -151,6 +154,7 @@ def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> Preproces
             _bos(tokenizer, options.append_eod) if options.bos else None,
         ),
         unencodable=options.unencodable,
+        encoding=options.encoding.value,
     )
 
 
