@@ -3,11 +3,14 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_ko.cli.data_options import AsJson, Encoding, EncodingOption, MoreInputs
+
+if TYPE_CHECKING:
+    from megatron_ko.data.tokenizer.extra import ExtraTokens
 
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
@@ -26,6 +29,13 @@ Weights = Annotated[
 Temperature = Annotated[
     float, typer.Option(min=1.0, help="Without --weights: shares in proportion to bytes ** (1 / temperature).")
 ]
+
+
+UserDefined = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|TOKEN,...", help="Texts that are always one id each: a file, one a line, or a list."),
+]
+Reserved = Annotated[int, typer.Option(min=0, help="Special tokens <|reserved_0|> ... for later use.")]
 
 
 class Model(StrEnum):
@@ -57,6 +67,8 @@ def train(
     balance_by: BalanceBy = "source",
     weights: Weights = None,
     temperature: Temperature = 1.0,
+    user_defined_tokens: UserDefined = None,
+    reserved_tokens: Reserved = 0,
     tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -68,6 +80,7 @@ def train(
 
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
+    from megatron_ko.data.tokenizer.extra import ExtraTokens, parse_tokens
 
     options = TokenizerOptions(
         model=model.value,
@@ -79,6 +92,7 @@ def train(
         weights=named_weights(weights),
         temperature=temperature,
         encoding=encoding,
+        extra=ExtraTokens(parse_tokens(user_defined_tokens), reserved_tokens),
     )
     inputs = expand_inputs((*files, *(more or [])))
     report = train_tokenizer(inputs, output, options, lambda line: typer.echo(line, err=True))
@@ -95,6 +109,7 @@ def train(
             f"  {group.name}: {group.trained_documents:,} of {group.documents:,} documents, "
             f"{group.trained_bytes / 1e6:.1f} MB, {group.trained_bytes / report.trained_bytes:.1%}"
         )
+    _say_extra(options.extra)
     typer.echo(
         f"  trained on   {report.trained_documents:,} of {report.documents:,} documents, "
         f"{report.trained_bytes / 1e6:.1f} MB ({report.trained_share:.2%} of it reached the trainer)\n"
@@ -118,6 +133,8 @@ def extend(
     balance_by: BalanceBy = "source",
     weights: Weights = None,
     temperature: Temperature = 1.0,
+    user_defined_tokens: UserDefined = None,
+    reserved_tokens: Reserved = 0,
     tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -132,6 +149,7 @@ def extend(
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import CorpusSampling
     from megatron_ko.data.tokenizer.extend import ExtendOptions, extend_tokenizer
+    from megatron_ko.data.tokenizer.extra import ExtraTokens, parse_tokens
 
     sampling = CorpusSampling(
         key=json_key,
@@ -141,7 +159,8 @@ def extend(
         temperature=temperature,
         encoding=encoding,
     )
-    options = ExtendOptions(new_ids=vocab_size, sampling=sampling)
+    extra = ExtraTokens(parse_tokens(user_defined_tokens), reserved_tokens)
+    options = ExtendOptions(new_ids=vocab_size, sampling=sampling, extra=extra)
     inputs = expand_inputs((*files, *(more or [])))
     report = extend_tokenizer(base, inputs, output, options, lambda line: typer.echo(line, err=True))
     rows = _padded(report.vocab_size, tensor)
@@ -159,6 +178,7 @@ def extend(
         f"{report.eojeols and after / report.eojeols:.2f} after; {report.bytes / before:.2f} bytes a token before, "
         f"{report.bytes / after:.2f} after"
     )
+    _say_extra(extra)
     if report.missing_bytes:
         from megatron_ko.data.tokenizer.unencodable import hexadecimal
 
@@ -270,6 +290,11 @@ def named_weights(given: list[str] | None) -> dict[str, float]:
         if not sign or not name:
             raise typer.BadParameter(f"--weights {word}: expected NAME=SHARE, for example --weights ko.jsonl=0.7")
     return weights
+
+
+def _say_extra(extra: "ExtraTokens") -> None:
+    if len(extra):
+        typer.echo(f"  declared     {len(extra.user_defined)} user-defined tokens, {extra.reserved} reserved")
 
 
 def _padded(vocab_size: int, tensor: int) -> int:

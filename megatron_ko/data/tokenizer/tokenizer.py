@@ -59,6 +59,7 @@ class Tokenizer:
         eod: id that ends a document.
         bos, pad, unk: ids, None where the folder defines none.
         special_tokens: name to id.
+        user_defined: tokens that stand for their own text, wherever it is; to id.
         fingerprint: sha256 of everything that decides the ids.
     """
 
@@ -71,13 +72,16 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = {
             token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
         }
+        self.user_defined: dict[str, int] = {
+            token["content"]: token["id"] for token in content["added_tokens"] if not token["special"]
+        }
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.eod = self._required_id(named, "eos_token")
         self.bos, self.pad, self.unk = (self._id(named, name) for name in ("bos_token", "pad_token", "unk_token"))
         self.fingerprint = _fingerprint(content, self.eod)
         self._fast: SentencePieceEncoder | None = None
         if kind in ("unigram", "bpe"):
-            self._fast = SentencePieceEncoder(folder / SENTENCEPIECE_MODEL, self._reference)
+            self._fast = SentencePieceEncoder(folder / SENTENCEPIECE_MODEL, self._reference, self.user_defined)
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Ids of ``text``; nothing is added at either end."""
