@@ -10,6 +10,7 @@ import typer
 from megatron_ko.cli.data_options import AsJson, Encoding, EncodingOption, MoreInputs
 
 if TYPE_CHECKING:
+    from megatron_ko.data.tokenizer.corpus import Corpus
     from megatron_ko.data.tokenizer.extra import ExtraTokens
 
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
@@ -210,7 +211,7 @@ def check(
     from megatron_ko.data.tokenizer.check import check_folder
 
     inputs = [*(files or []), *(more or [])]
-    results = check_folder(folder, _documents(inputs, json_key, 20, encoding) if inputs else ())
+    results = check_folder(folder, [*_corpus(inputs, json_key, 20, encoding).texts()] if inputs else ())
     ok = all(result.ok for result in results)
     if as_json:
         checks = [asdict(result) | {"ok": result.ok} for result in results]
@@ -237,7 +238,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the comparison.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare fertility, coverage, byte and unknown tokens of several tokenizers on the same text.
+    """Compare fertility, coverage, byte and unknown tokens of several tokenizers, on each file and on all.
 
     Example: megatron-ko tokenizer compare tok-unigram tok-bpe --input corpus.jsonl --plot fertility.png
     """
@@ -251,7 +252,8 @@ def compare(
     # With `--input A B`, B becomes a positional argument.
     inputs = [*files, *(path for path in folders if path.is_file())]
     tokenizers = [path for path in folders if not path.is_file()]
-    comparison = compare_tokenizers(tokenizers, _documents(inputs, json_key, max_megabytes, encoding))
+    texts = _corpus(inputs, json_key, max_megabytes, encoding).texts_by_group()
+    comparison = compare_tokenizers(tokenizers, texts)
     if plot is not None:
         from megatron_ko.data.tokenizer.plots import comparison_png
 
@@ -267,7 +269,7 @@ def compare(
     )
 
 
-def _documents(files: list[Path], json_key: str, megabytes: int, encoding: Encoding) -> list[str]:
+def _corpus(files: list[Path], json_key: str, megabytes: int, encoding: Encoding) -> "Corpus":
     from megatron_ko.data.text.blocks import check_inputs
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling
@@ -275,7 +277,7 @@ def _documents(files: list[Path], json_key: str, megabytes: int, encoding: Encod
     inputs = expand_inputs(files)
     check_inputs(inputs)
     sampling = CorpusSampling(key=json_key, max_bytes=megabytes * 1_000_000, encoding=encoding)
-    return list(Corpus(inputs, sampling).texts())
+    return Corpus(inputs, sampling)
 
 
 def named_weights(given: list[str] | None) -> dict[str, float]:

@@ -99,6 +99,13 @@ class Corpus:
         for document in self._chosen(1.0):
             yield document.text
 
+    def texts_by_group(self) -> dict[str, list[str]]:
+        """The sample by file, or by what is balanced."""
+        texts: dict[str, list[str]] = {}
+        for document in self._chosen(1.0):
+            texts.setdefault(self._group_of(document), []).append(document.text)
+        return texts
+
     def samples(self) -> list[str]:
         """A few random documents for the gate, of limited size in all."""
         chosen: list[str] = []
