@@ -246,6 +246,8 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
 
 def _values(column: "pyarrow.ChunkedArray") -> list[object]:
     """Python values. Strings inside lists and structs were not read as bytes, and may fail to decode."""
+    if _in_nanoseconds(column.type):
+        return [_value(scalar) for scalar in column]
     try:
         values: list[object] = column.to_pylist()
     except (ValueError, OverflowError):
@@ -254,6 +256,15 @@ def _values(column: "pyarrow.ChunkedArray") -> list[object]:
 
 
 def _value(scalar: "pyarrow.Scalar") -> object:
+    import pyarrow
+
+    if scalar.is_valid and _in_nanoseconds(scalar.type):
+        if isinstance(scalar, pyarrow.StructScalar | pyarrow.ListScalar):
+            return _exact(scalar)
+        # Where pandas is installed, as_py would give its types.
+        if scalar.value % 1000:
+            return _exact(scalar)
+        scalar = scalar.cast(_in_microseconds(scalar.type))
     try:
         value: object = scalar.as_py()
     except UnicodeDecodeError:
@@ -261,6 +272,20 @@ def _value(scalar: "pyarrow.Scalar") -> object:
     except (ValueError, OverflowError):
         value = _exact(scalar)
     return value
+
+
+def _in_nanoseconds(type: "pyarrow.DataType") -> bool:
+    """Whether a type is, or holds, a time that Python's types are too coarse for."""
+    inner = [type.field(index).type for index in range(type.num_fields)]
+    return getattr(type, "unit", None) == "ns" or any(map(_in_nanoseconds, inner))
+
+
+def _in_microseconds(type: "pyarrow.DataType") -> "pyarrow.DataType":
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(type):
+        return pyarrow.timestamp("us", type.tz)
+    return pyarrow.duration("us") if pyarrow.types.is_duration(type) else pyarrow.time64("us")
 
 
 def _exact(scalar: "pyarrow.Scalar") -> object:
