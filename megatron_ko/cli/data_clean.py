@@ -22,7 +22,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume, speed
 
 if TYPE_CHECKING:
     from megatron_ko.data.clean.calibration import Calibration
@@ -107,11 +107,9 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
         typer.echo(json.dumps(result, ensure_ascii=False))
     else:
         _print_report(report)
-        speed = (
-            f"{report['in']['documents'] / seconds:,.0f} documents/s, {report['in']['bytes'] / seconds / 1e6:.1f} MB/s"
-        )
+        pace = f"{report['in']['documents'] / seconds:,.0f} documents/s, {speed(report['in']['bytes'], seconds)}"
         typer.echo(f"{options.output}: samples of every reason in samples/")
-        typer.echo(f"  {speed}, {seconds:.1f} s", err=True)
+        typer.echo(f"  {pace}, {seconds:.1f} s", err=True)
 
 
 def _print_report(report: "CleanReport") -> None:

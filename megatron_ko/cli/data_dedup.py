@@ -24,7 +24,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
+from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume, speed
 
 if TYPE_CHECKING:
     from megatron_ko.data.dedup.dedup import DedupResult
@@ -38,6 +38,7 @@ class Keep(StrEnum):
     priority = "priority"
 
 
+_SHOWN_PAIRS = 5
 NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="New folder: one file per input, manifest, report.")]
 Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory per process for sorting.")]
 
@@ -145,11 +146,21 @@ def _tell(output: Path, result: "DedupResult", seconds: float) -> None:
     if report["clusters"]["number"]:
         spread = ", ".join(f"{number:,} of {size}" for size, number in report["clusters"]["sizes"].items())
         typer.echo(f"  clusters   {report['clusters']['number']:,}: {spread}")
-    for pair in report["source_pairs"][:5]:
+    if report["near"] and (spread_of := report["near"]["removed_by_similarity_to_the_kept_document"]):
+        spread = ", ".join(f"{number:,} at {place}" for place, number in spread_of.items() if number)
+        typer.echo(f"  similar    {spread}" if spread else "  similar    none")
+    pairs = report["source_pairs"]
+    for pair in pairs[:_SHOWN_PAIRS]:
         typer.echo(
             f"  {pair['removed_from']}: {pair['exact']:,} exact, {pair['near']:,} near duplicates of {pair['kept_in']}"
         )
+    if len(pairs) > _SHOWN_PAIRS:
+        others = sum(pair["exact"] + pair["near"] for pair in pairs[_SHOWN_PAIRS:])
+        typer.echo(
+            f"  {len(pairs) - _SHOWN_PAIRS:,} more pairs of files with {others:,} duplicates: {output}/report.json"
+        )
     if rejected := manifest["rejected"]["records"]:
-        typer.echo(f"  {rejected:,} records rejected: {manifest['rejected']['reasons']}; see {output}/rejected.jsonl")
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest["rejected"]["reasons"].items())
+        typer.echo(f"  {rejected:,} records rejected: {reasons}; see {output}/rejected.jsonl")
     typer.echo(f"  what went is listed in {output}/removed.jsonl.zst")
-    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
+    typer.echo(f"  {speed(sizes['in'], seconds)}, {seconds:.1f} s", err=True)

@@ -20,7 +20,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume, speed
 
 if TYPE_CHECKING:
     from megatron_ko.data.tokens.merge import IndexedOutput
@@ -171,4 +171,4 @@ def report_outputs(written: "list[IndexedOutput]", seconds: float, as_json: bool
                 typer.echo(f"  documents that do not come back, the first: {numbers}")
     documents = sum(one.manifest.documents for one in written)
     size = sum(one.manifest.bytes for one in written)
-    typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
+    typer.echo(f"  {documents / seconds:,.0f} documents/s, {speed(size, seconds)}, {seconds:.1f} s", err=True)

@@ -86,3 +86,9 @@ def _told_in_lines(first: str) -> Iterator[Callable[[str], None]]:
     finally:
         ended.set()
         printer.join()
+
+
+def speed(size: int, seconds: float) -> str:
+    """Bytes a second, in a unit that leaves something to read."""
+    rate = size / max(seconds, 1e-9)
+    return f"{rate / 1e6:.1f} MB/s" if rate >= 1e5 else f"{rate / 1e3:.1f} kB/s"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from megatron_ko.data.tokenizer.corpus import Corpus
     from megatron_ko.data.tokenizer.extra import ExtraTokens
 
+_SHOWN_GROUPS = 20
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
 Inputs = Annotated[
@@ -105,11 +106,15 @@ def train(
         f"{report.output}: {report.model}, {report.vocab_size:,} ids ({_padded(report.vocab_size, tensor):,} rows with "
         f"padding at tensor {tensor}), fingerprint {report.fingerprint[:16]}"
     )
-    for group in report.groups if len(report.groups) > 1 else ():
+    groups = report.groups if len(report.groups) > 1 else ()
+    for group in groups[:_SHOWN_GROUPS]:
         typer.echo(
             f"  {group.name}: {group.trained_documents:,} of {group.documents:,} documents, "
             f"{group.trained_bytes / 1e6:.1f} MB, {group.trained_bytes / report.trained_bytes:.1%}"
         )
+    if len(groups) > _SHOWN_GROUPS:
+        rest = sum(group.trained_bytes for group in groups[_SHOWN_GROUPS:])
+        typer.echo(f"  {len(groups) - _SHOWN_GROUPS:,} more, {rest / 1e6:.1f} MB; --json lists all")
     _say_extra(options.extra)
     typer.echo(
         f"  trained on   {report.trained_documents:,} of {report.documents:,} documents, "

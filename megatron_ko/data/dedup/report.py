@@ -79,7 +79,7 @@ def describe_clusters(kept_path: Path, same_text_path: Path, scratch: Path) -> C
 
 
 def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[Path]) -> list[SourcePair]:
-    """Duplicates and their bytes, by source of the removed and of the kept document; most bytes first."""
+    """Duplicates and their bytes, by source of the removed and of the kept document; most documents first."""
     table: dict[tuple[int, int], SourcePair] = {}
     for part in removed:
         for one, two, reason, number, size in part.statistics["pairs"]:
@@ -87,7 +87,7 @@ def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[P
             row = table.setdefault((one, two), new)
             row["near" if reason == "near" else "exact"] += number
             row["bytes"] += size
-    return sorted(table.values(), key=lambda row: -row["bytes"])
+    return sorted(table.values(), key=lambda row: -(row["exact"] + row["near"]))
 
 
 def show_clusters(
