@@ -37,16 +37,19 @@ CORE = [
 
 # Each stage of `data clean` that needs one of these says so when it is asked for and missing.
 CLEAN = ["ftfy", "selectolax"]
+# Models that the user brings: fasttext-predict has wheels; kenlm is compiled (a C++ compiler, CMake comes with pip).
+QUALITY = ["fasttext-predict", "kenlm"]
 
 EXTRAS = {
     "cuda": ["transformer-engine[pytorch]"],
     "wandb": ["wandb"],
     "clean": CLEAN,
+    "quality": QUALITY,
     "gguf": ["gguf>=0.19", "llama-cpp-python>=0.3.36"],  # convert gguf: the second compiles llama.cpp
     # datatrove and python-stdnum are oracles: outside implementations that the tests compare with
     "dev": [
         *("pytest", "pytest-xdist", "pytest-cov", "pytest-timeout", "hypothesis", "ruff", "mypy", "accelerate"),
-        *(*CLEAN, "kiwipiepy<0.22", "fasttext-predict", "datatrove", "python-stdnum"),
+        *(*CLEAN, "fasttext-predict", "kiwipiepy<0.22", "datatrove", "python-stdnum"),
         *("datasketch", "rensa"),  # peers of benchmarks/dedup.py
         *("trl", "peft"),  # oracles of the objectives and of adapters
     ],

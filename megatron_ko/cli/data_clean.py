@@ -10,6 +10,8 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Encoding,
+    EncodingOption,
     InputFormatOption,
     Inputs,
     MoreInputs,
@@ -20,7 +22,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume, speed
 
 if TYPE_CHECKING:
     from megatron_ko.data.clean.calibration import Calibration
@@ -37,6 +39,7 @@ def clean(
     json_key: Annotated[str, typer.Option(metavar="KEY", help="Field of the text.")] = "text",
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
+    encoding: EncodingOption = Encoding.utf_8,
     output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     shard_size: Annotated[int, typer.Option(metavar="MIB", min=1, help="A shard is closed at this size.")] = 512,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
@@ -69,6 +72,7 @@ def clean(
         key=json_key,
         text_unit=text_unit,
         input_format=format,
+        encoding=encoding,
         format=output_format,
         shard_bytes=shard_size << 20,
         rank=rank,
@@ -103,11 +107,9 @@ def _clean(options: "CleanOptions", as_json: bool) -> None:
         typer.echo(json.dumps(result, ensure_ascii=False))
     else:
         _print_report(report)
-        speed = (
-            f"{report['in']['documents'] / seconds:,.0f} documents/s, {report['in']['bytes'] / seconds / 1e6:.1f} MB/s"
-        )
+        pace = f"{report['in']['documents'] / seconds:,.0f} documents/s, {speed(report['in']['bytes'], seconds)}"
         typer.echo(f"{options.output}: samples of every reason in samples/")
-        typer.echo(f"  {speed}, {seconds:.1f} s", err=True)
+        typer.echo(f"  {pace}, {seconds:.1f} s", err=True)
 
 
 def _print_report(report: "CleanReport") -> None:

@@ -12,6 +12,8 @@ from megatron_ko.cli.data_dedup import NewFolder
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Encoding,
+    EncodingOption,
     InputFormatOption,
     Inputs,
     Key,
@@ -23,7 +25,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
+from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume, speed
 
 
 class GramUnit(StrEnum):
@@ -58,6 +60,7 @@ def decontaminate(
     json_key: Key = "text",
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
+    encoding: EncodingOption = Encoding.utf_8,
     output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     restart: Restart = False,
@@ -79,8 +82,9 @@ def decontaminate(
     from megatron_ko.data.text.inputs import expand_inputs
 
     size = ngram or DEFAULT_SIZES[unit]
+    paths = expand_inputs((*files, *(more or [])), format)
     options = DecontaminateOptions(
-        input=InputFiles(expand_inputs((*files, *(more or []))), json_key, text_unit, format),
+        input=InputFiles(paths, json_key, text_unit, format, encoding=encoding),
         output=output,
         against=expand_inputs(against),
         keys=tuple(against_key or ["text"]),
@@ -103,8 +107,9 @@ def decontaminate(
         f"{documents['removed']['contaminated']:,} share {size} {unit.value} with an evaluation item"
     )
     for file in manifest["evaluation"]["files"]:
-        typer.echo(
-            f"  {file['file']}: {file['found']:,} of {file['items']:,} texts found, {file['too_short']:,} too short"
-        )
+        searched = file["items"] - file["too_short"]
+        unsearched = f"; {file['too_short']:,} of {file['items']:,} were too short to search for"
+        line = f"  {file['file']}: {file['found']:,} of {searched:,} texts found"
+        typer.echo(line + (unsearched if file["too_short"] else ""))
     typer.echo(f"  what went is listed in {output}/removed.jsonl.zst")
-    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
+    typer.echo(f"  {speed(sizes['in'], seconds)}, {seconds:.1f} s", err=True)

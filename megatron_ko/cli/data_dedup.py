@@ -11,6 +11,8 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Encoding,
+    EncodingOption,
     InputFormatOption,
     Inputs,
     Key,
@@ -22,7 +24,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume
+from megatron_ko.cli.data_progress import bars_of_passes, say_how_to_resume, speed
 
 if TYPE_CHECKING:
     from megatron_ko.data.dedup.dedup import DedupResult
@@ -36,6 +38,7 @@ class Keep(StrEnum):
     priority = "priority"
 
 
+_SHOWN_PAIRS = 5
 NewFolder = Annotated[Path, typer.Option(metavar="DIR", help="New folder: one file per input, manifest, report.")]
 Memory = Annotated[int, typer.Option(min=1, metavar="MB", help="Memory per process for sorting.")]
 
@@ -44,6 +47,10 @@ def dedup(
     files: Inputs,
     output: NewFolder,
     more: MoreInputs = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Existing corpus (repeatable): it counts as seen, and is not written again."),
+    ] = None,
     exact: Annotated[
         str, typer.Option(metavar="LEVEL,...", help="Exact duplicates of: document, paragraph, line; or none.")
     ] = "document",
@@ -62,6 +69,7 @@ def dedup(
     json_key: Key = "text",
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
+    encoding: EncodingOption = Encoding.utf_8,
     output_format: OutputFormatOption = OutputFormat.jsonl_zst,
     workers: Workers = CORES,
     memory_mb: Memory = 512,
@@ -85,9 +93,10 @@ def dedup(
     from megatron_ko.data.jobs.job import remove_job
     from megatron_ko.data.text.inputs import expand_inputs
 
-    paths = expand_inputs((*files, *(more or [])))
+    existing = expand_inputs(against or ())
+    paths = (*existing, *expand_inputs((*files, *(more or [])), format))
     options = DedupOptions(
-        input=InputFiles(paths, json_key, text_unit, format),
+        input=InputFiles(paths, json_key, text_unit, format, len(existing), encoding),
         output=output,
         levels=tuple(listed(exact)),
         near=Near(parse_shingles(shingle), threshold, check_bands(bands, rows, threshold)) if near else None,
@@ -125,16 +134,33 @@ def _tell(output: Path, result: "DedupResult", seconds: float) -> None:
         f"{sizes['out'] / 1e6:,.1f} of {sizes['in'] / 1e6:,.1f} MB\n"
         f"  removed    {gone or 'nothing'}"
     )
+    if against := manifest.get("against"):
+        number = sum(entry["documents"] for entry in against["inputs"])
+        found = against["removed"]
+        typer.echo(
+            f"  against    {found['exact']:,} exact, {found['near']:,} near of them are in the {number:,} documents "
+            "of the existing corpus"
+        )
     for level, number in manifest["pieces_removed"].items():
         typer.echo(f"  {level}s  {number:,} removed, {sizes['removed'][f'{level}s'] / 1e6:,.1f} MB")
     if report["clusters"]["number"]:
         spread = ", ".join(f"{number:,} of {size}" for size, number in report["clusters"]["sizes"].items())
         typer.echo(f"  clusters   {report['clusters']['number']:,}: {spread}")
-    for pair in report["source_pairs"][:5]:
+    if report["near"] and (spread_of := report["near"]["removed_by_similarity_to_the_kept_document"]):
+        spread = ", ".join(f"{number:,} at {place}" for place, number in spread_of.items() if number)
+        typer.echo(f"  similar    {spread}" if spread else "  similar    none")
+    pairs = report["source_pairs"]
+    for pair in pairs[:_SHOWN_PAIRS]:
         typer.echo(
             f"  {pair['removed_from']}: {pair['exact']:,} exact, {pair['near']:,} near duplicates of {pair['kept_in']}"
         )
+    if len(pairs) > _SHOWN_PAIRS:
+        others = sum(pair["exact"] + pair["near"] for pair in pairs[_SHOWN_PAIRS:])
+        typer.echo(
+            f"  {len(pairs) - _SHOWN_PAIRS:,} more pairs of files with {others:,} duplicates: {output}/report.json"
+        )
     if rejected := manifest["rejected"]["records"]:
-        typer.echo(f"  {rejected:,} records rejected: {manifest['rejected']['reasons']}; see {output}/rejected.jsonl")
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in manifest["rejected"]["reasons"].items())
+        typer.echo(f"  {rejected:,} records rejected: {reasons}; see {output}/rejected.jsonl")
     typer.echo(f"  what went is listed in {output}/removed.jsonl.zst")
-    typer.echo(f"  {sizes['in'] / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
+    typer.echo(f"  {speed(sizes['in'], seconds)}, {seconds:.1f} s", err=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megatron_ko.data.text.formats import InputFormat, OutputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, OutputFormat, TextUnit
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -24,6 +24,9 @@ Key = Annotated[str, typer.Option(metavar="KEY", help="Text field or column.")]
 TextUnitOption = Annotated[TextUnit, typer.Option(help="What is a document in a .txt file.")]
 InputFormatOption = Annotated[
     InputFormat | None, typer.Option("--format", help="Format of all inputs; default: by suffix.")
+]
+EncodingOption = Annotated[
+    Encoding, typer.Option(help="Encoding of text inputs; auto: by mark, else UTF-8, else CP949 (EUC-KR), per file.")
 ]
 OutputFormatOption = Annotated[OutputFormat, typer.Option(help="Format of the output files.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; default: one per core.")]

@@ -10,6 +10,8 @@ import typer
 from megatron_ko.cli.data_options import (
     CORES,
     AsJson,
+    Encoding,
+    EncodingOption,
     InputFormatOption,
     Inputs,
     MoreInputs,
@@ -18,7 +20,7 @@ from megatron_ko.cli.data_options import (
     TextUnitOption,
     Workers,
 )
-from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume
+from megatron_ko.cli.data_progress import bar_over_bytes, say_how_to_resume, speed
 
 if TYPE_CHECKING:
     from megatron_ko.data.tokens.merge import IndexedOutput
@@ -62,8 +64,10 @@ def preprocess(
         typer.Option(metavar="KEY", help="Text field; if repeated, each one writes PREFIX_KEY. [text]"),
     ] = None,
     append_eod: Annotated[bool, typer.Option(help="End every document with the end-of-document token.")] = True,
+    bos: Annotated[bool, typer.Option("--bos", help="Begin every document with the tokenizer's bos token.")] = False,
     text_unit: TextUnitOption = TextUnit.line,
     format: InputFormatOption = None,
+    encoding: EncodingOption = Encoding.utf_8,
     shards: Annotated[int | None, typer.Option(min=1, help="Write PREFIX-00000-of-N ..., N shards.")] = None,
     shard_tokens: Annotated[int | None, typer.Option(min=1, help="Write shards of about this many tokens.")] = None,
     rank: Annotated[int, typer.Option(min=0, help="Number of this process among --size.")] = 0,
@@ -100,8 +104,10 @@ def preprocess(
         workers=workers,
         keys=tuple(json_key or ["text"]),
         append_eod=append_eod,
+        bos=bos,
         text_unit=text_unit,
         format=format,
+        encoding=encoding,
         shards=shards,
         shard_tokens=shard_tokens,
         rank=rank,
@@ -165,4 +171,4 @@ def report_outputs(written: "list[IndexedOutput]", seconds: float, as_json: bool
                 typer.echo(f"  documents that do not come back, the first: {numbers}")
     documents = sum(one.manifest.documents for one in written)
     size = sum(one.manifest.bytes for one in written)
-    typer.echo(f"  {documents / seconds:,.0f} documents/s, {size / seconds / 1e6:.1f} MB/s, {seconds:.1f} s", err=True)
+    typer.echo(f"  {documents / seconds:,.0f} documents/s, {speed(size, seconds)}, {seconds:.1f} s", err=True)

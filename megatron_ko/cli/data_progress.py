@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from threading import Event, Thread
 from time import monotonic
 
 import typer
@@ -30,9 +31,9 @@ def bar_over_bytes(title: str, inputs: tuple[Path, ...], ranks: int = 1) -> Iter
     """A progress bar over the bytes of the inputs (or this rank's share) on a terminal; else one line per minute."""
     total = sum(path.stat().st_size for path in inputs if path.is_file()) // ranks
     if not sys.stderr.isatty():
-        tell = _told_in_lines()
         of = f" of {total / 1e6:,.1f}" if total else ""
-        yield lambda read: tell(f"{title}: {read / 1e6:,.1f}{of} MB")
+        with _told_in_lines(f"{title}: 0.0{of} MB") as tell:
+            yield lambda read: tell(f"{title}: {read / 1e6:,.1f}{of} MB")
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -47,8 +48,8 @@ def bar_over_bytes(title: str, inputs: tuple[Path, ...], ranks: int = 1) -> Iter
 def bars_of_passes() -> Iterator[Callable[[str, float], None]]:
     """A progress bar for each pass on a terminal; otherwise one line per minute."""
     if not sys.stderr.isatty():
-        tell = _told_in_lines()
-        yield lambda name, share: tell(f"{name}: {share:.0%}")
+        with _told_in_lines("reading: 0%") as tell:
+            yield lambda name, share: tell(f"{name}: {share:.0%}")
         return
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -64,15 +65,30 @@ def bars_of_passes() -> Iterator[Callable[[str, float], None]]:
         yield show
 
 
-def _told_in_lines() -> Callable[[str], None]:
-    """Returns a function that prints lines, at most one per minute, to show progress in the log of a batch job."""
-    start = told = monotonic()
+@contextmanager
+def _told_in_lines(first: str) -> Iterator[Callable[[str], None]]:
+    """A function that is told where the work is. It prints a line a minute, also while nothing gets done."""
+    start, latest, ended = monotonic(), first, Event()
 
     def tell(line: str) -> None:
-        nonlocal told
-        now = monotonic()
-        if now - told >= _LINE_SECONDS:
-            told = now
-            typer.echo(f"{line}, after {timedelta(seconds=int(now - start))}", err=True)
+        nonlocal latest
+        latest = line
 
-    return tell
+    def print_lines() -> None:
+        while not ended.wait(_LINE_SECONDS):
+            typer.echo(f"{latest}, after {timedelta(seconds=int(monotonic() - start))}", err=True)
+
+    # A thread: a chunk of slow stages takes longer than a minute.
+    printer = Thread(target=print_lines, name="progress", daemon=True)
+    printer.start()
+    try:
+        yield tell
+    finally:
+        ended.set()
+        printer.join()
+
+
+def speed(size: int, seconds: float) -> str:
+    """Bytes a second, in a unit that leaves something to read."""
+    rate = size / max(seconds, 1e-9)
+    return f"{rate / 1e6:.1f} MB/s" if rate >= 1e5 else f"{rate / 1e3:.1f} kB/s"

@@ -3,13 +3,18 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megatron_ko.cli import tokenizer_chat
-from megatron_ko.cli.data_options import AsJson, MoreInputs
+from megatron_ko.cli.data_options import AsJson, Encoding, EncodingOption, MoreInputs
 
+if TYPE_CHECKING:
+    from megatron_ko.data.tokenizer.corpus import Corpus
+    from megatron_ko.data.tokenizer.extra import ExtraTokens
+
+_SHOWN_GROUPS = 20
 app = typer.Typer(no_args_is_help=True, help="Train, extend, check and compare tokenizers.")
 
 Inputs = Annotated[
@@ -27,6 +32,13 @@ Weights = Annotated[
 Temperature = Annotated[
     float, typer.Option(min=1.0, help="Without --weights: shares in proportion to bytes ** (1 / temperature).")
 ]
+
+
+UserDefined = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|TOKEN,...", help="Texts that are always one id each: a file, one a line, or a list."),
+]
+Reserved = Annotated[int, typer.Option(min=0, help="Special tokens <|reserved_0|> ... for later use.")]
 
 
 class Model(StrEnum):
@@ -53,6 +65,7 @@ def train(
     more: MoreInputs = None,
     model: Annotated[Model, typer.Option(help="SentencePiece unigram or bpe, or byte-level bpe.")] = Model.unigram,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     character_coverage: Annotated[
         float, typer.Option(min=0.5, max=1.0, help="Share of characters with their own token; others become bytes.")
     ] = 0.9995,
@@ -60,6 +73,8 @@ def train(
     balance_by: BalanceBy = "source",
     weights: Weights = None,
     temperature: Temperature = 1.0,
+    user_defined_tokens: UserDefined = None,
+    reserved_tokens: Reserved = 0,
     tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +86,7 @@ def train(
 
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer import TokenizerOptions, train_tokenizer
+    from megatron_ko.data.tokenizer.extra import ExtraTokens, parse_tokens
 
     options = TokenizerOptions(
         model=model.value,
@@ -81,6 +97,8 @@ def train(
         balance_by=balance_by,
         weights=named_weights(weights),
         temperature=temperature,
+        encoding=encoding,
+        extra=ExtraTokens(parse_tokens(user_defined_tokens), reserved_tokens),
     )
     inputs = expand_inputs((*files, *(more or [])))
     report = train_tokenizer(inputs, output, options, lambda line: typer.echo(line, err=True))
@@ -92,11 +110,16 @@ def train(
         f"{report.output}: {report.model}, {report.vocab_size:,} ids ({_padded(report.vocab_size, tensor):,} rows with "
         f"padding at tensor {tensor}), fingerprint {report.fingerprint[:16]}"
     )
-    for group in report.groups if len(report.groups) > 1 else ():
+    groups = report.groups if len(report.groups) > 1 else ()
+    for group in groups[:_SHOWN_GROUPS]:
         typer.echo(
             f"  {group.name}: {group.trained_documents:,} of {group.documents:,} documents, "
             f"{group.trained_bytes / 1e6:.1f} MB, {group.trained_bytes / report.trained_bytes:.1%}"
         )
+    if len(groups) > _SHOWN_GROUPS:
+        rest = sum(group.trained_bytes for group in groups[_SHOWN_GROUPS:])
+        typer.echo(f"  {len(groups) - _SHOWN_GROUPS:,} more, {rest / 1e6:.1f} MB; --json lists all")
+    _say_extra(options.extra)
     typer.echo(
         f"  trained on   {report.trained_documents:,} of {report.documents:,} documents, "
         f"{report.trained_bytes / 1e6:.1f} MB ({report.trained_share:.2%} of it reached the trainer)\n"
@@ -115,10 +138,13 @@ def extend(
     output: Annotated[Path, typer.Option(metavar="DIR", help="New folder.")],
     more: MoreInputs = None,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Learn from a random sample of at most this size.")] = 50,
     balance_by: BalanceBy = "source",
     weights: Weights = None,
     temperature: Temperature = 1.0,
+    user_defined_tokens: UserDefined = None,
+    reserved_tokens: Reserved = 0,
     tensor: Annotated[int, typer.Option(min=1, help="Print the embedding's rows for this tensor parallelism.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -133,6 +159,7 @@ def extend(
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import CorpusSampling
     from megatron_ko.data.tokenizer.extend import ExtendOptions, extend_tokenizer
+    from megatron_ko.data.tokenizer.extra import ExtraTokens, parse_tokens
 
     sampling = CorpusSampling(
         key=json_key,
@@ -140,8 +167,10 @@ def extend(
         balance_by=balance_by,
         weights=named_weights(weights),
         temperature=temperature,
+        encoding=encoding,
     )
-    options = ExtendOptions(new_ids=vocab_size, sampling=sampling)
+    extra = ExtraTokens(parse_tokens(user_defined_tokens), reserved_tokens)
+    options = ExtendOptions(new_ids=vocab_size, sampling=sampling, extra=extra)
     inputs = expand_inputs((*files, *(more or [])))
     report = extend_tokenizer(base, inputs, output, options, lambda line: typer.echo(line, err=True))
     rows = _padded(report.vocab_size, tensor)
@@ -159,6 +188,7 @@ def extend(
         f"{report.eojeols and after / report.eojeols:.2f} after; {report.bytes / before:.2f} bytes a token before, "
         f"{report.bytes / after:.2f} after"
     )
+    _say_extra(extra)
     if report.missing_bytes:
         from megatron_ko.data.tokenizer.unencodable import hexadecimal
 
@@ -176,6 +206,7 @@ def check(
     ] = None,
     more: MoreInputs = None,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     as_json: AsJson = False,
 ) -> None:
     """Check that a tokenizer is lossless, normalises nothing, has single special tokens, and matches transformers.
@@ -189,7 +220,7 @@ def check(
     from megatron_ko.data.tokenizer.check import check_folder
 
     inputs = [*(files or []), *(more or [])]
-    results = check_folder(folder, _documents(inputs, json_key, 20) if inputs else ())
+    results = check_folder(folder, [*_corpus(inputs, json_key, 20, encoding).texts()] if inputs else ())
     ok = all(result.ok for result in results)
     if as_json:
         checks = [asdict(result) | {"ok": result.ok} for result in results]
@@ -211,11 +242,12 @@ def compare(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Tokenizers.")],
     files: Inputs,
     json_key: JsonKey = "text",
+    encoding: EncodingOption = Encoding.utf_8,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Compare on a random sample of at most this size.")] = 20,
     plot: Annotated[Path | None, typer.Option(metavar="PNG", help="Also plot the comparison.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare fertility, coverage, byte and unknown tokens of several tokenizers on the same text.
+    """Compare fertility, coverage, byte and unknown tokens of several tokenizers, on each file and on all.
 
     Example: megatron-ko tokenizer compare tok-unigram tok-bpe --input corpus.jsonl --plot fertility.png
     """
@@ -229,7 +261,8 @@ def compare(
     # With `--input A B`, B becomes a positional argument.
     inputs = [*files, *(path for path in folders if path.is_file())]
     tokenizers = [path for path in folders if not path.is_file()]
-    comparison = compare_tokenizers(tokenizers, _documents(inputs, json_key, max_megabytes))
+    texts = _corpus(inputs, json_key, max_megabytes, encoding).texts_by_group()
+    comparison = compare_tokenizers(tokenizers, texts)
     if plot is not None:
         from megatron_ko.data.tokenizer.plots import comparison_png
 
@@ -245,14 +278,15 @@ def compare(
     )
 
 
-def _documents(files: list[Path], json_key: str, megabytes: int) -> list[str]:
+def _corpus(files: list[Path], json_key: str, megabytes: int, encoding: Encoding) -> "Corpus":
     from megatron_ko.data.text.blocks import check_inputs
     from megatron_ko.data.text.inputs import expand_inputs
     from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling
 
     inputs = expand_inputs(files)
     check_inputs(inputs)
-    return list(Corpus(inputs, CorpusSampling(key=json_key, max_bytes=megabytes * 1_000_000)).texts())
+    sampling = CorpusSampling(key=json_key, max_bytes=megabytes * 1_000_000, encoding=encoding)
+    return Corpus(inputs, sampling)
 
 
 def named_weights(given: list[str] | None) -> dict[str, float]:
@@ -267,6 +301,11 @@ def named_weights(given: list[str] | None) -> dict[str, float]:
         if not sign or not name:
             raise typer.BadParameter(f"--weights {word}: expected NAME=SHARE, for example --weights ko.jsonl=0.7")
     return weights
+
+
+def _say_extra(extra: "ExtraTokens") -> None:
+    if len(extra):
+        typer.echo(f"  declared     {len(extra.user_defined)} user-defined tokens, {extra.reserved} reserved")
 
 
 def _padded(vocab_size: int, tensor: int) -> int:

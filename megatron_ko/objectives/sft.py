@@ -5,7 +5,7 @@ from torch import Tensor
 
 from megatron_ko.config.objective import ObjectiveConfig
 from megatron_ko.data.training.batch import Batch
-from megatron_ko.models.embedding_noise import draw_noise, noisy_embeddings
+from megatron_ko.objectives.embedding_noise import draw_noise, noisy_embeddings
 from megatron_ko.objectives.lm import LanguageModelling
 from megatron_ko.parallel.groups import Groups
 

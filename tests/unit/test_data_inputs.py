@@ -227,7 +227,7 @@ def test_utf16_is_named(tmp_path: Path, name: str, coding: str) -> None:
     path = packed(tmp_path / name, content.encode(coding))
     with pytest.raises(DataError, match="is in UTF-16") as caught:
         list(read_documents(path))
-    assert "iconv -f UTF-16" in str(caught.value.remedy)
+    assert "--encoding utf-16" in str(caught.value.remedy)
 
 
 def test_of_what_was_deduplicated_only_the_documents_are_read(tmp_path: Path) -> None:

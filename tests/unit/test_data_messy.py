@@ -14,7 +14,6 @@ import zstandard
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from megatron_ko.cli.data_progress import bar_over_bytes, bars_of_passes
 from megatron_ko.data.dedup.dedup import dedup
 from megatron_ko.data.dedup.options import DedupOptions, InputFiles
 from megatron_ko.data.figures import KOREAN, check_picture, save_png
@@ -205,20 +204,3 @@ def interrupted(_: int) -> bool:
 def test_workers_do_not_hear_ctrl_c_while_they_start() -> None:
     assert list(map_unordered(interrupted, range(2), 2)) == [True, True]
     assert not interrupted(0)
-
-
-def test_a_log_gets_a_line_a_minute(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = iter([0.0, 59.0, 61.0, 90.0, 125.0, 0.0, 59.0, 100.0])
-    monkeypatch.setattr("megatron_ko.cli.data_progress.monotonic", lambda: next(now))
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(bytes(4_000_000))
-    with bar_over_bytes("encoding", (path,), ranks=2) as progress:
-        for read in (100_000, 500_000, 1_000_000, 1_500_000):
-            progress(read)
-    with bars_of_passes() as passes:
-        passes("sign", 0.25)
-        passes("write", 0.5)
-    lines = ["encoding: 0.5 of 2.0 MB, after 0:01:01", "encoding: 1.5 of 2.0 MB, after 0:02:05"]
-    assert capsys.readouterr().err.splitlines() == [*lines, "write: 50%, after 0:01:40"]

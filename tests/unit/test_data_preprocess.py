@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from megatron_ko.data.tokens.manifest import (
 )
 from megatron_ko.data.tokens.merge import job_folder
 from megatron_ko.data.tokens.preprocess import PreprocessOptions, preprocess
-from megatron_ko.errors import DataError
+from megatron_ko.errors import DataError, TokenizerError
 
 ROOT = Path(__file__).parents[2]
 Folder = Callable[[str], Path]
@@ -95,6 +96,47 @@ def test_without_eod_and_with_another_tokenizer(options: PreprocessOptions, toke
     assert bare.eod is None and ended.eod == 2
     assert ended.tokens - bare.tokens == ended.documents == bare.documents
     assert bare.tokenizer_kind == "byte-bpe"
+
+
+@pytest.mark.parametrize("model", ["unigram", "byte-bpe"])
+def test_documents_begin_with_bos(options: PreprocessOptions, tokenizer_folder: Folder, model: str) -> None:
+    options = replace(options, tokenizer=tokenizer_folder(model))
+    plain = single(options)
+    begun = preprocess(replace(options, output=options.output.with_name("bos"), bos=True, verify=True))[0]
+    tokenizer = load_tokenizer(options.tokenizer)
+    with_bos, without = IndexedDataset(str(begun.prefix)), IndexedDataset(str(options.output))
+    for index in (0, 1, 4500, 9299):
+        assert with_bos[index].tolist() == [tokenizer.bos, *without[index].tolist()]
+    assert (begun.manifest.bos, begun.manifest.eod, plain.bos) == (1, 2, None)
+    assert begun.manifest.tokens == plain.tokens + plain.documents and begun.manifest.bytes == plain.bytes
+    assert begun.verified and begun.verified.decoded == begun.verified.exact > 100
+    assert read_index_manifest(begun.prefix).bos == 1 and verify_shard(begun.prefix) == begun.manifest
+    alone = single(replace(options, output=options.output.with_name("alone"), bos=True, append_eod=False))
+    assert alone.tokens == plain.tokens and alone.eod is None
+    bare = IndexedDataset(str(options.output.with_name("alone")))  # its arrays end with it
+    assert bare[1].tolist() == with_bos[1].tolist()[:-1]
+
+
+def test_unfinished_work_with_bos_goes_on_with_bos_only(options: PreprocessOptions) -> None:
+    preprocess(replace(options, bos=True, rank=0, size=2))
+    with pytest.raises(DataError, match="unfinished run with other options") as caught:
+        preprocess(replace(options, rank=1, size=2))
+    assert "tokenizer.bos: null" in str(caught.value) and "tokenizer.bos: 1" in str(caught.value)
+
+
+def test_a_tokenizer_without_bos_is_refused(options: PreprocessOptions, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(options.tokenizer, folder)
+    config = folder / "tokenizer_config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    options = replace(options, tokenizer=folder, bos=True)
+    config.write_text(json.dumps({**content, "bos_token": content["eos_token"]}), encoding="utf-8")
+    with pytest.raises(TokenizerError, match="the same token would end a document and begin the next one"):
+        preprocess(options)
+    config.write_text(json.dumps({**content, "bos_token": None}), encoding="utf-8")
+    with pytest.raises(TokenizerError, match="does not say which token begins a document"):
+        preprocess(options)
+    assert not job_folder(options.output).exists()
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -172,9 +172,7 @@ class _Numbers:
     def count_by_source(self, indices: range) -> dict[str, int]:
         return {"numbers": len(indices)}
 
-    def tokens_by_source(self, indices: range, length: int) -> dict[str, int]:
-        return {"numbers": len(indices) * length}
-
+    tokens_by_source = lambda self, indices, length: {"numbers": len(indices) * length}  # noqa: E731
     count_by_dataset = count_by_source
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from megatron_ko.cli.tokenizer import app
 from megatron_ko.data.tokenizer import Tokenizer, check, load_tokenizer
 from megatron_ko.data.tokenizer.check import SUITES, check_folder
-from megatron_ko.data.tokenizer.compare import compare_tokenizers
+from megatron_ko.data.tokenizer.compare import compare_tokenizers, comparison_table
 from megatron_ko.data.tokenizer.pieces import Spelling
 
 pytest.importorskip("transformers")
@@ -131,7 +131,12 @@ def test_figures_are_those_that_counting_gives(
 ) -> None:
     texts = [*korean(60, 4), "뷁 쀍 大韓 \U0001f642", "\n\n", "탭\t글"]
     tokenizer = load_tokenizer(tokenizer_folder(model))
-    comparison = compare_tokenizers([tokenizer.folder], texts)
+    comparison = compare_tokenizers([tokenizer.folder], {"one": texts[:60], "two": texts[60:]})
+    for name, part in (("one", texts[:60]), ("two", texts[60:])):
+        alone = compare_tokenizers([tokenizer.folder], {name: part})
+        assert comparison.sources[name] == alone and not alone.sources
+    rows = [line.split(" | ")[:2] for line in comparison_table(comparison)[2:]]
+    assert rows == [[f"| {model}", name] for name in ("one", "two", "all")]
     fit = comparison.fits[0]
     ids = [tokenizer.encode(text) for text in texts]
     tokens = sum(map(len, ids))

@@ -165,6 +165,6 @@ def test_a_corpus_without_a_space_can_be_learnt_from(tmp_path: Path, korean: Kor
     report = train_tokenizer([tmp_path / "in.txt"], tmp_path / "tok", TokenizerOptions(model=model, vocab_size=800))
     tokenizer = load_tokenizer(tmp_path / "tok")
     assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in (*texts, " ", "가 나  다"))
-    [fit] = compare_tokenizers([tmp_path / "tok"], texts).fits
+    [fit] = compare_tokenizers([tmp_path / "tok"], {"in.txt": texts}).fits
     assert report.byte_fallback_share == pytest.approx(fit.byte_share, abs=0.01)
     assert (report.byte_fallback_share > 0) == (fit.byte_share > 0)

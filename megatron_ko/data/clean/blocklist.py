@@ -34,7 +34,7 @@ def blocklist(options: BlocklistOptions) -> Stage:
     Raises:
         DataError: nothing is listed, or the file cannot be read.
     """
-    given = {*options.phrases, *(_read(options.file) if options.file else ())}
+    given = {*options.phrases, *(read_list(options.file) if options.file else ())}
     phrases = sorted(unicodedata.normalize("NFC", phrase) for phrase in given)
     if not all(phrases) or not phrases:
         raise DataError("a block list without phrases", got=str(options), expected="phrases, or a file of them")
@@ -72,7 +72,12 @@ class _Lines:
         return Changed("\n".join(kept).strip("\n"), removed) if removed else None
 
 
-def _read(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
+    """The lines of a file, without comments and blank ones.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

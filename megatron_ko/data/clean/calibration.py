@@ -1,7 +1,7 @@
 """A dry run over a sample: how every measured quantity is distributed, and what its limits would drop."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _sample(reading: Reading, number: int) -> Iterator[Document]:
 
 
 def _documents(reading: Reading, path: Path) -> Iterator[Document]:
-    one = Reading((path,), reading.key, text_unit=reading.text_unit, format=reading.format)
+    one = replace(reading, inputs=(path,), keep_fields=False, chunk_bytes=None)
     for _, chunk in read_chunks(one):
         for block in chunk.blocks:
             yield from parse_block(block, reading.key).documents(block.source)

@@ -17,15 +17,19 @@ from megatron_ko.data.clean.config import CleanConfig
 from megatron_ko.data.clean.finish import CleanIdentity, finish, finished_report
 from megatron_ko.data.clean.pipeline import Pipeline
 from megatron_ko.data.clean.report import CleanReport
-from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
+from megatron_ko.data.clean.words import KIWI_BYTES_A_SECOND
+from megatron_ko.data.jobs.chunks import COMPRESSION, chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, identity_to_json, remove_job, run_job
-from megatron_ko.data.text.formats import InputFormat, OutputFormat, TextUnit
-from megatron_ko.data.text.inputs import check_inputs
+from megatron_ko.data.text.formats import Encoding, InputFormat, OutputFormat, TextUnit
+from megatron_ko.data.text.inputs import check_inputs, input_bytes
 from megatron_ko.data.text.records import Reading
-from megatron_ko.data.text.streams import STDIN
+from megatron_ko.data.text.streams import COMPRESSED, STDIN
 from megatron_ko.errors import DataError
+from megatron_ko.log import get_logger
 from megatron_ko.storage.files import append_suffix, explain_disk_errors
 from megatron_ko.storage.locks import try_lock
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class CleanOptions:
         rank, size: this process takes every ``size``-th chunk; the one that ends last writes the output.
         chunk_bytes: what a worker does at a time; None: by the size of the inputs.
         input_format: of all inputs; None: as their suffixes say.
+        encoding: of text inputs.
     """
 
     inputs: tuple[Path, ...]
@@ -58,6 +63,7 @@ class CleanOptions:
     size: int = 1
     chunk_bytes: int | None = None
     input_format: InputFormat | None = None
+    encoding: Encoding = Encoding.utf_8
 
     @property
     def reading(self) -> Reading:
@@ -69,6 +75,7 @@ class CleanOptions:
             keep_fields=True,
             format=self.input_format,
             chunk_bytes=self.chunk_bytes,
+            encoding=self.encoding,
         )
 
 
@@ -104,6 +111,8 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
     if options.output.exists():
         return _already_there(options.output, folder)
     Pipeline(options.config)  # reports missing packages and files before any work
+    if options.config.words == "kiwi":
+        _tell_cost_of_kiwi(options)
     done = 0
 
     def counted(part: Part[CleanStatistics]) -> None:
@@ -120,6 +129,20 @@ def clean(options: CleanOptions, progress: Callable[[int], None] = lambda _: Non
             return finish(folder, options.output, identity) if mine else None
 
 
+def _tell_cost_of_kiwi(options: CleanOptions) -> None:
+    """Say how long it will take, before it starts."""
+    size = sum(input_bytes(path) * (COMPRESSION if path.suffix in COMPRESSED else 1) for path in options.inputs)
+    hours = size / KIWI_BYTES_A_SECOND / options.workers / options.size / 3600
+    _log.warning(
+        "words: kiwi reads about %.3f MB of text a second in a process: about %.1f hours for %.1f MB in %d of them, "
+        "less if earlier stages drop much; --sample N measures a few. words: eojeol is a hundred times faster",
+        KIWI_BYTES_A_SECOND / 1e6,
+        hours,
+        size / 1e6,
+        options.workers * options.size,
+    )
+
+
 def _identity(options: CleanOptions) -> CleanIdentity:
     return CleanIdentity(
         inputs=input_identity(options.inputs),
@@ -130,6 +153,7 @@ def _identity(options: CleanOptions) -> CleanIdentity:
         format=options.format,
         shard_bytes=options.shard_bytes,
         input_format=options.input_format,
+        encoding=options.encoding.value,
     )
 
 

@@ -39,6 +39,7 @@ class CleanIdentity:
         format: of the shards.
         shard_bytes: a shard is closed when it has at least this many bytes.
         input_format: of all inputs; None: as their suffixes say.
+        encoding: of text inputs.
     """
 
     inputs: InputIdentity
@@ -49,6 +50,7 @@ class CleanIdentity:
     format: str
     shard_bytes: int
     input_format: str | None = None
+    encoding: str = "utf-8"
 
 
 class ShardEntry(TypedDict):

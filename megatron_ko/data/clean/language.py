@@ -1,14 +1,13 @@
 """Language identification with a fastText model (GlotLID, lid.176) that the user has downloaded."""
 
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import Field
 
 from megatron_ko.config.section import Section
+from megatron_ko.data.clean.fasttext_model import load_fasttext
 from megatron_ko.data.clean.page import Page
 from megatron_ko.data.clean.stage import Dropped, Noted, StageKind
-from megatron_ko.errors import DataError
 
 
 class LanguageOptions(Section):
@@ -23,16 +22,12 @@ class LanguageOptions(Section):
     )
 
 
-class _Model(Protocol):
-    def predict(self, text: str, k: int = 1) -> tuple[list[str], list[float]]: ...
-
-
 class Language:
     """Drops other languages and unsure texts; notes ``language`` and ``language_score``."""
 
     def __init__(self, options: LanguageOptions) -> None:
         self._options = options
-        self._model = _load(options.model)
+        self._model = load_fasttext(options.model, "language")
 
     def __call__(self, page: Page) -> Dropped | Noted:
         """Ask the model, which reads a text as one line."""
@@ -44,22 +39,6 @@ class Language:
         if score < self._options.min_score:
             return Dropped("unsure_language")
         return Noted({"language": label, "language_score": round(score, 4)})
-
-
-def _load(path: Path) -> _Model:
-    try:
-        import fasttext
-    except ImportError:
-        raise DataError(
-            "fastText is not installed", got="stage language", remedy="pip install fasttext-predict"
-        ) from None
-    if not path.is_file():
-        raise DataError("the language model does not exist", got=path, remedy="download it; see docs/data.md")
-    try:
-        model: _Model = fasttext.load_model(str(path))
-    except ValueError as error:
-        raise DataError("no fastText model", got=f"{path}: {error}", remedy="download it again") from None
-    return model
 
 
 KIND = StageKind(LanguageOptions, Language)

@@ -1,7 +1,8 @@
 """The text of one document on its way through the pipeline, with the views of it that several stages share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from types import MappingProxyType
 
 # Text to its words; see words.py.
 Splitter = Callable[[str], list[str]]
@@ -12,12 +13,15 @@ class Page:
 
     Attributes:
         text: never changed in place.
+        fields: of the document's record.
         words: of the pipeline's splitter.
         lines: between line feeds, blank ones included.
     """
 
-    def __init__(self, text: str, splitter: Splitter = str.split) -> None:
-        self.text = text
+    def __init__(
+        self, text: str, splitter: Splitter = str.split, fields: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        self.text, self.fields = text, fields
         self._splitter = splitter
 
     @cached_property
@@ -29,5 +33,5 @@ class Page:
         return self.text.split("\n")
 
     def changed(self, text: str) -> "Page":
-        """A page of another text with the same splitter."""
-        return Page(text, self._splitter)
+        """A page of another text with the same splitter and fields."""
+        return Page(text, self._splitter, self.fields)

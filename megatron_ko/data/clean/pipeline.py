@@ -44,7 +44,8 @@ class Pipeline:
     def clean(self, document: Document, tally: Tally) -> Document | None:
         """One document through all stages, or None."""
         tally.taken.add(document.text)
-        page, origin = Page(document.text, self._splitter), (document.source, document.position)
+        page = Page(document.text, self._splitter, document.fields)
+        origin = (document.source, document.position)
         notes: dict[str, object] = {}
         for name, stage in self.stages:
             verdict = stage(page)
@@ -68,7 +69,7 @@ class Pipeline:
 
     def measures(self, document: Document) -> list[tuple[str, Measure]]:
         """Every rule's value, each on the text that its stage would see if no earlier one dropped the document."""
-        page = Page(document.text, self._splitter)
+        page = Page(document.text, self._splitter, document.fields)
         found: list[tuple[str, Measure]] = []
         for name, stage in self.stages:
             if isinstance(stage, Filter):

@@ -12,9 +12,11 @@ from megatron_ko.data.clean import (
     length,
     lines,
     personal,
+    quality,
     repetition,
     speech_level,
     unicode,
+    urls,
 )
 from megatron_ko.data.clean.stage import StageKind
 
@@ -34,4 +36,7 @@ STAGES: dict[str, StageKind] = {
     "personal": personal.KIND,
     "speech_level": speech_level.KIND,
     "language": language.KIND,
+    "urls": urls.KIND,
+    "quality_classifier": quality.QUALITY,
+    "perplexity": quality.PERPLEXITY,
 }

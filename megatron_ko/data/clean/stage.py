@@ -95,7 +95,7 @@ class Filter(Generic[V]):
         self._view = view
         self._rules = [rule for rule in rules if rule.low is not None or rule.high is not None]
 
-    def __call__(self, page: Page) -> Dropped | None:
+    def __call__(self, page: Page) -> Dropped | Noted | None:
         """Drop the page for the first rule that it breaks."""
         view = self._view(page)
         for rule in self._rules:

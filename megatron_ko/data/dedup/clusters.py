@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,19 @@ from megatron_ko.data.dedup.unionfind import roots, union
 
 # Documents, or pairs, that are looked at together.
 _BATCH = 1 << 18
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which of several documents is the best.
+
+    Attributes:
+        keep: the "first", the "longest", or by "priority": of the source that is given first, the longest.
+        existing: so many documents, from the first, are of an existing corpus: better than any other, and all stay.
+    """
+
+    keep: str
+    existing: int = 0
 
 
 def disk_array(path: Path, size: int, dtype: str) -> np.ndarray:
@@ -53,13 +67,13 @@ def near_clusters(path: Path, size: int, verified: Sequence[Path]) -> None:
     _flatten(parent)
 
 
-def choose_best(path: Path, same_text: Path, parts: ChunkArrays, keep: str) -> None:
+def choose_best(path: Path, same_text: Path, parts: ChunkArrays, order: Order) -> None:
     """Write for every document the best one, by policy, of those with the same text."""
     root = stored_array(same_text, "<i8")
     best = disk_array(path, root.size, "<i8")
     for here in _batches(root.size):
         best[here] = root[here]
-    if keep == "first":
+    if order.keep == "first":
         return
     # While best[root] is the best document so far, all others still point to the root.
     for here in _batches(root.size):
@@ -68,16 +82,19 @@ def choose_best(path: Path, same_text: Path, parts: ChunkArrays, keep: str) -> N
         found = np.unique(root[members])
         # Both in one list, those of this batch and those that were best so far.
         both, cluster = np.append(best[found], members), np.append(found, root[members])
-        order = np.lexsort((ranks(parts, both, keep), cluster))
-        first = np.ones(order.size, bool)
-        first[1:] = cluster[order][1:] != cluster[order][:-1]
-        best[cluster[order][first]] = both[order][first]
+        by_rank = np.lexsort((ranks(parts, both, order), cluster))
+        first = np.ones(by_rank.size, bool)
+        first[1:] = cluster[by_rank][1:] != cluster[by_rank][:-1]
+        best[cluster[by_rank][first]] = both[by_rank][first]
     for here in _batches(root.size):
         best[here] = best[root[here]]
 
 
-def choose_kept(path: Path, same_text: Path, best: Path, settled: Sequence[Path]) -> None:
-    """Write for every document the one kept for it: the best document with the text that it was settled for."""
+def choose_kept(path: Path, same_text: Path, best: Path, settled: Sequence[Path], existing: int = 0) -> None:
+    """Write for every document the one kept for it: the best document with the text that it was settled for.
+
+    The first ``existing`` documents stay, whatever they are like.
+    """
     first, of_text = stored_array(same_text, "<i8"), stored_array(best, "<i8")
     kept = _numbered(path, first.size)
     for part in settled:
@@ -86,15 +103,17 @@ def choose_kept(path: Path, same_text: Path, best: Path, settled: Sequence[Path]
     # Backwards, because all documents of a text read the entry of the first one, which is thus replaced last.
     for here in reversed(list(_batches(first.size))):
         kept[here] = of_text[kept[first[here]]]
+    for here in _batches(existing):
+        kept[here] = np.arange(here.start, here.stop)
 
 
-def ranks(parts: ChunkArrays, numbers: np.ndarray, keep: str) -> np.ndarray:
+def ranks(parts: ChunkArrays, numbers: np.ndarray, order: Order) -> np.ndarray:
     """[n] places of these documents in the order of the policy; 0 is the best, ties go to the earlier document."""
-    source = parts.sources[parts.chunk_of(numbers)] if keep == "priority" else np.zeros(numbers.size, np.int64)
-    size = np.zeros(numbers.size, np.int64) if keep == "first" else parts.gather("bytes", numbers)
-    order = np.lexsort((numbers, -size, source))
-    place = np.empty(order.size, np.int64)
-    place[order] = np.arange(order.size)
+    source = parts.sources[parts.chunk_of(numbers)] if order.keep == "priority" else np.zeros(numbers.size, np.int64)
+    size = np.zeros(numbers.size, np.int64) if order.keep == "first" else parts.gather("bytes", numbers)
+    sorted_ = np.lexsort((numbers, -size, source, numbers >= order.existing))
+    place = np.empty(sorted_.size, np.int64)
+    place[sorted_] = np.arange(sorted_.size)
     return place
 
 

@@ -1,6 +1,6 @@
 """The documents of all sources, numbered. A chunk belongs to one source, and every pass reads it the same way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -46,16 +46,28 @@ class SourceChunk:
             yield parse_block(block, key, keep_fields=True)
 
 
-def read_corpus(files: InputFiles) -> Iterator[tuple[int, SourceChunk]]:
-    """The chunks of all sources, for ``jobs.run_job``.
+def read_corpus(files: InputFiles, sources: Iterable[int], first: int = 0) -> Iterator[tuple[int, SourceChunk]]:
+    """The chunks of some sources, for ``jobs.run_job``.
+
+    Args:
+        files: the inputs.
+        sources: consecutive numbers of sources.
+        first: number of their first chunk.
 
     Raises:
         DataError: a file is damaged.
     """
-    index = 0
-    for source, path in enumerate(files.paths):
+    index = first
+    for source in sources:
         # All columns in every pass: the borders of chunks depend on the bytes that are read.
-        reading = Reading((path,), files.key, files.text_unit, keep_fields=True, format=files.format)
+        reading = Reading(
+            (files.paths[source],),
+            files.key,
+            files.text_unit,
+            keep_fields=True,
+            format=files.format_of(source),
+            encoding=files.encoding_of(source),
+        )
         for _, chunk in read_chunks(reading):
             yield index, SourceChunk(index, source, chunk)
             index += 1
@@ -89,6 +101,14 @@ class ChunkArrays:
     def total(self) -> int:
         """Items in all chunks."""
         return int(self.firsts[-1])
+
+    def chunks_before(self, source: int) -> int:
+        """Number of the chunks of all sources before this one."""
+        return int(np.searchsorted(self.sources, source))
+
+    def items_before(self, source: int) -> int:
+        """Number of the items in them."""
+        return int(self.firsts[self.chunks_before(source)])
 
     def chunk_of(self, numbers: np.ndarray) -> np.ndarray:
         """The chunk of each item."""

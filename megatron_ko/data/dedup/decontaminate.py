@@ -82,6 +82,7 @@ class DecontaminateOptions:
             "key": self.input.key,
             "text_unit": self.input.text_unit,
             "format": self.input.format,
+            "encoding": self.input.encoding.value,
             "against": {str(path): content_hash(path) if path.is_file() else None for path in self.against},
             "against_keys": list(self.keys),
             "unit": self.grams.unit,
@@ -130,7 +131,7 @@ def decontaminate(options: DecontaminateOptions, progress: PassProgress = lambda
         check_number(parts, matched, options.input, folder)
         decisions = Decisions(parts, same_text=place.array("none"), kept=place.array("kept"))
         _mark_kept(decisions.kept, parts)
-        written = place.over_corpus("write", WriteWork(options.input, decisions, frozenset()), options.suffix)
+        written = place.over_written("write", WriteWork(options.input, decisions, frozenset()), options.suffix)
         manifest = _assemble(options, place, _Passes(matched, written), items)
     remove_job(folder)
     return manifest
@@ -278,7 +279,7 @@ def _assemble(
         "format": FORMAT,
         "created_by": f"megatron_ko {__version__}",
         "options": options.settings(),
-        "inputs": describe_inputs(options.input, matched),
+        "inputs": describe_inputs(options.input, options.input.written, matched),
         "outputs": outputs,
         "documents": documents,
         "bytes_of_text": sizes,

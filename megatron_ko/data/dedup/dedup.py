@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ko import __version__
-from megatron_ko.data.dedup.clusters import choose_best, choose_kept, near_clusters, same_text_clusters
-from megatron_ko.data.dedup.corpus import chunk_arrays
+from megatron_ko.data.dedup.clusters import Order, choose_best, choose_kept, near_clusters, same_text_clusters
+from megatron_ko.data.dedup.corpus import ChunkArrays, chunk_arrays
 from megatron_ko.data.dedup.join import CandidateJoin, ExactJoin, key_ranges
 from megatron_ko.data.dedup.manifest import DedupManifest, DedupReport, Flow, NearCounts, NearReport
 from megatron_ko.data.dedup.options import LEVELS, DedupOptions, Near
-from megatron_ko.data.dedup.output import Decisions, RemovedStatistics, RemovedWork, WriteStatistics, WriteWork
+from megatron_ko.data.dedup.output import (
+    Decisions,
+    RemovedStatistics,
+    RemovedWork,
+    WriteStatistics,
+    WriteWork,
+    existing_excerpts,
+)
 from megatron_ko.data.dedup.pieces import DecidedLevel, PieceSplitter, PiecesWork, mark_pieces
 from megatron_ko.data.dedup.report import describe_clusters, show_clusters, source_pairs
 from megatron_ko.data.dedup.settle import SettleStatistics, SettleWork
@@ -88,22 +95,27 @@ class _Dedup:
             if level in options.levels:
                 decisions = self._decide_pieces(decisions, level)
         clusters = describe_clusters(decisions.kept, decisions.same_text, place.array("sizes"))
-        written = place.over_corpus("write", WriteWork(options.input, decisions, clusters.shown()), options.suffix)
+        first_chunk = parts.chunks_before(options.input.existing)
+        writing = WriteWork(options.input, decisions, clusters.shown())
+        written = place.over_written("write", writing, options.suffix, first_chunk)
         removed = place.over_units(
             "removed",
-            ((chunk, chunk) for chunk in range(len(parts))),
+            ((chunk, chunk) for chunk in range(first_chunk, len(parts))),
             RemovedWork(decisions, options.input.paths, options.near is not None),
             ".jsonl.zst",
         )
         paths = options.input.paths
+        excerpts = existing_excerpts(options.input, parts, clusters.shown())
+        for part in written:
+            excerpts |= part.statistics["excerpts"]
         report: DedupReport = {
             "source_pairs": source_pairs(removed, paths),
             "clusters": {
                 "number": clusters.number,
                 "documents": clusters.documents,
                 "sizes": clusters.histogram,
-                "largest": show_clusters(clusters.largest, parts, written, paths),
-                "most_varied": show_clusters(clusters.most_varied, parts, written, paths),
+                "largest": show_clusters(clusters.largest, parts, excerpts, paths),
+                "most_varied": show_clusters(clusters.most_varied, parts, excerpts, paths),
             },
             "near": self._near_report(removed),
         }
@@ -116,14 +128,19 @@ class _Dedup:
         joined = place.over_units("exact", key_ranges(distinct, memory), ExactJoin(parts))
         same_text_clusters(decisions.same_text, parts, [part.path for part in joined])
         best = place.array("best")
-        choose_best(best, decisions.same_text, parts, options.keep)
+        choose_best(best, decisions.same_text, parts, self._order(parts))
         settled = [] if options.near is None else self._near(options.near, decisions, best, distinct)
-        choose_kept(decisions.kept, decisions.same_text, best, [part.path for part in settled])
+        existing = parts.items_before(options.input.existing)
+        choose_kept(decisions.kept, decisions.same_text, best, [part.path for part in settled], existing)
+
+    def _order(self, parts: ChunkArrays) -> Order:
+        return Order(self._options.keep, parts.items_before(self._options.input.existing))
 
     def _near(self, near: Near, decisions: Decisions, best: Path, distinct: int) -> list[Part[SettleStatistics]]:
         place, parts, memory = self._place, decisions.documents, self._place.resources.memory
         units = key_ranges(distinct, memory, near.bands.bands)
-        found = place.over_units("candidates", units, CandidateJoin(parts, decisions.same_text))
+        order = self._order(parts)
+        found = place.over_units("candidates", units, CandidateJoin(parts, decisions.same_text, order.existing))
         pairs = sum(part.statistics["pairs"] for part in found)
         verify = VerifyWork(parts, [part.path for part in found], near.threshold)
         verified = place.over_units("verify", document_ranges(parts.total, pairs, memory), verify)
@@ -131,7 +148,7 @@ class _Dedup:
         clusters = place.array("clusters")
         near_clusters(clusters, parts.total, paths)
         pairs = sum(part.statistics["pairs"] for part in verified)
-        settle = SettleWork(parts, paths, (clusters, best), (self._options.keep, near.threshold))
+        settle = SettleWork(parts, paths, (clusters, best), order, near.threshold)
         settled = place.over_units("settle", document_ranges(parts.total, pairs, memory), settle)
         self._near_counts = {
             "compared_pairs": sum(part.statistics["compared"] for part in verified),
@@ -150,7 +167,7 @@ class _Dedup:
         parts = chunk_arrays(hashed, [part.statistics["pieces"] for part in hashed])
         joined = place.over_units(f"{level}s-join", key_ranges(parts.total, place.resources.memory), ExactJoin(parts))
         marks = place.array(level)
-        mark_pieces(marks, parts, [part.path for part in joined])
+        mark_pieces(marks, parts, [part.path for part in joined], parts.items_before(options.input.existing))
         levels = (*decisions.levels, DecidedLevel(splitter, parts.firsts, marks))
         return Decisions(decisions.documents, decisions.same_text, decisions.kept, levels)
 
@@ -183,23 +200,38 @@ class _Dedup:
         folder = empty_folder(self._place.folder / "output")
         outputs = write_outputs(folder, options.input, written, options.suffix)
         merge_documents([part.path for part in removed], folder / REMOVED)
-        write_rejected(folder / REJECTED, signed)
-        kept = _conserve(signed, written, removed)
+        mine = [part for part in signed if part.statistics["source"] in options.input.written]
+        write_rejected(folder / REJECTED, mine)
+        kept = _conserve(mine, written, removed)
         manifest: DedupManifest = {
             "format": FORMAT,
             "created_by": f"megatron_ko {__version__}",
             "options": options.settings(),
-            "inputs": describe_inputs(options.input, signed),
+            "inputs": describe_inputs(options.input, options.input.written, mine),
             "outputs": outputs,
             "documents": kept.documents,
             "bytes_of_text": kept.bytes,
             "pieces_removed": kept.pieces,
-            "rejected": describe_rejected(signed),
+            "rejected": describe_rejected(mine),
         }
+        if options.input.existing:
+            manifest["against"] = {
+                "inputs": describe_inputs(options.input, range(options.input.existing), signed),
+                "removed": _removed_for(options.input.existing, removed),
+            }
         write_text(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
         write_text(folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=2) + "\n")
         rename_output(folder, options.output)
         return DedupResult(manifest, report)
+
+
+def _removed_for(existing: int, removed: Sequence[Part[RemovedStatistics]]) -> dict[str, int]:
+    """Documents that were removed because one of the first ``existing`` sources has them, by reason."""
+    found = Counter({"exact": 0, "near": 0})
+    for part in removed:
+        for _, kept_in, reason, number, _ in part.statistics["pairs"]:
+            found[reason] += number if kept_in < existing else 0
+    return dict(found)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Ragged, range_hashes, shingle_units, window_hashes, word_hashes
 from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.documents import parse_block
+from megatron_ko.data.text.formats import Encoding
 from megatron_ko.data.text.records import Block
 from megatron_ko.errors import DataError
 
@@ -174,7 +175,7 @@ def keys_of_files(paths: Sequence[Path], keys: Sequence[str]) -> list[tuple[str,
 
 def _blocks(path: Path, key: str) -> Iterator[Block]:
     try:
-        yield from read_blocks(path, key=key, keep_fields=True)
+        yield from read_blocks(path, key=key, keep_fields=True, encoding=Encoding.auto)
     except DataError as error:
         if error.remedy is None or "--json-key" not in error.remedy:
             raise

@@ -91,11 +91,12 @@ class CandidateJoin:
     """Writes "pairs": sorted, documents that share a band, as smaller number << 32 | larger number.
 
     In a bucket of more than 17 documents each is paired with the 16 before it only, so that the work stays linear.
-    Documents with the text of an earlier one are left out; that one stands for them.
+    Documents with the text of an earlier one are left out; that one stands for them. The first ``existing`` documents
+    are not paired with each other: all of them stay.
     """
 
-    def __init__(self, parts: ChunkArrays, same_text: Path) -> None:
-        self._parts, self._same_text = parts, same_text
+    def __init__(self, parts: ChunkArrays, same_text: Path, existing: int = 0) -> None:
+        self._parts, self._same_text, self._existing = parts, same_text, existing
 
     def __call__(self, ranges: list[KeyRange], part: Path) -> CandidateStatistics:
         same_text = np.memmap(self._same_text, np.int64, "r") if self._parts.total else np.empty(0, np.int64)
@@ -107,6 +108,7 @@ class CandidateJoin:
                 earlier = np.flatnonzero(keys[lag:] == keys[:-lag])
                 if not earlier.size:
                     break
+                earlier = earlier[numbers[earlier + lag] >= self._existing]
                 found.append((numbers[earlier] << np.uint64(32)) | numbers[earlier + lag])
             if lag == _WINDOW:
                 crowded += int(np.count_nonzero(keys[_WINDOW + 1 :] == keys[: -_WINDOW - 1]))

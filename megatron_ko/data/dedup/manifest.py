@@ -1,6 +1,6 @@
 """What manifest.json and report.json of a deduplicated or decontaminated folder hold: these types are that JSON."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 # Documents or bytes that came in, went out, and were removed, by reason. Not a class: "in" is a keyword of Python.
 Flow = TypedDict("Flow", {"in": int, "out": int, "removed": dict[str, int]})
@@ -44,21 +44,30 @@ class NearSettings(TypedDict):
 
 
 class DedupSettings(TypedDict):
-    """Options of a deduplication that decide its result."""
+    """Options of a deduplication that decide its result; ``against`` if there is an existing corpus."""
 
     key: str
     text_unit: str
     format: str | None
+    encoding: str
     exact: list[str]
     near: NearSettings | None
     normalise: str
     keep: str
     least_characters: int
     suffix: str
+    against: NotRequired[list[str]]
+
+
+class AgainstReport(TypedDict):
+    """The existing corpus, and by reason the number of documents that were removed because it has them."""
+
+    inputs: list[InputEntry]
+    removed: dict[str, int]
 
 
 class DedupManifest(TypedDict):
-    """manifest.json of ``data dedup``."""
+    """manifest.json of ``data dedup``; everything but ``against`` is about the inputs that were deduplicated."""
 
     format: int
     created_by: str
@@ -69,6 +78,7 @@ class DedupManifest(TypedDict):
     bytes_of_text: Flow
     pieces_removed: dict[str, int]
     rejected: RejectedRecords
+    against: NotRequired[AgainstReport]
 
 
 class SourcePair(TypedDict):
@@ -143,6 +153,7 @@ class DecontaminateSettings(TypedDict):
     key: str
     text_unit: str
     format: str | None
+    encoding: str
     against: dict[str, str | None]
     against_keys: list[str]
     unit: str

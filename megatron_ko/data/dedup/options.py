@@ -7,8 +7,8 @@ from megatron_ko.data.dedup.lsh import Bands, bands_for
 from megatron_ko.data.dedup.manifest import DedupSettings
 from megatron_ko.data.dedup.normalise import Normalisation
 from megatron_ko.data.dedup.shingles import Shingles
-from megatron_ko.data.text.formats import InputFormat, TextUnit
-from megatron_ko.data.text.inputs import check_inputs
+from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
+from megatron_ko.data.text.inputs import check_distinct, check_inputs
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.data.text.writers import check_writable_kind
 from megatron_ko.errors import DataError
@@ -41,13 +41,31 @@ class InputFiles:
         paths: in order; a document's number is its place in them.
         key: text field of jsonl and parquet.
         text_unit: a document of a .txt file is a "line" or the whole "file".
-        format: of all files; None: as their suffixes say.
+        format: of the inputs; None: as their suffixes say.
+        existing: how many of the paths, from the first, are a corpus that is only compared with: its documents all
+            stay, and are not written again. Its formats are as the suffixes say, and text is UTF-8.
+        encoding: of text inputs.
     """
 
     paths: tuple[Path, ...]
     key: str = "text"
     text_unit: TextUnit = TextUnit.line
     format: InputFormat | None = None
+    existing: int = 0
+    encoding: Encoding = Encoding.utf_8
+
+    @property
+    def written(self) -> range:
+        """The sources that are deduplicated, and written."""
+        return range(self.existing, len(self.paths))
+
+    def format_of(self, source: int) -> InputFormat | None:
+        """The format that a source was said to have."""
+        return self.format if source in self.written else None
+
+    def encoding_of(self, source: int) -> Encoding:
+        """The encoding that a source was said to have."""
+        return self.encoding if source in self.written else Encoding.utf_8
 
     def check(self) -> None:
         """Refuse files that are missing, of unknown kind, given twice, or that cannot be read twice.
@@ -59,7 +77,9 @@ class InputFiles:
             raise DataError(
                 "the standard input cannot be read several times", got="-", remedy="save it to a file, and give that"
             )
-        check_inputs(self.paths, self.format)
+        for source, path in enumerate(self.paths):
+            check_inputs((path,), self.format_of(source))
+        check_distinct(self.paths)
 
 
 @dataclass(frozen=True)
@@ -104,10 +124,12 @@ class DedupOptions:
 
     def settings(self) -> DedupSettings:
         """The options that decide the result."""
-        return {
+        against = self.input.paths[: self.input.existing]
+        settings: DedupSettings = {
             "key": self.input.key,
             "text_unit": self.input.text_unit,
             "format": self.input.format,
+            "encoding": self.input.encoding.value,
             "exact": [level for level in LEVELS if level in self.levels],
             "near": None
             if self.near is None
@@ -122,6 +144,7 @@ class DedupOptions:
             "least_characters": self.least_characters,
             "suffix": self.suffix,
         }
+        return {**settings, "against": list(map(str, against))} if against else settings
 
     def check(self) -> None:
         """Refuse what cannot work, before anything is read.

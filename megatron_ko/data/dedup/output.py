@@ -11,7 +11,7 @@ import orjson
 import zstandard
 
 from megatron_ko.data.dedup.clusters import stored_array
-from megatron_ko.data.dedup.corpus import ChunkArrays, ChunkStatistics, SourceChunk
+from megatron_ko.data.dedup.corpus import ChunkArrays, ChunkStatistics, SourceChunk, read_corpus
 from megatron_ko.data.dedup.options import InputFiles
 from megatron_ko.data.dedup.pieces import DecidedLevel, PieceRemover
 from megatron_ko.data.dedup.verify import similarity
@@ -138,6 +138,21 @@ class WriteWork:
                 number += 1
         if number != last:
             raise _changed(source)
+
+
+def existing_excerpts(files: InputFiles, parts: ChunkArrays, shown: frozenset[int]) -> dict[str, str]:
+    """How the shown documents of an existing corpus begin, by number. It is not written, so it is read here."""
+    excerpts: dict[str, str] = {}
+    wanted = [number for number in sorted(shown) if number < parts.items_before(files.existing)]
+    chunks = set(parts.chunk_of(np.array(wanted, np.int64)).tolist())
+    for source in sorted({int(parts.sources[chunk]) for chunk in chunks}):
+        for index, chunk in read_corpus(files, [source], parts.chunks_before(source)):
+            if index in chunks:
+                texts = [text for parsed in chunk.parsed(files.key) for text in parsed.texts]
+                first, last = parts.firsts[index : index + 2]
+                here = [number for number in wanted if first <= number < last]
+                excerpts |= {str(number): texts[number - first][:_EXCERPT] for number in here}
+    return excerpts
 
 
 class RemovedWork:

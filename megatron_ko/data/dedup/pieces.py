@@ -105,13 +105,14 @@ def kept_texts(chunk: SourceChunk, key: str, kept: Path, parts: ChunkArrays) -> 
             number += 1
 
 
-def mark_pieces(path: Path, parts: ChunkArrays, joined: Sequence[Path]) -> None:
-    """Write one byte a piece: 1 for those that repeat an earlier one."""
+def mark_pieces(path: Path, parts: ChunkArrays, joined: Sequence[Path], existing: int = 0) -> None:
+    """Write one byte a piece: 1 for those that repeat an earlier one; the first ``existing`` all stay."""
     marks = disk_array(path, parts.total, "u1")
     for chunk, first in enumerate(parts.firsts[:-1]):
         marks[parts[chunk]["again"] + first] = 1
     for part in joined:
         marks[open_arrays(part)["again"]] = 1
+    marks[:existing] = 0
 
 
 def _without(parts: list[str], gone: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """What was found: clusters by size, duplicates between sources, and some clusters to look at."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 from megatron_ko.data.dedup.clusters import disk_array, stored_array
 from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.manifest import ClusterEntry, ShownDocument, SourcePair
-from megatron_ko.data.dedup.output import RemovedStatistics, WriteStatistics
+from megatron_ko.data.dedup.output import RemovedStatistics
 from megatron_ko.data.jobs.job import Part
 
 _SHOWN_CLUSTERS = 5
@@ -79,7 +79,7 @@ def describe_clusters(kept_path: Path, same_text_path: Path, scratch: Path) -> C
 
 
 def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[Path]) -> list[SourcePair]:
-    """Duplicates and their bytes, by source of the removed and of the kept document; most bytes first."""
+    """Duplicates and their bytes, by source of the removed and of the kept document; most documents first."""
     table: dict[tuple[int, int], SourcePair] = {}
     for part in removed:
         for one, two, reason, number, size in part.statistics["pairs"]:
@@ -87,19 +87,16 @@ def source_pairs(removed: Sequence[Part[RemovedStatistics]], sources: Sequence[P
             row = table.setdefault((one, two), new)
             row["near" if reason == "near" else "exact"] += number
             row["bytes"] += size
-    return sorted(table.values(), key=lambda row: -row["bytes"])
+    return sorted(table.values(), key=lambda row: -(row["exact"] + row["near"]))
 
 
 def show_clusters(
     clusters: Sequence[ShownCluster],
     parts: ChunkArrays,
-    written: Sequence[Part[WriteStatistics]],
+    excerpts: Mapping[str, str],
     sources: Sequence[Path],
 ) -> list[ClusterEntry]:
-    """Clusters, with the places and the beginnings of their documents."""
-    excerpts: dict[str, str] = {}
-    for part in written:
-        excerpts |= part.statistics["excerpts"]
+    """Clusters, with the places and the beginnings (``excerpts``, by number) of their documents."""
     shown: list[ClusterEntry] = []
     for cluster in clusters:
         members = np.array(cluster.members)

@@ -16,7 +16,7 @@ from typing import TypedDict
 import numpy as np
 
 from megatron_ko.data.dedup.arrays import open_arrays, write_arrays
-from megatron_ko.data.dedup.clusters import ranks, stored_array
+from megatron_ko.data.dedup.clusters import Order, ranks, stored_array
 from megatron_ko.data.dedup.corpus import ChunkArrays
 from megatron_ko.data.dedup.verify import similarity
 
@@ -37,20 +37,27 @@ class SettleWork:
     """Writes "removed" and "kept" for the clusters whose smallest document lies in a range.
 
     Documents are named by the first one with the same text; ``best`` tells which of these is the best by the policy.
+
+    Args:
+        parts: of all chunks.
+        verified: similar pairs.
+        arrays: files: clusters, and best documents.
+        order: which documents are better; none of its existing ones goes.
+        threshold: of similarity.
     """
 
     def __init__(
-        self, parts: ChunkArrays, verified: Sequence[Path], arrays: tuple[Path, Path], rule: tuple[str, float]
-    ):
+        self, parts: ChunkArrays, verified: Sequence[Path], arrays: tuple[Path, Path], order: Order, threshold: float
+    ) -> None:
         self._parts, self._verified = parts, list(verified)
         self._clusters, self._best = arrays
-        self._keep, self._threshold = rule
+        self._order, self._threshold = order, threshold
 
     def __call__(self, documents: tuple[int, int], part: Path) -> SettleStatistics:
         left, right = self._pairs(*documents)
         numbers, places = np.unique(np.concatenate((left, right)), return_inverse=True)
         best = stored_array(self._best, "<i8")[numbers]
-        order = np.argsort(ranks(self._parts, best, self._keep), kind="stable")
+        order = np.argsort(ranks(self._parts, best, self._order), kind="stable")
         # Named by rank, the better one of two documents is the smaller.
         rank = np.empty(order.size, np.int64)
         rank[order] = np.arange(order.size)
@@ -58,7 +65,9 @@ class SettleWork:
         left, right = rank[places[: left.size]], rank[places[left.size :]]
 
         def similar(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-            return similarity(self._parts, numbers[one], numbers[two]) >= self._threshold
+            alike = similarity(self._parts, numbers[one], numbers[two]) >= self._threshold
+            stay = (numbers[one] < self._order.existing) & (numbers[two] < self._order.existing)
+            return alike & ~stay
 
         leader = settle(numbers.size, np.minimum(left, right), np.maximum(left, right), similar)
         gone = np.flatnonzero(leader != np.arange(leader.size))

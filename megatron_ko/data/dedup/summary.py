@@ -1,7 +1,7 @@
 """What every manifest says about the inputs, from the statistics of the first pass."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_ko.data.dedup.arrays import open_arrays
@@ -19,9 +19,10 @@ def check_number(parts: ChunkArrays, signed: Sequence[Part[ReadStatistics]], fil
     Raises:
         DataError: either.
     """
-    if not 0 < parts.total < MOST_DOCUMENTS:
+    documents = parts.total - parts.items_before(files.existing)
+    if not documents or parts.total >= MOST_DOCUMENTS:
         remove_job(folder)
-    if not parts.total:
+    if not documents:
         reasons = dict(rejected_reasons(signed))
         raise DataError(
             "the corpus is empty: no document was found",
@@ -61,10 +62,13 @@ def write_rejected(path: Path, signed: Sequence[Part[ReadStatistics]]) -> None:
             stream.write(open_arrays(part.path)["rejected"].tobytes())
 
 
-def describe_inputs(files: InputFiles, signed: Sequence[Part[ReadStatistics]]) -> list[InputEntry]:
-    """Every input with its size, hash, documents and rejected records."""
+def describe_inputs(
+    files: InputFiles, sources: Iterable[int], signed: Sequence[Part[ReadStatistics]]
+) -> list[InputEntry]:
+    """Each of these sources with its size, hash, documents and rejected records."""
     described: list[InputEntry] = []
-    for source, path in enumerate(files.paths):
+    for source in sources:
+        path = files.paths[source]
         parts = [part for part in signed if part.statistics["source"] == source]
         described.append(
             {

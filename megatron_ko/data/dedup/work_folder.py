@@ -55,19 +55,30 @@ class WorkFolder:
     ) -> None:
         self.folder, self._files, self.resources, self._progress = folder, files, resources, progress
         self._identity = {**settings, "inputs": input_identity(files.paths)}
-        self._bytes = max(1, sum(path.stat().st_size for path in files.paths))
 
-    def over_corpus(self, name: str, work: Work[SourceChunk, OfChunk], suffix: str = "") -> list[Part[OfChunk]]:
+    def over_corpus(self, name: str, work: Work[SourceChunk, OfChunk]) -> list[Part[OfChunk]]:
         """A pass over all documents."""
+        return self._over_sources(name, work, range(len(self._files.paths)), 0, "")
+
+    def over_written(
+        self, name: str, work: Work[SourceChunk, OfChunk], suffix: str, first: int = 0
+    ) -> list[Part[OfChunk]]:
+        """A pass over the documents that are deduplicated; ``first`` is the number of their first chunk."""
+        return self._over_sources(name, work, self._files.written, first, suffix)
+
+    def _over_sources(
+        self, name: str, work: Work[SourceChunk, OfChunk], sources: range, first: int, suffix: str
+    ) -> list[Part[OfChunk]]:
+        total = max(1, sum(self._files.paths[source].stat().st_size for source in sources))
         read = 0
 
         def progress(part: Part[OfChunk]) -> None:
             nonlocal read
             read += part.statistics["read"]
-            self._progress(name, read / self._bytes)
+            self._progress(name, read / total)
 
-        workers = self.resources.workers if self._bytes > _SMALL else 1
-        return self._run(name, read_corpus(self._files), work, suffix, workers, progress)
+        workers = self.resources.workers if total > _SMALL else 1
+        return self._run(name, read_corpus(self._files, sources, first), work, suffix, workers, progress)
 
     def over_units(
         self,
@@ -143,13 +154,14 @@ def locked(folder: Path, output: Path) -> Iterator[None]:
 def write_outputs(
     folder: Path, files: InputFiles, written: Sequence[Part[WriteStatistics]], suffix: str
 ) -> list[OutputEntry]:
-    """One file a source, in order, from the parts of its chunks.
+    """One file a source that is written, in order, from the parts of its chunks.
 
     Returns:
-        for every source its file, documents, bytes of text, size and hash.
+        for every one its file, documents, bytes of text, size and hash.
     """
     outputs: list[OutputEntry] = []
-    for source, name in enumerate(output_names(files.paths, suffix)):
+    names = output_names([files.paths[source] for source in files.written], suffix)
+    for source, name in zip(files.written, names, strict=True):
         parts = [part for part in written if part.statistics["source"] == source]
         path = folder / name
         if parts:

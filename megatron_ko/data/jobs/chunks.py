@@ -23,7 +23,7 @@ _LARGEST_HELD = 16 << 20
 _CHUNKS = 1024
 _MANY_FILES = 64
 # Bytes of text in a byte of an archive, roughly.
-_COMPRESSION = 4
+COMPRESSION = 4
 _SAMPLE = 1 << 16
 
 
@@ -132,7 +132,7 @@ def _share(span: Span, limit: int) -> float:
     if isinstance(span, Block):
         return len(span.payload) / min(limit, _LARGEST_HELD)
     if isinstance(span, FileSpan):
-        return span.read * (_COMPRESSION if Path(span.source).suffix in COMPRESSED else 1) / limit
+        return span.read * (COMPRESSION if Path(span.source).suffix in COMPRESSED else 1) / limit
     return (span.bytes if isinstance(span, RowGroup) else span.read - span.offset) / limit
 
 

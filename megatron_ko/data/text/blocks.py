@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_ko.data.text.delimited import delimited_blocks
-from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs, format_of
 from megatron_ko.data.text.records import (
     BLOCK_BYTES,
@@ -21,7 +21,15 @@ from megatron_ko.data.text.records import (
     Rejected,
     check_record,
 )
-from megatron_ko.data.text.streams import COMPRESSED, STDIN, Readable, Stream, check_beginning, open_stream
+from megatron_ko.data.text.streams import (
+    COMPRESSED,
+    STDIN,
+    Readable,
+    Stream,
+    check_beginning,
+    file_encoding,
+    open_stream,
+)
 from megatron_ko.data.text.tables import RowGroup, arrow_blocks, parquet_row_groups, row_group_blocks
 from megatron_ko.data.text.wet import wet_blocks
 from megatron_ko.errors import DataError
@@ -30,6 +38,10 @@ __all__ = [
     "BLOCK_BYTES", "Block", "FileSpan", "LineSpan", "Reading", "Rejected", "RowGroup", "Span", "check_inputs",
     "is_divisible", "open_span", "read_blocks", "read_spans",
 ]  # fmt: skip
+
+
+# What these hold is UTF-8 by their definition.
+ALWAYS_UTF8 = (InputFormat.parquet, InputFormat.arrow, InputFormat.wet)
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,12 @@ Span = Block | LineSpan | RowGroup | FileSpan
 
 
 def read_blocks(
-    path: Path, *, key: str = "text", text_unit: TextUnit = TextUnit.line, keep_fields: bool = False
+    path: Path,
+    *,
+    key: str = "text",
+    text_unit: TextUnit = TextUnit.line,
+    keep_fields: bool = False,
+    encoding: Encoding = Encoding.utf_8,
 ) -> Iterator[Block]:
     """Stream the blocks of one file.
 
@@ -65,11 +82,12 @@ def read_blocks(
         key: column of a table.
         text_unit: "line" for one document a line of a .txt file, "file" for one document a file.
         keep_fields: read the other columns of a table too.
+        encoding: of text.
 
     Raises:
         DataError: the file is damaged, or one record is larger than 256 MiB.
     """
-    reading = Reading((path,), key, text_unit=text_unit, keep_fields=keep_fields)
+    reading = Reading((path,), key, text_unit=text_unit, keep_fields=keep_fields, encoding=encoding)
     for span in read_spans(path, reading, BLOCK_BYTES):
         yield from open_span(span)
 
@@ -87,6 +105,10 @@ def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False)
         DataError: the file is damaged, or one record is larger than 256 MiB.
     """
     file_format = format_of(path, reading.format)
+    if file_format in ALWAYS_UTF8:
+        reading = replace(reading, encoding=Encoding.utf_8)
+    else:
+        reading = replace(reading, encoding=file_encoding(path, reading.encoding))
     if file_format == "parquet":
         yield from parquet_row_groups(path, reading)
     elif is_divisible(path, reading):
@@ -100,7 +122,7 @@ def read_spans(path: Path, reading: Reading, limit: int, *, whole: bool = False)
 def is_divisible(path: Path, reading: Reading) -> bool:
     """Whether a worker can begin to read in the middle of a file."""
     file_format = format_of(path, reading.format)
-    plain = path != STDIN and path.suffix.lower() not in COMPRESSED
+    plain = path != STDIN and path.suffix.lower() not in COMPRESSED and reading.encoding is Encoding.utf_8
     return file_format == "parquet" or (file_format in ("txt", "jsonl") and plain)
 
 
@@ -133,8 +155,9 @@ def _file_blocks(path: Path, reading: Reading) -> Iterator[Block]:
     if file_format == "arrow":
         yield from arrow_blocks(path, reading)
     else:
-        with open_stream(path) as stream:
-            yield from _stream_blocks(stream, file_format, reading)
+        with open_stream(path, reading.encoding) as stream:
+            for block in _stream_blocks(stream, file_format, reading):
+                yield block if reading.encoding is Encoding.utf_8 else replace(block, encoding=reading.encoding)
 
 
 def _stream_blocks(stream: Stream, file_format: InputFormat, reading: Reading) -> Iterator[Block]:
@@ -145,6 +168,7 @@ def _stream_blocks(stream: Stream, file_format: InputFormat, reading: Reading) -
     elif file_format == "txt" and reading.text_unit == "file":
         payload = stream.read(LARGEST_RECORD + 1)
         check_record(stream.path, 1, len(payload))
+        check_beginning(stream.path, payload[:BLOCK_BYTES])
         yield Block(str(stream.path), "file", 1, payload.removeprefix(BYTE_ORDER_MARK), stream.consumed())
     else:
         format: BlockFormat = "txt" if file_format == "txt" else "jsonl"
@@ -197,7 +221,7 @@ def _line_spans(path: Path, file_format: InputFormat, reading: Reading, limit: i
 
 
 def _refuse_whole(path: Path, format: BlockFormat, beginning: bytes) -> None:
-    """Refuse a file in UTF-16, or a .json file that is one array, as a whole and not line by line."""
+    """Refuse a file in another encoding, or a .json file that is one array, as a whole and not line by line."""
     check_beginning(path, beginning)
     if format == "jsonl" and _begins_array(beginning):
         raise DataError(

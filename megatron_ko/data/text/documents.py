@@ -3,14 +3,14 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from megatron_ko.data.text.blocks import read_blocks
-from megatron_ko.data.text.formats import TextUnit
+from megatron_ko.data.text.formats import Encoding, TextUnit
 from megatron_ko.data.text.records import POSITION, TYPES, Block, Rejected
 from megatron_ko.data.text.wet import wet_records
 from megatron_ko.errors import DataError
@@ -26,6 +26,7 @@ _EXCERPT = 200
 _NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
 # Stands for a value that cannot be decoded; no reader gives this object.
 _INVALID = object()
+_NOT_UTF8 = "invalid UTF-8"
 _NO_FIELDS: Mapping[str, object] = {}
 
 
@@ -86,14 +87,19 @@ class ParsedBlock:
 
 
 def read_documents(
-    path: Path, *, key: str = "text", text_unit: TextUnit = TextUnit.line, keep_fields: bool = False
+    path: Path,
+    *,
+    key: str = "text",
+    text_unit: TextUnit = TextUnit.line,
+    keep_fields: bool = False,
+    encoding: Encoding = Encoding.utf_8,
 ) -> Iterator[Document | Rejected]:
     """Stream the documents of a file in order, and the rejected records; blank lines are not records.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
-    for block in read_blocks(path, key=key, text_unit=text_unit, keep_fields=keep_fields):
+    for block in read_blocks(path, key=key, text_unit=text_unit, keep_fields=keep_fields, encoding=encoding):
         parsed = parse_block(block, key, keep_fields)
         yield from parsed.documents(block.source)
         yield from parsed.rejected
@@ -101,6 +107,14 @@ def read_documents(
 
 def parse_block(block: Block, key: str = "text", keep_fields: bool = False) -> ParsedBlock:
     """Every record of a block, either as a text or as rejected; blank lines of a text file are neither."""
+    parsed = _parsed(block, key, keep_fields)
+    if block.encoding is not Encoding.utf_8:
+        reason = _NOT_UTF8.replace("UTF-8", block.encoding.value.upper())
+        parsed.rejected = [replace(one, reason=reason) if one.reason == _NOT_UTF8 else one for one in parsed.rejected]
+    return parsed
+
+
+def _parsed(block: Block, key: str, keep_fields: bool) -> ParsedBlock:
     parsed = ParsedBlock(rejected=list(block.rejected), fields=[] if keep_fields else None)
     if block.format == "table":
         _parse_table(block, key, parsed)
@@ -238,7 +252,7 @@ def _json_problem(record: bytes, key: str) -> str:
     try:
         value = _json_value(record)
     except orjson.JSONDecodeError as error:
-        return "invalid UTF-8" if _decoded(record) is None else f"malformed JSON: {error.msg}"
+        return _NOT_UTF8 if _decoded(record) is None else f"malformed JSON: {error.msg}"
     if not isinstance(value, dict):
         return "malformed JSON: not an object"
     if value.get(key) is None:
@@ -250,7 +264,7 @@ def _parse_text(block: Block, records: Sequence[bytes], parsed: ParsedBlock) -> 
     for position, record in enumerate(records, block.first):
         text = _decoded(record)
         if text is None:
-            parsed.rejected.append(Rejected(block.source, position, "invalid UTF-8", _excerpt(record)))
+            parsed.rejected.append(Rejected(block.source, position, _NOT_UTF8, _excerpt(record)))
             continue
         if block.format == "txt":
             text = text.removesuffix("\r")
@@ -270,7 +284,7 @@ def _parse_wet(block: Block, parsed: ParsedBlock) -> None:
             if parsed.fields is not None:
                 parsed.fields.append(fields)
         elif content is not None:
-            reason = "invalid UTF-8" if text is None else "empty text"
+            reason = _NOT_UTF8 if text is None else "empty text"
             parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(content)))
 
 
@@ -290,7 +304,7 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
         text = _decoded(record) if isinstance(record, bytes) else None
         fields = {name: _as_text(column[row]) for name, column in others.items()}
         if text is None or not text.strip() or _INVALID in fields.values():
-            reason = "invalid UTF-8" if _INVALID in fields.values() else _row_problem(record, text, key)
+            reason = _NOT_UTF8 if _INVALID in fields.values() else _row_problem(record, text, key)
             parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
             continue
         parsed.texts.append(text)
@@ -303,6 +317,8 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
 
 def _values(column: "pyarrow.ChunkedArray") -> list[object]:
     """Python values. Strings inside lists and structs were not read as bytes, and may fail to decode."""
+    if _in_nanoseconds(column.type):
+        return [_value(scalar) for scalar in column]
     try:
         values: list[object] = column.to_pylist()
     except (ValueError, OverflowError):
@@ -311,6 +327,15 @@ def _values(column: "pyarrow.ChunkedArray") -> list[object]:
 
 
 def _value(scalar: "pyarrow.Scalar") -> object:
+    import pyarrow
+
+    if scalar.is_valid and _in_nanoseconds(scalar.type):
+        if isinstance(scalar, pyarrow.StructScalar | pyarrow.ListScalar):
+            return _exact(scalar)
+        # Where pandas is installed, as_py would give its types.
+        if scalar.value % 1000:
+            return _exact(scalar)
+        scalar = scalar.cast(_in_microseconds(scalar.type))
     try:
         value: object = scalar.as_py()
     except UnicodeDecodeError:
@@ -318,6 +343,20 @@ def _value(scalar: "pyarrow.Scalar") -> object:
     except (ValueError, OverflowError):
         value = _exact(scalar)
     return value
+
+
+def _in_nanoseconds(type: "pyarrow.DataType") -> bool:
+    """Whether a type is, or holds, a time that Python's types are too coarse for."""
+    inner = [type.field(index).type for index in range(type.num_fields)]
+    return getattr(type, "unit", None) == "ns" or any(map(_in_nanoseconds, inner))
+
+
+def _in_microseconds(type: "pyarrow.DataType") -> "pyarrow.DataType":
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(type):
+        return pyarrow.timestamp("us", type.tz)
+    return pyarrow.duration("us") if pyarrow.types.is_duration(type) else pyarrow.time64("us")
 
 
 def _exact(scalar: "pyarrow.Scalar") -> object:
@@ -344,7 +383,7 @@ def _row_problem(record: object, text: str | None, key: str) -> str:
         return f"no {key!r}"
     if not isinstance(record, bytes):
         return f"{key!r} is no text"
-    return "invalid UTF-8" if text is None else "empty text"
+    return _NOT_UTF8 if text is None else "empty text"
 
 
 def _decoded(record: bytes) -> str | None:

@@ -22,6 +22,15 @@ class TextUnit(StrEnum):
     file = "file"
 
 
+class Encoding(StrEnum):
+    """Encodings of text, by the names that Python knows them under; "auto" finds out for each file."""
+
+    auto = "auto"
+    utf_8 = "utf-8"
+    cp949 = "cp949"
+    utf_16 = "utf-16"
+
+
 class OutputFormat(StrEnum):
     """Formats that documents are written to; each is also the suffix of such a file."""
 

@@ -56,7 +56,6 @@ def check_inputs(inputs: Sequence[Path], format: InputFormat | None = None) -> N
     """
     if not inputs:
         raise DataError("no input was given", remedy="--input FILE")
-    same_size: dict[int, list[Path]] = {}
     for path in inputs:
         if path == STDIN:
             if format in _RANDOM_ACCESS:
@@ -71,7 +70,19 @@ def check_inputs(inputs: Sequence[Path], format: InputFormat | None = None) -> N
                 remedy="preprocess reads a pipe as --input -" if pipe else "check --input",
             )
         format_of(path, format)
-        same_size.setdefault(path.stat().st_size, []).append(path)
+    check_distinct(inputs)
+
+
+def check_distinct(inputs: Sequence[Path]) -> None:
+    """Refuse a file that is given twice, even as a copy.
+
+    Raises:
+        DataError: which files.
+    """
+    same_size: dict[int, list[Path]] = {}
+    for path in inputs:
+        if path != STDIN:
+            same_size.setdefault(path.stat().st_size, []).append(path)
     for candidates in same_size.values():
         _refuse_copies(candidates)
 

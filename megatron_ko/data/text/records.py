@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
 from megatron_ko.errors import DataError
 
 BLOCK_BYTES = 1 << 20
@@ -32,6 +32,7 @@ class Reading:
         extra_keys: further text fields, for outputs of several keys.
         format: of all inputs; None: as their suffixes say.
         chunk_bytes: size of a chunk; None: by the size of the inputs.
+        encoding: of .txt, .jsonl, .csv and .tsv; the other formats are UTF-8 by definition.
     """
 
     inputs: tuple[Path, ...]
@@ -42,6 +43,7 @@ class Reading:
     format: InputFormat | None = None
     chunk_bytes: int | None = None
     whole_records: bool = False
+    encoding: Encoding = Encoding.utf_8
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -70,6 +72,7 @@ class Block:
         payload: lines, the whole file (format "file"), WET records, or rows as an Arrow stream (format "table").
         read: bytes of the (compressed) file that have been read so far, for progress.
         rejected: records that could not be read.
+        encoding: that the file is in; ``payload`` is in UTF-8.
     """
 
     source: str
@@ -78,6 +81,7 @@ class Block:
     payload: bytes
     read: int
     rejected: tuple[Rejected, ...] = ()
+    encoding: Encoding = Encoding.utf_8
 
 
 def check_record(source: object, position: int, size: int) -> None:

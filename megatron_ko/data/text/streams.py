@@ -4,17 +4,29 @@ import gzip
 import io
 import sys
 import zlib
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, cast
 
 import xxhash
 import zstandard
 
+from megatron_ko.data.text.encodings import (
+    Readable,
+    Transcoded,
+    first_failure,
+    looks_like_cp949,
+    marked_encoding,
+    other_encoding,
+)
+from megatron_ko.data.text.formats import Encoding
 from megatron_ko.data.text.records import BLOCK_BYTES
 from megatron_ko.errors import DataError
+from megatron_ko.log import get_logger
+
+_log = get_logger(__name__)
 
 STDIN = Path("-")
 COMPRESSED = (".gz", ".zst")
@@ -27,13 +39,6 @@ _DAMAGE = (EOFError, zlib.error, zstandard.ZstdError, gzip.BadGzipFile)
 def without_compression(path: Path) -> Path:
     """The name without .gz or .zst."""
     return Path(path.stem) if path.suffix.lower() in COMPRESSED else path
-
-
-class Readable(Protocol):
-    """What this module reads from."""
-
-    def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes; fewer only at the end."""
 
 
 class StandardInput:
@@ -63,15 +68,17 @@ standard_input = StandardInput()
 
 
 class Stream:
-    """Decompressed bytes, and how many bytes of the file were read for them.
+    """Decompressed bytes, as UTF-8 if they are in another encoding, and how many bytes of the file were read for them.
 
     Attributes:
         path: as the user gave it.
     """
 
-    def __init__(self, path: Path, raw: IO[bytes] | StandardInput) -> None:
+    def __init__(self, path: Path, raw: IO[bytes] | StandardInput, encoding: Encoding = Encoding.utf_8) -> None:
         self.path, self._raw = path, raw
         self._content = self._decompressed(path.suffix.lower())
+        if encoding is not Encoding.utf_8:
+            self._content = Transcoded(path, self._content, encoding)
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes; fewer only at the end.
@@ -104,8 +111,8 @@ class Stream:
 
 
 @contextmanager
-def open_stream(path: Path) -> Iterator[Stream]:
-    """A file, or the standard input, as a stream of decompressed bytes.
+def open_stream(path: Path, encoding: Encoding = Encoding.utf_8) -> Iterator[Stream]:
+    """A file, or the standard input, as a stream of decompressed bytes; those of another encoding become UTF-8.
 
     Raises:
         DataError: the standard input was read before, or the file was cut at its beginning.
@@ -113,14 +120,14 @@ def open_stream(path: Path) -> Iterator[Stream]:
     if path == STDIN:
         if standard_input.bytes:
             raise DataError("the standard input was read before", expected="'-' once", remedy="give it once")
-        yield Stream(path, standard_input)
+        yield Stream(path, standard_input, encoding)
         return
     if path.suffix.lower() in COMPRESSED and not path.stat().st_size:
         raise DataError(
             f"{path} is damaged", got="0 bytes", expected="a complete compressed file", remedy="download it again"
         )
     with path.open("rb") as raw:
-        yield Stream(path, raw)
+        yield Stream(path, raw, encoding)
 
 
 class _WholeZstd:
@@ -159,15 +166,10 @@ def check_beginning(path: Path, beginning: bytes) -> None:
     """Refuse a file that is not UTF-8 at all, instead of every line of it.
 
     Raises:
-        DataError: it is in UTF-16, or compressed although its name does not say so.
+        DataError: it is in UTF-16 or CP949, or compressed although its name does not say so.
     """
-    if beginning[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
-        raise DataError(
-            f"{path} is in UTF-16",
-            got=f"the mark {beginning[:2].hex(' ')} at its beginning",
-            expected="UTF-8",
-            remedy=f"iconv -f UTF-16 -t UTF-8 {path} > NEW_FILE",
-        )
+    if marked_encoding(beginning) is Encoding.utf_16:
+        raise other_encoding(path, Encoding.utf_16, Encoding.utf_8)
     packed = ".gz" if beginning.startswith(_GZIP_MAGIC) else ".zst" if beginning.startswith(_ZSTD_MAGIC) else None
     if packed is not None:
         raise DataError(
@@ -175,3 +177,49 @@ def check_beginning(path: Path, beginning: bytes) -> None:
             got=f"bytes {beginning[:4].hex(' ')} at its beginning",
             remedy=f"mv {path} {path}{packed}",
         )
+    if looks_like_cp949(beginning):
+        raise other_encoding(path, Encoding.cp949, Encoding.utf_8)
+
+
+def file_encoding(path: Path, encoding: Encoding) -> Encoding:
+    """The encoding of a file. "auto" reads all of it: by its mark, else UTF-8, else CP949; what is found is told once.
+
+    Raises:
+        DataError: it is neither as a whole, or the standard input, which cannot be read twice.
+    """
+    if encoding is not Encoding.auto:
+        return encoding
+    if path == STDIN:
+        raise DataError(
+            "the encoding of the standard input cannot be found out",
+            got="--encoding auto",
+            expected="an encoding: the input is read only once",
+            remedy=f"--encoding {Encoding.cp949.value}",
+        )
+    status = path.stat()
+    return _found_encoding(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _found_encoding(path: Path, size: int, changed: int) -> Encoding:
+    """The encoding of a file in one of its states."""
+    with open_stream(path) as stream:
+        found = marked_encoding(stream.read(BLOCK_BYTES))
+    if found is None:
+        failures = {}
+        for candidate in (Encoding.utf_8, Encoding.cp949):
+            with open_stream(path) as stream:
+                failures[candidate] = first_failure(iter(lambda: stream.read(BLOCK_BYTES), b""), candidate)
+            if failures[candidate] is None:
+                found = candidate
+                break
+        else:
+            raise DataError(
+                f"{path} is in no one encoding",
+                got=", ".join(f"no {name.value.upper()} at line {line:,}" for name, line in failures.items()),
+                expected="all of it in UTF-8, or in CP949",
+                remedy="--encoding utf-8 or --encoding cp949: records that are not are then rejected one by one",
+            )
+    if found is not Encoding.utf_8:
+        _log.warning("%s: read as %s", path, found.value.upper())
+    return found

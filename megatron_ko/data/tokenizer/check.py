@@ -104,6 +104,7 @@ def check_folder(folder: Path, samples: Sequence[str] = ()) -> list[CheckResult]
         _special_tokens(tokenizer),
         _text_is_text(tokenizer),
         _chat_markers(folder, tokenizer),
+        *([_user_defined(tokenizer)] if tokenizer.user_defined else []),
         *_transformers(folder, tokenizer, _in_few_texts(suites)),
     ]
 
@@ -171,6 +172,15 @@ def _text_is_text(tokenizer: Tokenizer) -> CheckResult:
     names = list(tokenizer.special_tokens)
     failures = (name for name in names if special & set(tokenizer.encode(f"글 {name} 끝")))
     return result_of("text cannot spell a special token", len(names), failures)
+
+
+def _user_defined(tokenizer: Tokenizer) -> CheckResult:
+    failures = []
+    for token, number in tokenizer.user_defined.items():
+        ids = tokenizer.encode(text := f"글{token}끝")
+        if ids.count(number) != 1 or tokenizer.decode(ids) != text:
+            failures.append(f"{text!r} is {ids}, and comes back as {tokenizer.decode(ids)!r}")
+    return result_of("user-defined tokens are single ids in text", len(tokenizer.user_defined), failures)
 
 
 def _chat_markers(folder: Path, tokenizer: Tokenizer) -> CheckResult:

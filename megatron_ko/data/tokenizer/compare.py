@@ -1,8 +1,8 @@
 """How well tokenizers fit a text: tokens per eojeol and character, bytes per token, and what is spelt in bytes."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -47,21 +47,44 @@ class Fit:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several tokenizers on the same text."""
+    """Several tokenizers on the same text.
+
+    Attributes:
+        documents, characters, bytes, eojeols: of the text.
+        fits: one a tokenizer.
+        sources: the same for the text of each source alone, by its name; empty if there is one only.
+    """
 
     documents: int
     characters: int
     bytes: int
     eojeols: int
     fits: tuple[Fit, ...]
+    sources: Mapping[str, "Comparison"] = field(default_factory=dict)
 
 
-def compare_tokenizers(folders: Sequence[Path], texts: Sequence[str]) -> Comparison:
-    """Every tokenizer on all texts.
+def compare_tokenizers(folders: Sequence[Path], texts: Mapping[str, Sequence[str]]) -> Comparison:
+    """Every tokenizer on all texts, and on those of each source.
+
+    Args:
+        folders: of the tokenizers.
+        texts: by source.
 
     Raises:
         TokenizerError: a folder cannot be loaded.
     """
+    names = [folder.resolve().name for folder in folders]
+    unique = len(set(names)) == len(names)
+    tokenizers = {
+        name if unique else str(folder): load_tokenizer(folder) for name, folder in zip(names, folders, strict=True)
+    }
+    whole = _compare(tokenizers, list(chain.from_iterable(texts.values())))
+    if len(texts) < 2:
+        return whole
+    return replace(whole, sources={name: _compare(tokenizers, held) for name, held in texts.items()})
+
+
+def _compare(tokenizers: Mapping[str, Tokenizer], texts: Sequence[str]) -> Comparison:
     visible = sum(len("".join(text.split())) for text in texts)
     sizes = Comparison(
         documents=len(texts),
@@ -70,13 +93,7 @@ def compare_tokenizers(folders: Sequence[Path], texts: Sequence[str]) -> Compari
         eojeols=sum(len(text.split()) for text in texts),
         fits=(),
     )
-    names = [folder.resolve().name for folder in folders]
-    unique = len(set(names)) == len(names)
-    fits = tuple(
-        _fit(name if unique else str(folder), load_tokenizer(folder), texts, sizes, visible)
-        for name, folder in zip(names, folders, strict=True)
-    )
-    return Comparison(sizes.documents, sizes.characters, sizes.bytes, sizes.eojeols, fits)
+    return replace(sizes, fits=tuple(_fit(name, one, texts, sizes, visible) for name, one in tokenizers.items()))
 
 
 def _fit(name: str, tokenizer: Tokenizer, texts: Sequence[str], sizes: Comparison, visible: int) -> Fit:
@@ -129,16 +146,24 @@ def broken_characters(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def comparison_table(comparison: Comparison) -> list[str]:
-    """The comparison as lines of a Markdown table."""
+    """The comparison as lines of a Markdown table; with several sources a row for each, and one for all."""
+    parts = {**comparison.sources, "all": replace(comparison, sources={})} if comparison.sources else {"": comparison}
+    head = "| tokenizer | source " if comparison.sources else "| tokenizer "
     lines = [
-        "| tokenizer | ids | tokens an eojeol | tokens a character | bytes a token | characters in whole pieces "
+        f"{head}| ids | tokens an eojeol | tokens a character | bytes a token | characters in whole pieces "
         "| byte tokens | unknown | vocabulary used | round trip |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---" * (11 if comparison.sources else 10) + "|",
     ]
-    for fit in comparison.fits:
-        lines.append(
-            f"| {fit.name} | {fit.vocab_size:,} | {fit.tokens_per_eojeol:.3f} | {fit.tokens_per_character:.3f} "
-            f"| {fit.bytes_per_token:.3f} | {fit.coverage:.3%} | {fit.byte_share:.3%} | {fit.unknown_share:.3%} "
-            f"| {fit.used:.1%} | {'exact' if fit.exact else 'NOT EXACT'} |"
-        )
+    for index in range(len(comparison.fits)):
+        for source, part in parts.items():
+            lines.append(_row(part.fits[index], source))
     return lines
+
+
+def _row(fit: Fit, source: str) -> str:
+    name = f"{fit.name} | {source}" if source else fit.name
+    return (
+        f"| {name} | {fit.vocab_size:,} | {fit.tokens_per_eojeol:.3f} | {fit.tokens_per_character:.3f} "
+        f"| {fit.bytes_per_token:.3f} | {fit.coverage:.3%} | {fit.byte_share:.3%} | {fit.unknown_share:.3%} "
+        f"| {fit.used:.1%} | {'exact' if fit.exact else 'NOT EXACT'} |"
+    )

@@ -9,9 +9,11 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from megatron_ko.data.tokenizer.extra import ExtraTokens
 from megatron_ko.data.tokenizer.special import SPECIAL_TOKENS, UNKNOWN
 
 SPACE = "\u2581"
+BREAKS = ("\n", "\t")
 # Scores are rounded to multiples of 1/64: a float32 holds such numbers exactly up to 2**24 / 64.
 QUANTUM = 64
 EXACT_SUM = 2.0**24 / QUANTUM
@@ -34,7 +36,7 @@ def settle_scores(serialized: bytes) -> bytes:
     model.ParseFromString(serialized)
     exact = model.trainer_spec.model_type == _proto.TrainerSpec.UNIGRAM
     for piece in model.pieces:
-        if piece.type == _Piece.USER_DEFINED:
+        if piece.type == _Piece.USER_DEFINED and piece.piece in BREAKS:
             piece.type = _Piece.NORMAL
             piece.score = 0.0
         elif piece.type == _Piece.NORMAL and exact:
@@ -52,7 +54,7 @@ def piece_scores(serialized: bytes) -> list[float]:
     return [piece.score for piece in model.pieces if piece.type == _Piece.NORMAL]
 
 
-def to_tokenizer_json(serialized: bytes) -> Tokenizer:
+def to_tokenizer_json(serialized: bytes, extra: ExtraTokens | None = None) -> Tokenizer:
     """The `tokenizers` form of a model that went through ``settle_scores``."""
     model = _proto.ModelProto()
     model.ParseFromString(serialized)
@@ -63,13 +65,15 @@ def to_tokenizer_json(serialized: bytes) -> Tokenizer:
     # Pieces hold spaces only at their start, so words can be encoded (and cached) one by one.
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(" +[^ ]*|[^ ]+"), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    add_special_tokens(tokenizer)
+    add_special_tokens(tokenizer, extra or ExtraTokens())
     return tokenizer
 
 
-def add_special_tokens(tokenizer: Tokenizer) -> None:
-    """Declare the special tokens, which are in the vocabulary already."""
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+def add_special_tokens(tokenizer: Tokenizer, extra: ExtraTokens) -> None:
+    """Declare the special and the user-defined tokens, which are in the vocabulary already."""
+    special = [*SPECIAL_TOKENS, *extra.reserved_names()]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens(extra.added())
 
 
 def _unigram(model: Any) -> models.Unigram:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ko.data.text.documents import Document, read_documents
+from megatron_ko.data.text.formats import Encoding
 from megatron_ko.data.text.streams import STDIN
 from megatron_ko.errors import DataError
 
@@ -22,6 +23,7 @@ class CorpusSampling:
 
     Attributes:
         key: text field of jsonl and parquet.
+        encoding: of text inputs.
         max_bytes: of a larger corpus, a random sample of documents.
         seed: of that sample.
         balance_by: "source" (each file is a group), or a field of the documents, such as "language".
@@ -36,6 +38,7 @@ class CorpusSampling:
     balance_by: str = SOURCE
     weights: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
+    encoding: Encoding = Encoding.utf_8
 
 
 @dataclass
@@ -96,6 +99,13 @@ class Corpus:
         for document in self._chosen(1.0):
             yield document.text
 
+    def texts_by_group(self) -> dict[str, list[str]]:
+        """The sample by file, or by what is balanced."""
+        texts: dict[str, list[str]] = {}
+        for document in self._chosen(1.0):
+            texts.setdefault(self._group_of(document), []).append(document.text)
+        return texts
+
     def samples(self) -> list[str]:
         """A few random documents for the gate, of limited size in all."""
         chosen: list[str] = []
@@ -116,7 +126,9 @@ class Corpus:
     def _records(self) -> Iterator[object]:
         fields = self._sampling.balance_by != SOURCE
         for path in self._inputs:
-            yield from read_documents(path, key=self._sampling.key, keep_fields=fields)
+            yield from read_documents(
+                path, key=self._sampling.key, keep_fields=fields, encoding=self._sampling.encoding
+            )
 
     def _group_of(self, document: Document) -> str:
         by = self._sampling.balance_by

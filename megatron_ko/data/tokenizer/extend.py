@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from megatron_ko import __version__
 from megatron_ko.data.text.blocks import check_inputs
 from megatron_ko.data.tokenizer.corpus import Corpus, CorpusSampling
+from megatron_ko.data.tokenizer.extra import ExtraTokens
 from megatron_ko.data.tokenizer.grow import Merge, grow
 from megatron_ko.data.tokenizer.pieces import MARK, Spelling, may_be_added, proves_hangul
 from megatron_ko.data.tokenizer.proof import old_pieces, prove_extension
@@ -47,11 +48,13 @@ class ExtendOptions:
         sampling: what is taken of the corpus.
         character_coverage: share of Hangul characters that get a piece first; only where characters without a piece
             are spelt in bytes that cannot be merged (SentencePiece).
+        extra: user-defined and reserved tokens, counted among the new ids.
     """
 
     new_ids: int
     sampling: CorpusSampling = field(default_factory=lambda: CorpusSampling(max_bytes=50_000_000))
     character_coverage: float = 0.9995
+    extra: ExtraTokens = field(default_factory=ExtraTokens)
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,22 @@ def extend_tokenizer(
     content = _content(base)
     _refuse_gaps(base, old)
     spelling = Spelling(content)
+    options.extra.check(old.vocabulary())
     with explain_disk_errors(output), new_folder(output) as folder:
         say("reading")
         corpus = Corpus(inputs, options.sampling)
         say(f"finding {options.new_ids:,} pieces in {corpus.trained_bytes / 1e6:.1f} MB")
         characters, merges = _new_pieces(base, content, spelling, corpus, options)
         _extend(content, old, characters, merges)
+        counts = {**characters, **{merge.piece: merge.count for merge in merges}}
+        parts = old_pieces(content, spelling, counts, merges)
+        # Their rows begin as the mean of what spelt them until now.
+        added = _add_extra(content, old, options.extra)
+        parts |= {number: old.encode(token) for token, number in added.items()}
+        counts |= dict.fromkeys(added, 0)
         _write_folder(base, folder, content)
         (folder / RECORD).write_text('{"kind": "huggingface"}\n', encoding="utf-8")
         new = load_tokenizer(folder)
-        counts = {**characters, **{merge.piece: merge.count for merge in merges}}
-        parts = old_pieces(content, spelling, counts, merges)
         say("proving that every old id, and every text without Hangul, is what it was")
         samples = corpus.samples()
         proved = prove_extension(old, new, parts, samples)
@@ -188,14 +196,14 @@ def _new_pieces(
             return False
         return may_be_added(spelling.bytes_of(piece))
 
-    wanted = options.new_ids - len(characters)
+    wanted = options.new_ids - len(options.extra) - len(characters)
     merges = []
     for merge in grow(words.items(), allowed) if wanted else ():
         merges.append(merge)
         if len(merges) == wanted:
             break
     if len(merges) < wanted:
-        most = len(merges) + len(characters)
+        most = len(merges) + len(characters) + len(options.extra)
         raise TokenizerError(
             "the text has too few Korean pieces that occur twice",
             got=options.new_ids,
@@ -230,7 +238,7 @@ def _frequent_characters(counts: Counter[str], known: dict[str, int], options: E
     missing = sorted(((-count, character) for character, count in seen.items() if character not in known))
     covered = sum(count for character, count in seen.items() if character in known)
     chosen: dict[str, int] = {}
-    for negative, character in missing[: options.new_ids]:
+    for negative, character in missing[: options.new_ids - len(options.extra)]:
         if covered >= options.character_coverage * seen.total():
             break
         chosen[character] = -negative
@@ -269,6 +277,20 @@ def _extend(content: JsonObject, old: Tokenizer, characters: dict[str, int], mer
     model["merges"].extend([merge.left, merge.right] for merge in merges)
 
 
+def _add_extra(content: JsonObject, old: Tokenizer, extra: ExtraTokens) -> dict[str, int]:
+    """Put user-defined and reserved tokens behind the last new piece; their ids."""
+    vocabulary = content["model"]["vocab"]
+    first = max(vocabulary.values()) + 1
+    names = [(token, False) for token in extra.user_defined]
+    names += [(token, True) for token in extra.reserved_names(old.vocabulary())]
+    content.setdefault("added_tokens", [])
+    for number, (token, special) in enumerate(names, first):
+        vocabulary[token] = number
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+        content["added_tokens"].append({"id": number, "content": token, **flags})
+    return {token: number for number, (token, _) in enumerate(names, first)}
+
+
 def _write_folder(base: Path, folder: Path, content: JsonObject) -> None:
     for path in sorted(base.iterdir()):
         if path.is_file() and path.suffix in _COPIED and path.name not in _NOT_COPIED:
@@ -293,11 +315,12 @@ def _write_folder(base: Path, folder: Path, content: JsonObject) -> None:
 def _write_new_ids(
     path: Path, new: Tokenizer, spelling: Spelling, counts: dict[str, int], parts: dict[int, list[int]]
 ) -> None:
+    added = new.user_defined.keys() | new.special_tokens.keys()
     with path.open("w", encoding="utf-8") as stream:
         for piece, count in counts.items():
             number = new.id_of(piece)
             assert number is not None
-            spelt = spelling.bytes_of(piece)
+            spelt = piece.encode("utf-8") if piece in added else spelling.bytes_of(piece)
             text = spelt.decode("utf-8", errors="replace")
             line = {"id": number, "text": text, "bytes": spelt.hex(), "count": count, "old_ids": parts[number]}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")

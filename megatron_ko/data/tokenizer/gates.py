@@ -63,6 +63,7 @@ def check_tokenizer(tokenizer: Tokenizer, samples: Sequence[str] = ()) -> int:
         TokenizerError: with the first text that did not survive.
     """
     _check_special_tokens(tokenizer)
+    _check_user_defined(tokenizer)
     _check_bytes(tokenizer)
     texts = [*NASTY, *samples]
     ids = tokenizer.encode_batch(texts)
@@ -89,6 +90,16 @@ def _check_special_tokens(tokenizer: Tokenizer) -> None:
         got = tokenizer.encode(token, parse_special=True)
         if got != [expected] or tokenizer.decode(got) != token:
             _fail("a special token is not one id", token, got, f"[{expected}]")
+
+
+def _check_user_defined(tokenizer: Tokenizer) -> None:
+    for token, number in tokenizer.user_defined.items():
+        for text in (token, f"글{token}끝", f"a {token}{token}\n"):
+            ids = tokenizer.encode(text)
+            if ids.count(number) != text.count(token):
+                _fail("a user-defined token is not one id in text", text, ids, f"{number} for {token!r}")
+            if tokenizer.decode(ids) != text:
+                _fail("text with a user-defined token does not come back", text, tokenizer.decode(ids))
 
 
 def _check_bytes(tokenizer: Tokenizer) -> None:

@@ -9,7 +9,8 @@ SentencePiece is 3-7 times faster than `tokenizers` on the same vocabulary. Two 
   is therefore limited to as many characters as cannot reach 2**18, and what cannot be cut goes to tokenizer.json.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,25 +33,28 @@ class SentencePieceEncoder:
     Args:
         model: the SentencePiece model.
         reference: encodes one text with tokenizer.json.
+        user_defined: tokens that stand for their own text. Chunks that hold one go to ``reference``: SentencePiece
+            scores them with fractions, `tokenizers` cuts the text at them.
     """
 
-    def __init__(self, model: Path, reference: ReferenceEncoder) -> None:
+    def __init__(self, model: Path, reference: ReferenceEncoder, user_defined: Iterable[str] = ()) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         self._reference = reference
+        self._apart = re.compile("|".join(map(re.escape, (SPACE, *user_defined))))
         lowest = min(piece_scores(model.read_bytes()), default=0.0)
         self.chunk_characters = max(1, min(_LARGEST_CHUNK, int(EXACT_SUM / (abs(lowest) + _UNKNOWN_PENALTY))))
         (self.newline_id,) = self._processor.encode(NEWLINE)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
-        if len(text) <= self.chunk_characters and SPACE not in text:
+        if self._certain(text):
             ids: list[int] = self._processor.encode(text)
             return ids
         return [int(token) for token in self._encode_long(text)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        if all(len(text) <= self.chunk_characters and SPACE not in text for text in texts):
+        if all(map(self._certain, texts)):
             batch: list[list[int]] = self._processor.encode(list(texts), num_threads=1)
             return batch
         return [self.encode(text) for text in texts]
@@ -68,15 +72,19 @@ class SentencePieceEncoder:
         own = np.fromiter((text.count(NEWLINE) for text in texts), dtype=np.int64, count=len(texts))
         return ids, breaks[np.cumsum(own + 1) - 1]
 
+    def _certain(self, text: str) -> bool:
+        """Whether SentencePiece gives the ids of tokenizer.json for certain."""
+        return len(text) <= self.chunk_characters and self._apart.search(text) is None
+
     def _encode_long(self, text: str) -> np.ndarray:
         exact: list[str] = []
         order: list[np.ndarray | None] = []
         for chunk in _chunks(text, self.chunk_characters):
-            if len(chunk) > self.chunk_characters or SPACE in chunk:
-                order.append(np.array(self._reference(chunk), dtype=np.int32))
-            else:
+            if self._certain(chunk):
                 exact.append(chunk)
                 order.append(None)
+            else:
+                order.append(np.array(self._reference(chunk), dtype=np.int32))
         arrays = iter(self._processor.encode_as_numpy(exact, num_threads=1) if exact else ())
         return np.concatenate([next(arrays) if done is None else done for done in order])
 

@@ -62,6 +62,7 @@ class Tokenizer:
         bos, pad, unk: ids, None where the folder defines none.
         special_tokens: name to id.
         added_tokens: name to id of these and of others that stand outside of the trained vocabulary.
+        user_defined: tokens that stand for their own text, wherever it is; to id.
         fingerprint: sha256 of everything that decides the ids.
     """
 
@@ -75,13 +76,16 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = {
             token["content"]: token["id"] for token in content["added_tokens"] if token["special"]
         }
+        self.user_defined: dict[str, int] = {
+            token["content"]: token["id"] for token in content["added_tokens"] if not token["special"]
+        }
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.eod = self._required_id(named, "eos_token")
         self.bos, self.pad, self.unk = (self._id(named, name) for name in ("bos_token", "pad_token", "unk_token"))
         self.fingerprint = _fingerprint(content, self.eod)
         self._fast: SentencePieceEncoder | None = None
         if kind in ("unigram", "bpe"):
-            self._fast = SentencePieceEncoder(folder / SENTENCEPIECE_MODEL, self._reference)
+            self._fast = SentencePieceEncoder(folder / SENTENCEPIECE_MODEL, self._reference, self.user_defined)
 
     def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
         """Ids of ``text``; nothing is added at either end."""
@@ -94,13 +98,20 @@ class Tokenizer:
         """Ids of each text, special tokens not parsed."""
         return self._fast.encode_batch(texts) if self._fast else self.reference_batch(texts)
 
-    def encode_documents(self, texts: Sequence[str], *, append_eod: bool) -> Encoded:
-        """Ids of many documents in one array, the fastest way in; special tokens are not parsed."""
+    def encode_documents(self, texts: Sequence[str], *, append_eod: bool, bos: int | None = None) -> Encoded:
+        """Ids of many documents in one array, the fastest way in; special tokens are not parsed.
+
+        Args:
+            texts: of the documents.
+            append_eod: end each of them with the end-of-document token.
+            bos: id that each begins with, if any.
+        """
         if not texts:
             return Encoded(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64))
         if self._fast is None:
+            begin = [] if bos is None else [bos]
             end = [self.eod] if append_eod else []
-            batch = [ids + end for ids in self.reference_batch(texts)]
+            batch = [begin + ids + end for ids in self.reference_batch(texts)]
             lengths = np.fromiter(map(len, batch), dtype=np.int64, count=len(batch))
             flat = np.fromiter(chain.from_iterable(batch), dtype=np.int32, count=int(lengths.sum()))
             return Encoded(flat, lengths)
@@ -108,8 +119,11 @@ class Tokenizer:
         lengths = np.diff(ends, prepend=-1)
         if append_eod:
             ids[ends] = self.eod
-            return Encoded(ids, lengths)
-        return Encoded(np.delete(ids, ends), lengths - 1)
+        else:
+            ids, lengths = np.delete(ids, ends), lengths - 1
+        if bos is not None:
+            ids, lengths = np.insert(ids, np.cumsum(lengths) - lengths, bos), lengths + 1
+        return Encoded(ids, lengths)
 
     def reference_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As ``encode_batch``, through tokenizer.json alone: what transformers gives."""

@@ -10,9 +10,11 @@ from tokenizers import Tokenizer as Backend
 
 from megatron_ko import __version__
 from megatron_ko.data.text.blocks import check_inputs
+from megatron_ko.data.text.formats import Encoding
 from megatron_ko.data.tokenizer.compare import broken_characters
 from megatron_ko.data.tokenizer.convert import to_tokenizer_json
 from megatron_ko.data.tokenizer.corpus import SOURCE, Corpus, CorpusSampling, Group
+from megatron_ko.data.tokenizer.extra import ExtraTokens
 from megatron_ko.data.tokenizer.gates import check_tokenizer
 from megatron_ko.data.tokenizer.special import BEGIN, CHAT_END, CHAT_START, END, PAD, UNKNOWN
 from megatron_ko.data.tokenizer.tokenizer import (
@@ -40,7 +42,8 @@ class TokenizerOptions:
         character_coverage: share of characters with a piece of their own; SentencePiece only.
         max_bytes: text to train on; of a larger corpus, a random sample of documents.
         seed: of that sample.
-        balance_by, weights, temperature: as in ``CorpusSampling``.
+        balance_by, weights, temperature, encoding: as in ``CorpusSampling``.
+        extra: user-defined and reserved tokens, part of the vocabulary's size.
     """
 
     model: Literal["unigram", "bpe", "byte-bpe"]
@@ -52,11 +55,15 @@ class TokenizerOptions:
     balance_by: str = SOURCE
     weights: Mapping[str, float] = field(default_factory=dict)
     temperature: float = 1.0
+    encoding: Encoding = Encoding.utf_8
+    extra: ExtraTokens = field(default_factory=ExtraTokens)
 
     @property
     def sampling(self) -> CorpusSampling:
         """What is taken of the corpus."""
-        return CorpusSampling(self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature)
+        return CorpusSampling(
+            self.key, self.max_bytes, self.seed, self.balance_by, self.weights, self.temperature, self.encoding
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,7 @@ def train_tokenizer(
         TokenizerError: the vocabulary does not fit the text, or the gate failed; nothing is written.
     """
     check_inputs(inputs)
+    options.extra.check()
     with explain_disk_errors(output), new_folder(output) as folder:
         say("reading")
         corpus = Corpus(inputs, options.sampling)
@@ -152,12 +160,12 @@ class _Counted:
 
 def _train(counted: _Counted, folder: Path, options: TokenizerOptions) -> None:
     if options.model == "byte-bpe":
-        _write_backend(folder, train_byte_bpe(counted.pieces(whole=True), options.vocab_size))
+        _write_backend(folder, train_byte_bpe(counted.pieces(whole=True), options.vocab_size, options.extra))
         return
     sentences = counted.pieces(whole=False)
-    model = train_sentencepiece(sentences, options.model, options.vocab_size, options.character_coverage)
+    model = train_sentencepiece(sentences, options.model, options.vocab_size, options.character_coverage, options.extra)
     (folder / SENTENCEPIECE_MODEL).write_bytes(model)
-    _write_backend(folder, to_tokenizer_json(model))
+    _write_backend(folder, to_tokenizer_json(model, options.extra))
 
 
 def _write_backend(folder: Path, backend: Backend) -> None:

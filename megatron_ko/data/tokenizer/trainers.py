@@ -8,7 +8,8 @@ from typing import Literal
 import sentencepiece
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megatron_ko.data.tokenizer.convert import add_special_tokens, settle_scores
+from megatron_ko.data.tokenizer.convert import BREAKS, add_special_tokens, settle_scores
+from megatron_ko.data.tokenizer.extra import ExtraTokens
 from megatron_ko.data.tokenizer.pieces import MARK
 from megatron_ko.data.tokenizer.special import BEGIN, CHAT_END, CHAT_START, END, PAD, SPECIAL_TOKENS, UNKNOWN
 from megatron_ko.errors import TokenizerError
@@ -23,11 +24,16 @@ SENTENCE_BYTES = 8000
 _SENTENCEPIECE_LIMIT = 16_384
 # Fixed, because sums over threads are rounded in thread order: the same vocabulary on every machine.
 _TRAINER_THREADS = 16
+_NONE = ExtraTokens()
 _PRINTABLE_ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def train_sentencepiece(
-    sentences: Iterator[str], model: Literal["unigram", "bpe"], vocab_size: int, character_coverage: float
+    sentences: Iterator[str],
+    model: Literal["unigram", "bpe"],
+    vocab_size: int,
+    character_coverage: float,
+    extra: ExtraTokens = _NONE,
 ) -> bytes:
     """Train a SentencePiece model with byte fallback, identity normalisation and no dummy prefix.
 
@@ -36,11 +42,12 @@ def train_sentencepiece(
         model: the algorithm.
         vocab_size: exact number of ids, special and byte tokens included.
         character_coverage: share of the characters of the text that get a piece; the rest is spelt in bytes.
+        extra: tokens that are not learnt.
 
     Raises:
         TokenizerError: the vocabulary is too small or too large for this text.
     """
-    _refuse_tiny(vocab_size)
+    _refuse_tiny(vocab_size, extra)
     target = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -57,8 +64,8 @@ def train_sentencepiece(
             split_digits=True,
             # The mark too: text without any space would leave the vocabulary without a piece for it.
             required_chars=_PRINTABLE_ASCII + MARK,
-            user_defined_symbols=["\n", "\t"],
-            control_symbols=[CHAT_START, CHAT_END],
+            user_defined_symbols=[*BREAKS, *extra.user_defined],
+            control_symbols=[CHAT_START, CHAT_END, *extra.reserved_names()],
             unk_id=SPECIAL_TOKENS.index(UNKNOWN),
             bos_id=SPECIAL_TOKENS.index(BEGIN),
             eos_id=SPECIAL_TOKENS.index(END),
@@ -72,7 +79,7 @@ def train_sentencepiece(
     return settle_scores(target.getvalue())
 
 
-def train_byte_bpe(sentences: Iterator[str], vocab_size: int) -> Tokenizer:
+def train_byte_bpe(sentences: Iterator[str], vocab_size: int, extra: ExtraTokens = _NONE) -> Tokenizer:
     """Train a byte-level BPE with the pre-tokenizer of Qwen2 and without normalisation.
 
     Raises:
@@ -83,15 +90,15 @@ def train_byte_bpe(sentences: Iterator[str], vocab_size: int) -> Tokenizer:
     bytes_as_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_as_letters])
     tokenizer.decoder = decoders.ByteLevel()
-    _refuse_tiny(vocab_size)
+    _refuse_tiny(vocab_size, extra)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *extra.reserved_names(), *extra.user_defined],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(sentences, trainer)
-    add_special_tokens(tokenizer)
+    add_special_tokens(tokenizer, extra)
     if tokenizer.get_vocab_size() != vocab_size:
         raise _too_large(vocab_size, tokenizer.get_vocab_size())
     return tokenizer
@@ -119,8 +126,8 @@ def _split_long(line: str) -> Iterator[str]:
         yield line
 
 
-def _refuse_tiny(vocab_size: int) -> None:
-    smallest = len(SPECIAL_TOKENS) + 256
+def _refuse_tiny(vocab_size: int, extra: ExtraTokens) -> None:
+    smallest = len(SPECIAL_TOKENS) + len(extra) + 256
     if vocab_size < smallest:
         raise TokenizerError(
             "the vocabulary is too small for the bytes and special tokens",

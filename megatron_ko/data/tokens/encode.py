@@ -30,6 +30,7 @@ class EncodeOptions:
         append_eod: end every document with the tokenizer's end-of-document token.
         text_bytes: keep the UTF-8 bytes of every document, not only of the part.
         unencodable: what becomes of a document with characters that the vocabulary has no tokens for.
+        bos: id that every document begins with, if any.
     """
 
     tokenizer: Path
@@ -37,6 +38,7 @@ class EncodeOptions:
     append_eod: bool
     text_bytes: bool = False
     unencodable: UnencodablePolicy = "refuse"
+    bos: int | None = None
 
 
 def parse_keys(block: Block, keys: Sequence[str]) -> ParsedKeys:
@@ -92,7 +94,7 @@ class EncodeChunk:
                     changed,
                 )
                 encoded = [
-                    self._tokenizer.encode_documents(texts, append_eod=self._options.append_eod)
+                    self._tokenizer.encode_documents(texts, append_eod=self._options.append_eod, bos=self._options.bos)
                     for texts in parsed.texts
                 ]
                 writer.add(block.source, parsed, encoded)

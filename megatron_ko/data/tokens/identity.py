@@ -1,5 +1,6 @@
 """What decides every byte of indexed files: kept in job.json while they are made; ``merge`` needs nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,12 +20,18 @@ class EncodedWith:
     Attributes:
         fingerprint, kind, vocab_size: of the tokenizer.
         eod: the id that ends every document; None if none is appended.
+        bos: the id that begins every document; None if none is put in front.
     """
 
     fingerprint: str
     kind: str
     vocab_size: int
     eod: int | None
+    bos: int | None = None
+
+    def without_borders(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids of a document's text alone."""
+        return ids[self.bos is not None : len(ids) - (self.eod is not None)]
 
 
 # What a row of conversations is: one document; a better and a worse answer, two documents; one answer with a verdict.
@@ -71,6 +78,7 @@ class PreprocessIdentity:
         tokenizer: what encodes the text.
         unencodable: what becomes of documents with characters that have no tokens.
         chat: of conversations, how they became documents.
+        encoding: of text inputs.
     """
 
     inputs: InputIdentity
@@ -84,6 +92,7 @@ class PreprocessIdentity:
     tokenizer: EncodedWith
     unencodable: UnencodablePolicy = "refuse"
     chat: ChatRows | None = None
+    encoding: str = "utf-8"
 
     @property
     def sharded(self) -> bool:

@@ -41,6 +41,7 @@ class IndexManifest:
         sources: the inputs in order; for a shard, only those that it holds documents or rejected records of.
         key: field that the text came from.
         shard: number of this shard, and of how many.
+        bos: id that begins every document; None if none was put in front.
         unencodable: "documents" of all shards that characters without tokens were replaced in, or dropped from, and
             how many by character.
         chat: of conversations, how they became documents; PREFIX.marks then has a byte for every token.
@@ -65,6 +66,7 @@ class IndexManifest:
     created_by: str
     key: str = "text"
     shard: tuple[int, int] = (0, 1)
+    bos: int | None = None
     unencodable: dict[str, int] = field(default_factory=dict)
     chat: ChatRows | None = None
     records: dict[str, int] = field(default_factory=dict)

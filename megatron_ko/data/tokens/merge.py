@@ -208,7 +208,7 @@ def _empty(identity: PreprocessIdentity, totals: _Totals) -> DataError:
     elif "no token" in totals.reasons:
         remedy = "a tokenizer with a token for every byte, or --unencodable replace"
     elif "invalid UTF-8" in totals.reasons:
-        remedy = "if it is Korean text in CP949 (EUC-KR): iconv -f CP949 -t UTF-8 FILE > NEW_FILE"
+        remedy = "if it is Korean text in CP949 (EUC-KR): --encoding cp949"
     return DataError(
         "the corpus is empty: no document was found",
         got=f"{totals.rejected} rejected records {dict(totals.reasons)}{example}",

@@ -147,6 +147,7 @@ class MergeShard:
             dtype=self._plan.layout.dtype.name,
             max_token_id=tally.max_token_id,
             eod=self._plan.tokenizer.eod,
+            bos=self._plan.tokenizer.bos,
             sizes={"bin": writer.tokens * itemsize, "idx": writer.index_bytes},
             sha256={"bin": writer.sha256.hexdigest(), "idx": idx_sha256},
             sources=tuple(

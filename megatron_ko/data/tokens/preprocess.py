@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
+from megatron_ko.data.jobs.chunks import chunk_bytes, identified_paths, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
-from megatron_ko.data.text.formats import InputFormat, TextUnit
+from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
 from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
-from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
+from megatron_ko.data.tokenizer.tokenizer import TRANSFORMERS_CONFIG, Tokenizer, load_tokenizer
 from megatron_ko.data.tokens.encode import EncodeChunk, EncodeOptions
 from megatron_ko.data.tokens.identity import EncodedWith, PreprocessIdentity, UnencodablePolicy
 from megatron_ko.data.tokens.manifest import FILES
 from megatron_ko.data.tokens.merge import IndexedOutput, job_folder, merge
 from megatron_ko.data.tokens.parts import EncodeStatistics
 from megatron_ko.data.tokens.shards import any_shards
-from megatron_ko.errors import DataError
+from megatron_ko.errors import DataError, TokenizerError
 from megatron_ko.storage.files import append_suffix
 from megatron_ko.storage.journal import finish_renames
 
@@ -39,8 +39,10 @@ class PreprocessOptions:
         workers: encoding processes; 1 encodes in this process.
         keys: text fields; each gives an output of its own, and document n of one belongs to document n of the other.
         append_eod: end every document with the tokenizer's end-of-document token.
+        bos: begin every document with the tokenizer's token for that.
         text_unit: a document of a .txt file is a "line" or the whole "file".
         format: of all inputs; None: as their suffixes say.
+        encoding: of text inputs.
         shards: number of shards to cut every output into, of about equally many tokens.
         shard_tokens: cut into as many shards as give about this many tokens in each.
         rank, size: this process takes every ``size``-th chunk; ``merge`` follows when all ranks are finished.
@@ -56,8 +58,10 @@ class PreprocessOptions:
     workers: int = 1
     keys: tuple[str, ...] = ("text",)
     append_eod: bool = True
+    bos: bool = False
     text_unit: TextUnit = TextUnit.line
     format: InputFormat | None = None
+    encoding: Encoding = Encoding.utf_8
     shards: int | None = None
     shard_tokens: int | None = None
     rank: int = 0
@@ -82,7 +86,7 @@ def preprocess(options: PreprocessOptions, progress: BytesProgress = lambda _: N
 
     Raises:
         DataError: bad input, an empty corpus, an existing output, a full disk, a dead worker. No file has a final name.
-        TokenizerError: the tokenizer cannot be loaded.
+        TokenizerError: the tokenizer cannot be loaded, or has no token to begin documents with.
     """
     folder = job_folder(options.output)
     inputs = expand_inputs(options.inputs, options.format)
@@ -90,26 +94,36 @@ def preprocess(options: PreprocessOptions, progress: BytesProgress = lambda _: N
     _check_keys(options, inputs)
     if STDIN in inputs:
         _forget_earlier_input(options, folder)
-    job = Job(folder, _identity(options, inputs).to_json(), options.workers, options.rank, options.size)
+    identity = _identity(options, inputs)
+    job = Job(folder, identity.to_json(), options.workers, options.rank, options.size)
     check_job(job)
     if not finish_renames(folder):
         refuse_existing(options.outputs())
-        _encode(job, options, inputs, progress)
+        _encode(job, options, identity, progress)
     if options.size > 1:
         return []
     return merge(options.output, options.workers, options.tokenizer if options.verify else None)
 
 
-def _encode(job: Job, options: PreprocessOptions, inputs: tuple[Path, ...], progress: BytesProgress) -> None:
-    cut = options.shards is not None or options.shard_tokens is not None
-    work = EncodeChunk(EncodeOptions(options.tokenizer, options.keys, options.append_eod, cut, options.unencodable))
+def _encode(job: Job, options: PreprocessOptions, identity: PreprocessIdentity, progress: BytesProgress) -> None:
+    work = EncodeChunk(
+        EncodeOptions(
+            options.tokenizer,
+            options.keys,
+            options.append_eod,
+            bos=identity.tokenizer.bos,
+            text_bytes=identity.sharded,
+            unencodable=options.unencodable,
+        )
+    )
     reading = Reading(
-        inputs,
+        tuple(identified_paths(identity.inputs)),
         options.keys[0],
         options.text_unit,
         extra_keys=options.keys[1:],
         format=options.format,
         chunk_bytes=options.chunk_bytes,
+        encoding=options.encoding,
     )
     done = 0
 
@@ -133,10 +147,39 @@ def _identity(options: PreprocessOptions, inputs: tuple[Path, ...]) -> Preproces
         shards=options.shards,
         shard_tokens=options.shard_tokens,
         tokenizer=EncodedWith(
-            tokenizer.fingerprint, tokenizer.kind, tokenizer.vocab_size, tokenizer.eod if options.append_eod else None
+            tokenizer.fingerprint,
+            tokenizer.kind,
+            tokenizer.vocab_size,
+            tokenizer.eod if options.append_eod else None,
+            _bos(tokenizer, options.append_eod) if options.bos else None,
         ),
         unencodable=options.unencodable,
+        encoding=options.encoding.value,
     )
+
+
+def _bos(tokenizer: Tokenizer, append_eod: bool) -> int:
+    """The id to begin documents with.
+
+    Raises:
+        TokenizerError: the tokenizer has none, or it is the one that ends the document before.
+    """
+    config = tokenizer.folder / TRANSFORMERS_CONFIG
+    if tokenizer.bos is None:
+        raise TokenizerError(
+            "the tokenizer does not say which token begins a document",
+            got=f"no bos_token in {config}",
+            expected="a token of the vocabulary",
+            remedy="leave out --bos, or set 'bos_token' there to the token that the model was trained with",
+        )
+    if append_eod and tokenizer.bos == tokenizer.eod:
+        raise TokenizerError(
+            "the same token would end a document and begin the next one",
+            got=f"bos_token and eos_token are both id {tokenizer.bos} in {config}",
+            expected="two tokens; or one, which already stands before every document but the first",
+            remedy="leave out --bos; or --bos --no-append-eod, to have it in front only",
+        )
+    return tokenizer.bos
 
 
 def _check_keys(options: PreprocessOptions, inputs: tuple[Path, ...]) -> None:

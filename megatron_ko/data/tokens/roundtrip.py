@@ -46,7 +46,7 @@ def check_samples(
         for key, expected in enumerate(hashes):
             name = output.names[key][shard]
             ids = readers[name][document - borders[shard]].tolist()
-            text = decoder.decode(ids[:-1] if output.tokenizer.eod is not None else ids)
+            text = decoder.decode(output.tokenizer.without_borders(ids))
             if text_hash(text) != expected:
                 different[name].append(document - borders[shard])
             found[name][0] += 1
