@@ -30,15 +30,18 @@ class Limits:
     perplexity: float
 
 
-# f32: only the order of sums differs. bf16: llama.cpp rounds activations to 2^-8 too. Quantised: SmolLM2-135M, whose
-# rows are short, loses more than Llama 3 8B (q8_0: 5.9e-3 nats, 1.008; q4_k_m: 19 % other top tokens).
+# f32: only the order of sums differs. The others: the worst that SmolLM2-135M, a small model that loses much, showed on
+# English and Korean text and on the built-in passages (the table is in docs/gguf.md), times a factor: 4 for f16 and
+# bf16, whose numbers are compared one by one besides, 1.5 for quantised files. There q5_k_m was worse than q4_k_m,
+# because its rows of 576 take Q5_1 instead of Q5_K; a larger file that reads worse than q4_k_m is not worth writing.
+_Q4_K_M = Limits(None, 0.71, 1.7e-1, 1.13)
 LIMITS = {
     "f32": Limits(1e-3, 1.0, 1e-6, 1.0001),
-    "f16": Limits(None, 0.98, 1e-3, 1.002),
-    "bf16": Limits(None, 0.95, 2e-3, 1.005),
-    "q8_0": Limits(None, 0.93, 1e-2, 1.015),
-    "q5_k_m": Limits(None, 0.85, 4e-2, 1.04),
-    "q4_k_m": Limits(None, 0.78, 1e-1, 1.08),
+    "f16": Limits(None, 0.988, 1.6e-5, 1.0005),
+    "bf16": Limits(None, 0.95, 1e-3, 1.001),
+    "q8_0": Limits(None, 0.905, 1.3e-2, 1.01),
+    "q5_k_m": _Q4_K_M,
+    "q4_k_m": _Q4_K_M,
 }
 
 
@@ -85,12 +88,12 @@ def measure(model: LlamaModel, samples: Iterable[LogitSample]) -> Distance:
 def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[Gate]:
     """Logits of one file against those of transformers, on the same tokens.
 
-    A quantised file is judged on text and conversations: what it does to random ids says nothing of a language. Its
-    perplexity has to be too high by more than chance, two standard errors: on a few passages it scatters by percents.
+    A quantised file is judged on text and conversations: what it does to random ids says nothing of a language. But
+    for f32 a perplexity is too high only by more than chance, two standard errors: it scatters by percents.
     """
     limits = LIMITS[kind]
     found = measure(model, (one for one in reference.samples if kind not in QUANTISED or one.kind != "random"))
-    sure = found.ratio * math.exp(-2 * found.error if kind in QUANTISED else 0.0)
+    sure = found.ratio * math.exp(-2 * found.error if kind != "f32" else 0.0)
     measured = {
         "logits": (found.difference, limits.difference, f"differ by {found.difference:.2e}, less than {{:.0e}} wanted"),
         "top token": (found.other_top, 1 - limits.top1, f"{found.other_top:.2%} differ, at most {{:.1%}} wanted"),
