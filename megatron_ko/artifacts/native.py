@@ -146,9 +146,10 @@ def describe(path: Path) -> lineage.Record:
         node = find_pretrained(folder).ancestor()
     else:
         node = lineage.ancestor(folder, lineage.hash_of_folder(folder) or "")
-    if not node["weights"] and node["record"] is None:
+    record = lineage.read(folder) or {}
+    if not node["weights"] and not record:
         raise CheckpointError("there is neither a model nor a lineage in this folder", got=folder)
-    recorded = (node["record"] or {}).get("weights")
+    recorded = record.get("weights")
     if recorded and recorded != node["weights"]:
         raise CheckpointError(
             "the weights are not those of the lineage",
@@ -156,7 +157,7 @@ def describe(path: Path) -> lineage.Record:
             expected=recorded,
             remedy="convert again: these weights come from elsewhere",
         )
-    if changed := lineage.changed_beside(folder, node["record"] or {}):
+    if changed := lineage.changed_beside(folder, record):
         raise CheckpointError(
             "files beside the weights are not those of the lineage",
             got=f"{folder}: {', '.join(changed)} changed or missing",

@@ -88,7 +88,7 @@ def native(published: Path, work: Path) -> Path:
 def run(native: Path, work: Path) -> Path:
     """Twenty steps on two pipeline ranks."""
     corpus = ROOT / "demo/corpus/technical.jsonl"
-    options = ("--tokenizer", native / "tokenizer", "--output", work / "corpus", "--unencodable", "drop")
+    options = ("--tokenizer", native / "tokenizer", "--output", work / "corpus", "--unencodable", "replace")
     megatron_ko("data", "preprocess", "--input", corpus, *options)
     (work / "run.yaml").write_text(RUN.format(folder=work), encoding="utf-8")
     megatron_ko("train", work / "run.yaml")
