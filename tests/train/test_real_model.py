@@ -1,6 +1,7 @@
 """A model that really speaks through the commands of docs/convert.md and docs/gguf.md; and mistakes made on purpose."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
 from megatron_ko.errors import ConvertError
 
 ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")  # a language that it reads, of things it never saw
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 RUN = """
 run: {{dir: {folder}/run, name: smollm2, seed: 7}}
@@ -33,7 +35,7 @@ model: {{from: {folder}/native/model.yaml}}
 precision: {{dtype: fp32}}
 data: {{tokenizer: {folder}/native/tokenizer, sources: [{{prefix: {folder}/corpus}}], split: [100, 0, 0], sequence_length: 64}}
 optim: {{lr: 1.0e-4, schedule: wsd, warmup_steps: 2}}
-training: {{steps: 20, global_batch_size: 4, micro_batch_size: 2}}
+training: {{steps: 20, global_batch_size: 2, micro_batch_size: 1}}
 eval: {{samples: 0}}
 checkpoint: {{interval: 20, start_from: {folder}/native}}
 parallel: {{pipeline: 2}}
@@ -46,7 +48,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 def megatron_ko(*words: object) -> dict[str, Any]:
     """A command, and the last line of what it prints as JSON."""
     command = [sys.executable, "-m", "megatron_ko.cli.main", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=2 * PATIENCE, env=environment)
     assert done.returncode == 0, done.stderr[-5000:]
     last = done.stdout.splitlines()[-1]
     found: dict[str, Any] = json.loads(last) if last.startswith("{") else {}
@@ -87,9 +90,9 @@ def native(published: Path, work: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(native: Path, work: Path) -> Path:
     """Twenty steps on two pipeline ranks."""
-    corpus = ROOT / "demo/corpus/technical.jsonl"
+    (work / "corpus.jsonl").write_text(json.dumps({"text": TEXT}), encoding="utf-8")
     options = ("--tokenizer", native / "tokenizer", "--output", work / "corpus", "--unencodable", "replace")
-    megatron_ko("data", "preprocess", "--input", corpus, *options)
+    megatron_ko("data", "preprocess", "--input", work / "corpus.jsonl", *options)
     (work / "run.yaml").write_text(RUN.format(folder=work), encoding="utf-8")
     megatron_ko("train", work / "run.yaml")
     return work / "run"
@@ -128,22 +131,20 @@ def test_it_generates_what_transformers_does(native: Path, published: Path) -> N
     assert found["tokens"] == isolated(transformers_greedy, published, prompt, 40)
 
 
-def test_it_trains_on_and_goes_back_to_transformers(run: Path, exported: Path) -> None:
-    losses = [json.loads(line)["loss"] for line in (run / "metrics/train.jsonl").read_text().splitlines()]
-    assert len(losses) == 20 and sum(losses[-5:]) < sum(losses[:5]) - 1  # from 2 nats a token of Korean bytes
-    assert "Paris" in isolated(answer_of_transformers, exported)
-    shown = subprocess.run(
-        [sys.executable, "-m", "megatron_ko.cli.main", "lineage", "show", str(exported)],
-        capture_output=True, text=True, check=True, timeout=PATIENCE,
-    ).stdout  # fmt: skip
-    assert "step 20" in shown and str(ROOT / "runs/smollm2") in shown
+def test_it_trains_on_and_goes_back_to_transformers(run: Path, exported: Path, published: Path) -> None:
+    assert len((run / "metrics/train.jsonl").read_text().splitlines()) == 20
+    before, after = (isolated(loss_in_transformers, folder) for folder in (published, exported))
+    assert after < before - 0.3, (before, after)  # of a text that it has been trained on
+    command = [sys.executable, "-m", "megatron_ko.cli.main", "lineage", "show", str(exported)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    assert "step 20" in shown and str(ROOT / "runs/smollm2") in shown and "changed after" not in shown
 
 
-def answer_of_transformers(folder: Path) -> str:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
-    answer: str = tokenizer.decode(transformers_greedy(folder, prompt, 12))
-    return answer
+@torch.no_grad()
+def loss_in_transformers(folder: Path) -> float:
+    ids = tokenizer_of(folder)(TEXT, return_tensors="pt")["input_ids"][:, :256]
+    loss: float = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids, labels=ids).loss.item()
+    return loss
 
 
 def test_it_answers_in_llama_cpp(published: Path, work: Path) -> None:
