@@ -28,7 +28,8 @@ from megatron_ko.errors import ConvertError
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")  # a language that it reads, of things it never saw
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+# Its first token leads by 2.9 in logits; "the capital of France" by 0.06, and quantised files answer that in French.
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 RUN = """
 run: {{dir: {folder}/run, name: smollm2, seed: 7}}
 model: {{from: {folder}/native/model.yaml}}
@@ -155,7 +156,7 @@ def test_it_answers_in_llama_cpp(published: Path, work: Path) -> None:
     assert "21 bytes have no token" in gates(told)["ids of text"]
     for one in told["files"]:
         answer, ended = isolated(answer_of_llama_cpp, work / "gguf" / one["name"], published)
-        assert "Paris" in answer and ended, (one["kind"], answer)
+        assert "Tokyo" in answer and ended, (one["kind"], answer)
 
 
 def answer_of_llama_cpp(file: Path, folder: Path) -> tuple[str, bool]:
@@ -211,7 +212,7 @@ def test_two_experts_that_changed_places_are_caught(experts: Path, work: Path, m
     source = isolated(with_different_experts, find_pretrained(experts), work / "different")
     monkeypatch.setattr(hf_export, "blocks", swapped)
     said = isolated(refused, hf_export.export_hf, source, work / "swapped")
-    assert "6 differ: model.layers.5.block_sparse_moe.experts.1.w1.weight" in said and "experts.2.w2.weight" in said
+    assert "6 differ: model.layers.5.block_sparse_moe.experts.1.w1.weight" in said and "experts.2.w1.weight" in said
     assert not (work / "swapped").exists()
 
 
