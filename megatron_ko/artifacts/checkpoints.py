@@ -133,6 +133,21 @@ def problems_of(directory: Path, records: Iterable[tuple[str, FileRecord]], hash
     return problems
 
 
+def wanted_steps(checkpoints: Path, step: int | None) -> list[int]:
+    """Steps to look at for a checkpoint, newest first; only ``step`` where it is given.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    present = steps_in(checkpoints)
+    if step is None and not present:
+        raise CheckpointError("there is no checkpoint", got=checkpoints, remedy="train first, or give another folder")
+    if step is not None and step not in present:
+        known = ", ".join(map(str, present)) or "none"
+        raise CheckpointError(f"there is no checkpoint of step {step}", got=checkpoints, expected=f"one of: {known}")
+    return present if step is None else [step]
+
+
 def newest_valid(checkpoints: Path, step: int | None = None) -> tuple[Path, Manifest]:
     """The newest checkpoint that matches its manifest, or the one of a given step.
 
@@ -141,25 +156,33 @@ def newest_valid(checkpoints: Path, step: int | None = None) -> tuple[Path, Mani
     Raises:
         CheckpointError: there is none, or none is valid.
     """
-    wanted = steps_in(checkpoints) if step is None else [step]
-    if not wanted:
-        raise CheckpointError("there is no checkpoint", got=checkpoints, remedy="train first, or give another folder")
-    if step is not None and step not in (present := steps_in(checkpoints)):
-        known = ", ".join(map(str, present)) or "none"
-        raise CheckpointError(f"there is no checkpoint of step {step}", got=checkpoints, expected=f"one of: {known}")
     found = []
-    for candidate in wanted:
+    for candidate in wanted_steps(checkpoints, step):
         directory = checkpoints / name_of(candidate)
-        try:
-            manifest = read_manifest(directory)
-            problems = problems_of(directory, manifest.files.items())
-        except CheckpointError as error:
-            problems = [error.what]
-        if not problems:
-            return directory, manifest
-        found.append(f"{directory.name}: {problems[0]}")
-        _log.warning("damaged checkpoint passed over: %s", found[-1])
-    raise CheckpointError("no checkpoint is valid", got="; ".join(found), expected="one that matches its manifest")
+        inspected = inspect(directory)
+        if isinstance(inspected, Manifest):
+            return directory, inspected
+        found.append(inspected)
+    raise none_valid(found)
+
+
+def inspect(directory: Path) -> Manifest | str:
+    """The manifest of a checkpoint whose files match it, hashes included; or what is wrong, which is also logged."""
+    try:
+        manifest = read_manifest(directory)
+        problems = problems_of(directory, manifest.files.items())
+    except CheckpointError as error:
+        problems = [error.what]
+    if not problems:
+        return manifest
+    problem = f"{directory.name}: {problems[0]}"
+    _log.warning("damaged checkpoint passed over: %s", problem)
+    return problem
+
+
+def none_valid(problems: Iterable[str]) -> CheckpointError:
+    """What to raise where no checkpoint is valid."""
+    return CheckpointError("no checkpoint is valid", got="; ".join(problems), expected="one that matches its manifest")
 
 
 def record_file(path: Path) -> FileRecord:

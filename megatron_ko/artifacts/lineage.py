@@ -23,6 +23,10 @@ from megatron_ko.storage.files import hash_file, write_atomic
 FILE = "lineage.json"
 _WEIGHTS = ("*.safetensors", "*.gguf", "weights/*")
 _BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "*.yaml", "additional_chat_templates/*")
+# Files that change what a tokenizer or a conversation is when they are added to a folder.
+_DECIDING = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "generation_config")
+# In place of a command, where a folder is no longer what a command made.
+CHANGED = "changed after it was made"
 Record = dict[str, Any]
 
 
@@ -61,6 +65,9 @@ def new_record(
 def ancestor(path: Path, weights: str, step: int = 0, tokens: int = 0, beside: str = "") -> Record:
     """A parent, with its own record if it has one.
 
+    A folder that is no longer what its record says, because somebody changed it or saved another model over it, is not
+    what was proven: it enters as changed, with the old record as a parent of which nothing is proven.
+
     Args:
         path: its folder.
         weights: hash of its weights.
@@ -69,7 +76,18 @@ def ancestor(path: Path, weights: str, step: int = 0, tokens: int = 0, beside: s
     """
     trained = {"step": step, "tokens": tokens} if step else {}
     others = {"beside": beside} if beside else {}
-    return {"path": str(path.resolve()), "weights": weights, **others, **trained, "record": read(path)}
+    node = {"path": str(path.resolve()), "weights": weights, **others, **trained}
+    record = read(path)
+    if record is not None and (changed := _changed(path, record, weights)):
+        before = {"path": node["path"], "weights": record.get("weights", ""), "unproven": True, "record": record}
+        record = {"made_by": CHANGED, "weights": weights, "changed": changed, "parents": [before]}
+    return {**node, "record": record}
+
+
+def _changed(folder: Path, record: Record, weights: str) -> list[str]:
+    """What of a folder is no longer what its record says."""
+    others = ["weights"] if record.get("weights", weights) != weights else []
+    return [*others, *changed_beside(folder, record)]
 
 
 def write(folder: Path, record: Record) -> None:
@@ -138,9 +156,13 @@ def hash_beside(folder: Path | None, more: str = "") -> str:
 
 
 def changed_beside(folder: Path, record: Record) -> list[str]:
-    """Names of such files that have changed or disappeared since the record was written."""
-    recorded, found = record.get("beside") or {}, hashes_beside(folder)
-    return [name for name, digest in recorded.items() if found.get(name) != digest]
+    """Names of such files that have changed, disappeared or come to decide something since the record was written."""
+    recorded = record.get("beside") or {}
+    if not recorded:  # earlier versions did not write one
+        return []
+    found = hashes_beside(folder)
+    new = [name for name in found if name not in recorded and name.startswith(_DECIDING)]
+    return [name for name, digest in recorded.items() if found.get(name) != digest] + new
 
 
 def now() -> str:
@@ -182,7 +204,8 @@ def draw(node: Record, whole_paths: bool = True) -> Iterator[str]:
 
 def _below(node: Record, indent: str, shown: Callable[[str], str]) -> Iterator[str]:
     record = node.get("record") or {}
-    leaves = [f"gates     {_gates(record)}"] if record.get("gates") else []
+    leaves = [f"changed   {', '.join(record['changed'])}: not proven"] if record.get("changed") else []
+    leaves += [f"gates     {_gates(record)}"] if record.get("gates") else []
     leaves += [f"saved     {_saved(record['checkpoint'])}"] if record.get("checkpoint") else []
     leaves += [f"tokenizer {_short(_fingerprint(record))}"] if _fingerprint(record) else []
     leaves += [f"config    {_short(record['config_sha256'])}"] if record.get("config_sha256") else []
@@ -204,6 +227,7 @@ def _title(node: Record, shown: Callable[[str], str]) -> str:
     made = record.get("made_by") or ("train" if "run" in record else "origin unknown")
     options = ", ".join(f"{name} {value}" for name, value in record.get("options", {}).items() if value is not None)
     trained = f"step {node['step']:,}, {node['tokens']:,} tokens" if node.get("step") else ""
+    made = f"unproven, once {made}" if node.get("unproven") else made
     parts = (made, options, trained, f"weights {_short(node['weights'])}" if node.get("weights") else "")
     return f"{shown(node['path'])}: {', '.join(part for part in parts if part)}"
 

@@ -1,12 +1,13 @@
 """Native models on disk: a folder written by an import, or a checkpoint of a run. Needs no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
 from megatron_ko.artifacts import checkpoints, lineage
+from megatron_ko.artifacts.pins import Pin, newest_pinned
 from megatron_ko.config import ModelConfig, dump, load_model_config
 from megatron_ko.config.load import build
 from megatron_ko.errors import CheckpointError
@@ -27,6 +28,7 @@ class Pretrained:
         tokens: tokens that it was trained on with this project.
         weights_hash: hash of the weight files.
         fingerprint: fingerprint of the tokenizer that a run was trained with.
+        pin: keeps the checkpoint of a run that goes on training.
     """
 
     model: ModelConfig
@@ -37,6 +39,7 @@ class Pretrained:
     tokens: int = 0
     weights_hash: str = ""
     fingerprint: str = ""
+    pin: Pin | None = field(default=None, compare=False, repr=False)
 
     def ancestor(self) -> lineage.Record:
         """The lineage record of this model as a parent."""
@@ -59,7 +62,8 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
             raise CheckpointError(f"there is no checkpoint of step {step}", got=f"{folder}, which is not a run")
         return _native_folder(folder)
     if (folder / "checkpoints").is_dir():
-        directory, manifest = checkpoints.newest_valid(folder / "checkpoints", step)
+        pinned = newest_pinned(folder / "checkpoints", step)
+        directory, manifest = pinned.directory, pinned.manifest
         model = build(ModelConfig, manifest.config["model"], origin=str(directory))
         tokenizer = Path(manifest.config["data"]["tokenizer"])
         return Pretrained(
@@ -71,6 +75,7 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
             manifest.tokens,
             weights_of(manifest),
             manifest.tokenizer,
+            pinned.pin,
         )
     raise _no_model(folder)
 
@@ -146,9 +151,10 @@ def describe(path: Path) -> lineage.Record:
         node = find_pretrained(folder).ancestor()
     else:
         node = lineage.ancestor(folder, lineage.hash_of_folder(folder) or "")
-    if not node["weights"] and node["record"] is None:
+    record = lineage.read(folder) or {}
+    if not node["weights"] and not record:
         raise CheckpointError("there is neither a model nor a lineage in this folder", got=folder)
-    recorded = (node["record"] or {}).get("weights")
+    recorded = record.get("weights")
     if recorded and recorded != node["weights"]:
         raise CheckpointError(
             "the weights are not those of the lineage",
@@ -156,7 +162,7 @@ def describe(path: Path) -> lineage.Record:
             expected=recorded,
             remedy="convert again: these weights come from elsewhere",
         )
-    if changed := lineage.changed_beside(folder, node["record"] or {}):
+    if changed := lineage.changed_beside(folder, record):
         raise CheckpointError(
             "files beside the weights are not those of the lineage",
             got=f"{folder}: {', '.join(changed)} changed or missing",

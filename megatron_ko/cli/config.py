@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from megatron_ko.config import check_world, dump, load_config, raise_problems, run_schema
+from megatron_ko.config.checks.export import export_warning
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and describe run configurations.")
 
@@ -42,6 +43,9 @@ def check(
         raise_problems(check_world(config, ranks), f"{run_file} on {ranks} ranks")
     found: dict[str, object] = {"ok": True, "file": str(run_file)}
     lines = [f"{run_file}: ok"]
+    if (warning := export_warning(config.model)) is not None:
+        found |= {"warnings": [warning]}
+        lines.append(warning)
     if not no_data:
         from megatron_ko.data.training.preview import preview_data
 

@@ -71,6 +71,13 @@ def peer_class(folder: Path, ours: bool) -> tuple[Any, dict[str, bool]]:
     return AutoModelForCausalLM, {"trust_remote_code": ours}
 
 
+def peer_config(folder: Path) -> Any:
+    """transformers' configuration of a folder that this program wrote; its class may refuse what is in it."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=True)
+
+
 @dataclass(frozen=True)
 class Peer:
     """transformers' model of a folder.

@@ -10,8 +10,9 @@ from torch import Tensor
 from megatron_ko.artifacts.native import Pretrained
 from megatron_ko.config import ModelConfig
 from megatron_ko.convert.card import model_card
+from megatron_ko.convert.engines import peer_config
 from megatron_ko.convert.families import family_of, rules_of
-from megatron_ko.convert.gates import Depth, Proof
+from megatron_ko.convert.gates import Depth, Proof, running
 from megatron_ko.convert.hf_files import write_config
 from megatron_ko.convert.mapping import VOCABULARY, MappedBlock, blocks, check_complete, native_shapes, other_shapes
 from megatron_ko.convert.native import NativeReader
@@ -59,6 +60,8 @@ def export_hf(
     sizes = {name: bytes_of(shapes[name], types[block.native]) for block in ordered for name in block.others}
     with staged_folder(output) as folder:
         write_config(folder, source, str(options["dtype"]))
+        with running("config.json in transformers"):  # what its class refuses, it refuses before hours are spent
+            peer_config(folder)
         write_shards(folder, _tensors(ordered, reader, types), sizes, shard_bytes)
         proof = prove(ModelPair(model, source.weights, source.tokenizer, folder, written_here=True), depth)
         record = write_folder_lineage(folder, MADE_BY, model, parents, proof, source.tokenizer, options)

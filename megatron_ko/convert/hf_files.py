@@ -38,10 +38,12 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
         source: the native model.
         dtype: of the tensors, as transformers names it.
     """
-    bos = eos = None
     if source.tokenizer is not None:
         copy_tokenizer(source.tokenizer, folder)
         bos, eos = begin_and_end(source.tokenizer)
+    else:
+        copy_generation(source.origin, folder)
+        bos, eos = map(read_generation(folder).get, ("bos_token_id", "eos_token_id"))
     for path in family_of(source.model).code:
         shutil.copyfile(path, folder / path.name)
     _write(folder / "config.json", to_hf_config(source.model, dtype=dtype, bos=bos, eos=eos))
@@ -51,7 +53,11 @@ def write_config(folder: Path, source: Pretrained, dtype: str) -> None:
     ends = generation.get("eos_token_id")
     if bos is not None:
         generation.setdefault("bos_token_id", bos)
-    if eos is not None and eos not in (known := ends if isinstance(ends, list) else [ends]):
+    if (
+        source.tokenizer is not None
+        and eos is not None
+        and eos not in (known := ends if isinstance(ends, list) else [ends])
+    ):
         more = [end for end in known if end is not None]  # none of the ends that it names is lost
         generation["eos_token_id"] = [eos, *more] if more else eos
     _write(folder / GENERATION, generation)
@@ -91,6 +97,12 @@ def carry_generation(fields: HfConfig, target: Path) -> None:
     said = {name: fields[name] for name in SPECIAL if fields.get(name) is not None and found.get(name) is None}
     if said:
         _write(target / GENERATION, {**found, **said})
+
+
+def copy_generation(source: Path, target: Path) -> None:
+    """Copy generation_config.json from one folder into another, where it is there."""
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, target / GENERATION)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

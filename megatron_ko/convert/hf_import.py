@@ -13,7 +13,7 @@ from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.families.base import HfConfig
 from megatron_ko.convert.gates import Depth, Proof
 from megatron_ko.convert.hf_config import from_hf_config
-from megatron_ko.convert.hf_files import carry_generation, copy_tokenizer, read_generation, read_json
+from megatron_ko.convert.hf_files import carry_generation, copy_generation, copy_tokenizer, read_generation, read_json
 from megatron_ko.convert.mapping import TensorRule, blocks, check_complete, join_lazily, native_shapes, other_shapes
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.safetensors_folder import SafetensorsFolder
@@ -57,6 +57,9 @@ def import_hf(source: Path, output: Path, depth: Depth = "full") -> Proof:
             write_native(folder / WEIGHTS, _parts(rules, model, tensors), native_shapes(rules, model))
             (folder / MODEL_FILE).write_text(dump(model), encoding="utf-8")
             tokenizer = _copy_tokenizer(source, folder / TOKENIZER, fields)
+            if tokenizer is None:  # where generation begins and ends is then kept beside the weights
+                copy_generation(source, folder)
+                carry_generation(fields, folder)
             proof = prove(ModelPair(model, folder / WEIGHTS, tokenizer, source, written_here=False), depth)
             write_folder_lineage(folder, MADE_BY, model, parents, proof, tokenizer, told(depth))
             write_manifest(folder)

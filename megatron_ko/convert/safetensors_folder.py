@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from megatron_ko.errors import ConvertError, conserve
 
 INDEX = "model.safetensors.index.json"
 _ROTARY = ".self_attn.rotary_emb.inv_freq"
+_OPEN = 8  # files that are open at a time
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -29,37 +31,50 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._stack = ExitStack()
-        self._files: dict[str, safe_open] = {}
+        self._places: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
+        self._open: OrderedDict[Path, tuple[ExitStack, safe_open]] = OrderedDict()
         for path in _files_of(folder):
+            handle = self._handle(path)
+            for name in handle.keys():  # noqa: SIM118 - not a mapping
+                if name in self._places:
+                    raise ConvertError("two files hold the same tensor", got=f"{name} in {folder}")
+                stored = handle.get_slice(name)
+                self._places[name] = path
+                self._shapes[name], self._dtypes[name] = tuple(stored.get_shape()), stored.get_dtype()
+        _check_index(folder, self._places)
+
+    def _handle(self, path: Path) -> safe_open:
+        """A file, opened; of those opened before it only the last few stay, because a process may have few."""
+        if path not in self._open:
+            stack = ExitStack()
             try:
-                handle = self._stack.enter_context(safe_open(path, framework="pt"))
+                self._open[path] = (stack, stack.enter_context(safe_open(path, framework="pt")))
             except (SafetensorError, OSError) as error:
                 raise ConvertError("a weight file cannot be read", got=f"{path}: {error}") from error
-            for name in handle.keys():  # noqa: SIM118 - not a mapping
-                if name in self._files:
-                    raise ConvertError("two files hold the same tensor", got=f"{name} in {folder}")
-                self._files[name] = handle
+            if len(self._open) > _OPEN:
+                self._open.popitem(last=False)[1][0].close()
+        self._open.move_to_end(path)
+        return self._open[path][1]
 
     def __enter__(self) -> "SafetensorsFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        for stack, _handle in self._open.values():
+            stack.close()
+        self._open.clear()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight."""
-        return {
-            name: tuple(handle.get_slice(name).get_shape())
-            for name, handle in self._files.items()
-            if not name.endswith(_ROTARY)
-        }
+        return {name: shape for name, shape in self._shapes.items() if not name.endswith(_ROTARY)}
 
     @property
     def rotary(self) -> list[str]:
         """Rotary frequencies, which older folders hold although the configuration gives them; they are not weights."""
-        return [name for name in self._files if name.endswith(_ROTARY)]
+        return [name for name in self._places if name.endswith(_ROTARY)]
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor.
@@ -67,7 +82,7 @@ class SafetensorsFolder:
         Raises:
             ConvertError: it is none that weights are trained in, as of a quantised model.
         """
-        stored = self._files[name].get_slice(name).get_dtype()
+        stored = self._dtypes[name]
         if stored not in _DTYPES:
             raise ConvertError(
                 "weights of a type that is not supported", got=f"{stored} in {name}", expected=[*_DTYPES]
@@ -76,8 +91,25 @@ class SafetensorsFolder:
 
     def read(self, name: str) -> Tensor:
         """One tensor."""
-        tensor: Tensor = self._files[name].get_tensor(name)
+        tensor: Tensor = self._handle(self._places[name]).get_tensor(name)
         return tensor
+
+
+def _check_index(folder: Path, places: Mapping[str, Path]) -> None:
+    """The index, where there is one, names the tensors that are there, each in its file: transformers goes by it."""
+    if not (folder / INDEX).is_file():
+        return
+    named: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    absent = [name for name, file in named.items() if name not in places or places[name].name != file]
+    unnamed = [name for name in places if name not in named]
+    if absent or unnamed:
+        first = f"{absent[0]} is not in {named[absent[0]]}" if absent else f"{unnamed[0]} is not in the index"
+        raise ConvertError(
+            "the index and the weight files disagree",
+            got=f"{folder / INDEX}: {len(absent) + len(unnamed)} tensors; {first}",
+            expected="an entry for every tensor, naming the file that holds it",
+            remedy="download or save the folder again",
+        )
 
 
 def _files_of(folder: Path) -> list[Path]:

@@ -29,26 +29,39 @@ _log = get_logger(__name__)
 
 
 @contextmanager
-def staged_folder(final: Path) -> Iterator[Path]:
+def staged_folder(final: Path, replacing: bool = False) -> Iterator[Path]:
     """A new folder beside ``final``. It is renamed to ``final`` if the block succeeds, and removed if it fails.
+
+    Args:
+        final: where the folder comes to be.
+        replacing: whether one that is there gives way.
 
     Raises:
         ConvertError: ``final`` exists.
     """
-    if os.path.lexists(final):  # a broken link is in the way, too
+    if os.path.lexists(final) and not replacing:  # a broken link is in the way, too
         raise ConvertError("the output exists", got=final, remedy="choose another folder, or move it away")
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".tmp-{final.name}-{uuid.uuid4().hex[:8]}")
+    temporary = final.with_name(_temporary_name(final))
     _remove_leftovers(final)
     temporary.mkdir()
     handle = os.open(temporary, os.O_RDONLY)
     try:
         try_lock(handle)
         yield temporary
-        _rename(temporary, final)
+        if replacing:
+            final.rename(replaced := temporary.with_name(_temporary_name(final)))
+            _rename(temporary, final)
+            shutil.rmtree(replaced)
+        else:
+            _rename(temporary, final)
     finally:
         os.close(handle)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_name(final: Path) -> str:
+    return f".tmp-{final.name}-{uuid.uuid4().hex[:8]}"
 
 
 def _remove_leftovers(final: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from megatron_ko.artifacts.checkpoints import newest_valid
 from megatron_ko.artifacts.native import MODEL_FILE, find_pretrained
+from megatron_ko.artifacts.pins import newest_pinned
 from megatron_ko.config import ModelConfig, RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
@@ -49,7 +49,8 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
     """
     if (run_dir / MODEL_FILE).is_file():
         return _load_native(run_dir, step, tokenizer_dir)
-    directory, manifest = newest_valid(run_dir / "checkpoints", step)
+    pinned = newest_pinned(run_dir / "checkpoints", step)  # until the weights are read, although training goes on
+    directory, manifest = pinned.directory, pinned.manifest
     config = build(RunConfig, manifest.config, origin=str(directory))
     if tokenizer_dir is None and not config.data.tokenizer.is_dir():
         raise TokenizerError(

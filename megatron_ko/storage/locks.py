@@ -8,15 +8,16 @@ from megatron_ko.log import get_logger
 _log = get_logger(__name__)
 
 
-def try_lock(opened: IO[Any] | int, without_locks: bool = True) -> bool:
+def try_lock(opened: IO[Any] | int, without_locks: bool = True, shared: bool = False) -> bool:
     """Lock an open file against other processes; False if one of them holds the lock.
 
     Args:
         opened: the file, or the handle of a folder.
         without_locks: the result if the file system has no locks, as with some network file systems.
+        shared: against exclusive locks only.
     """
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

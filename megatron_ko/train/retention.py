@@ -4,7 +4,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from megatron_ko.artifacts.checkpoints import Manifest, name_of, problems_of, read_manifest, remove, steps_in
+from megatron_ko.artifacts.checkpoints import Manifest, name_of, problems_of, read_manifest, steps_in
+from megatron_ko.artifacts.pins import remove_unless_pinned
 from megatron_ko.errors import CheckpointError
 
 
@@ -23,16 +24,15 @@ def surplus(valid: Collection[int], damaged: Collection[int], keep: int, spared:
 def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None) -> list[int]:
     """Delete surplus checkpoints of a run, checking manifest and file sizes only; returns their steps.
 
-    The newest checkpoint from before steps were skipped is spared, so that a broken run can go back to it.
+    The newest checkpoint from before steps were skipped is spared, so that a broken run can go back to it; and one that
+    is being read stays until the next save.
     """
     valid = _valid_manifests(checkpoints)
     spared = {step for step in valid if keep_every and step % keep_every == 0}
     if (sound := newest_sound(valid)) is not None:
         spared.add(sound)
     doomed = surplus(valid, set(steps_in(checkpoints)) - valid.keys(), keep, spared)
-    for step in doomed:
-        remove(checkpoints / name_of(step))
-    return doomed
+    return [step for step in doomed if remove_unless_pinned(checkpoints / name_of(step))]
 
 
 def newest_sound(manifests: dict[int, Manifest]) -> int | None:

@@ -81,8 +81,8 @@ def test_experts_survive_quantisation(
 def figures(gates: list[dict[str, Any]], file: str) -> dict[str, Any]:
     found = {one["name"]: one["found"] for one in gates}
     return {
-        "kl": float(found[f"{file}: KL divergence"].split(",")[0]),
-        "perplexity": float(found[f"{file}: perplexity"].split(",")[0].removeprefix("ratio ")),
+        "kl": float(found[f"{file}: KL divergence"].split()[0]),
+        "perplexity": float(found[f"{file}: perplexity"].split()[1]),
         "other top": found[f"{file}: top token"].split(" ")[0],
     }
 

@@ -1,8 +1,10 @@
 """From a trained run to Hugging Face and back into training: the same weights all the way, at any layout."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +81,26 @@ def check_ancestry(trained: Run, folder: Path) -> None:
     card = (folder / "hf/README.md").read_text(encoding="utf-8")
     losses = [line["loss"] for line in trained.lines("train") if line["step"] == 30]
     assert f"Loss of training: {losses[0]:.4f} at step 30." in card and f"{run['tokens']:,} tokens" in card
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_while_it_trains_and_removes_checkpoints(new_run: NewRun, tmp_path: Path) -> None:
+    run = new_run("busy", "training.steps=100000", "checkpoint.interval=2", "checkpoint.keep=1", "eval.samples=0")
+    training = subprocess.Popen(run.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while run.last_step() < 4 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        steps = []
+        for number in range(3):
+            convert("hf-export", run.folder, tmp_path / f"hf-{number}", *(() if number else ("--proof", "quick")))
+            (source,) = json.loads((tmp_path / f"hf-{number}/lineage.json").read_text())["parents"]
+            steps.append(source["step"])
+        assert training.poll() is None and steps == sorted({*steps})
+        assert run.last_step() > steps[-1] + 4, "the training went on meanwhile"
+    finally:
+        training.send_signal(signal.SIGTERM)
+        training.wait(PATIENCE)
 
 
 def test_other_networks_and_tokenizers_are_no_start(new_run: NewRun, tmp_path: Path) -> None:

@@ -166,8 +166,7 @@ class _Numbers:
         return 10**6
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        names = ("tokens", "labels", "loss_mask", "position_ids")
-        return dict.fromkeys(names, torch.full((2,), index))
+        return dict.fromkeys(("tokens", "labels", "loss_mask", "position_ids"), torch.full((2,), index))
 
     def count_by_source(self, indices: range) -> dict[str, int]:
         return {"numbers": len(indices)}

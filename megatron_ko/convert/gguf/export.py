@@ -1,8 +1,10 @@
 """A Hugging Face folder to GGUF files and a Modelfile, each proven in llama.cpp before it gets its name."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -112,30 +114,29 @@ def export_gguf(
         "text": text if text is None else hashlib.sha256(text.encode()).hexdigest(),
         "accept ties": accept_ties,
     }
-    if (before := existing_proof(output, MADE_BY, [parent], options)) is not None:
-        told = ModelfileSummary(**(lineage.read(output) or {}).get("ollama", {}))
-        if told.modelfile and not (output / "Modelfile").is_file():
-            raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
-        return GgufExport([_written(output / f"{output.name}-{kind}.gguf", kind) for kind in kinds], before, told)
-    with staged_folder(output) as folder, TemporaryDirectory(dir=folder) as beside:
+    before = _existing(output, parent, options)
+    there = {one.kind for one in before.files} if before else set()
+    missing = [kind for kind in kinds if kind not in there]
+    if before is not None and not missing:
+        return replace(before, files=[one for one in before.files if one.kind in kinds])
+    with (
+        staged_folder(output, replacing=before is not None) as folder,
+        TemporaryDirectory(dir=folder) as beside,
+    ):
         hugging_face = source
         if native is not None:
             hugging_face = Path(beside) / "hf"
             export_hf(native, hugging_face)
         model, vocabulary = _read_model(hugging_face)
         chat = modelfile(hugging_face, vocabulary, model.max_position_embeddings)
-        written, gates = _write_all(folder, hugging_face, model, vocabulary, kinds, output.name)
+        written, gates = _write_all(folder, hugging_face, model, vocabulary, missing, output.name)
         gates += _prove(folder, hugging_face, model, vocabulary, written, text, accept_ties)
-        failed = _failed_kinds(gates, kinds)
-        if len(failed) == len(kinds):
-            require_gates(gates)
-        require_gates([gate for gate in gates if gate.name.partition(":")[0] not in failed])
-        for one in written:
-            if one.kind in failed:
-                (folder / one.name).unlink()
-        refused = tuple(gate for gate in gates if gate.name.partition(":")[0] in failed)
-        gates = [gate for gate in gates if gate not in refused]
-        written = [one for one in written if one.kind not in failed]
+        written, gates, refused = _keep_proven(folder, written, gates)
+        if before is not None:
+            for one in before.files:
+                _link(output / one.name, folder / one.name)
+            written = sorted([*before.files, *written], key=lambda one: KINDS.index(one.kind))
+            gates = [*{gate.name: gate for gate in (*before.proof.gates, *gates)}.values()]
         options["types"] = ", ".join(one.kind for one in written)
         if chat.text is not None:
             smallest = min(written, key=lambda one: one.size)
@@ -143,7 +144,56 @@ def export_gguf(
         proof = Proof(None, tuple(gates))
         record = write_folder_lineage(folder, MADE_BY, model, [parent], proof, hugging_face, options)
         lineage.write(folder, {**record, "files": [asdict(one) for one in written], "ollama": asdict(chat.summary())})
-    return GgufExport(written, proof, chat.summary(), refused)
+    return GgufExport([one for one in written if one.kind in kinds], proof, chat.summary(), tuple(refused))
+
+
+def _existing(output: Path, parent: lineage.Record, options: Mapping[str, object]) -> GgufExport | None:
+    """What an earlier export of the same weights with the same options left, of whatever types.
+
+    Raises:
+        ConvertError: the folder is something else, or was changed.
+    """
+    record = lineage.read(output) if output.is_dir() else None
+    types = (record or {}).get("options", {}).get("types", options["types"])  # more types may come, or fewer be wanted
+    proof = existing_proof(output, MADE_BY, [parent], {**options, "types": types})
+    if proof is None or record is None:
+        return None
+    told = ModelfileSummary(**record.get("ollama", {}))
+    if told.modelfile and not (output / "Modelfile").is_file():
+        raise ConvertError("the output exists without its Modelfile", got=output, remedy="move it away")
+    files = [_written(output / f"{output.name}-{kind}.gguf", kind) for kind in types.split(", ")]
+    return GgufExport(files, proof, told)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _keep_proven(
+    folder: Path, written: Sequence[GgufFile], gates: Sequence[Gate]
+) -> tuple[list[GgufFile], list[Gate], list[Gate]]:
+    """Delete the files of which a gate failed, if others are left.
+
+    Returns:
+        the files that stay, their gates and those of all files, and the gates of what was deleted.
+
+    Raises:
+        ConvertError: no file is left, or a gate of all files failed.
+    """
+    kinds = [one.kind for one in written]
+    failed = _failed_kinds(gates, kinds)
+    if len(failed) == len(kinds):
+        require_gates(gates)
+    kept = [gate for gate in gates if gate.name.partition(":")[0] not in failed]
+    require_gates(kept)
+    for one in written:
+        if one.kind in failed:
+            (folder / one.name).unlink()
+    return [one for one in written if one.kind not in failed], kept, [gate for gate in gates if gate not in kept]
 
 
 def _failed_kinds(gates: Sequence[Gate], kinds: Sequence[str]) -> set[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ko.convert.gates import Gate
-from megatron_ko.convert.gguf.llama_cpp import LlamaModel
-from megatron_ko.convert.gguf.reference import Reference
+from megatron_ko.convert.gguf.llama_cpp import QUANTISED, LlamaModel
+from megatron_ko.convert.gguf.reference import LogitSample, Reference
 
 
 @dataclass(frozen=True)
@@ -30,45 +30,83 @@ class Limits:
     perplexity: float
 
 
-# f32: only the order of sums differs. bf16: llama.cpp rounds activations to 2^-8 too. Quantised: SmolLM2-135M, whose
-# rows are short, loses more than Llama 3 8B (q8_0: 5.9e-3 nats, 1.008; q4_k_m: 19 % other top tokens).
+# f32: only the order of sums differs. The others: the worst that SmolLM2-135M, a small model that loses much, showed on
+# English and Korean text and on the built-in passages (the table is in docs/gguf.md), times a factor: 4 for f16 and
+# bf16, whose numbers are compared one by one besides, 1.5 for quantised files. There q5_k_m was worse than q4_k_m,
+# because its rows of 576 take Q5_1 instead of Q5_K; a larger file that reads worse than q4_k_m is not worth writing.
+_Q4_K_M = Limits(None, 0.71, 1.7e-1, 1.13)
 LIMITS = {
     "f32": Limits(1e-3, 1.0, 1e-6, 1.0001),
-    "f16": Limits(None, 0.98, 1e-3, 1.002),
-    "bf16": Limits(None, 0.95, 2e-3, 1.005),
-    "q8_0": Limits(None, 0.93, 1e-2, 1.015),
-    "q5_k_m": Limits(None, 0.85, 4e-2, 1.04),
-    "q4_k_m": Limits(None, 0.78, 1e-1, 1.08),
+    "f16": Limits(None, 0.988, 1.6e-5, 1.0005),
+    "bf16": Limits(None, 0.95, 1e-3, 1.001),
+    "q8_0": Limits(None, 0.905, 1.3e-2, 1.01),
+    "q5_k_m": _Q4_K_M,
+    "q4_k_m": _Q4_K_M,
 }
 
 
-def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[Gate]:
-    """Logits of one file against those of transformers, on the same tokens."""
-    limits = LIMITS[kind]
-    difference, same, divergence, positions, losses = 0.0, 0, 0.0, 0, np.zeros(2)
-    predicted = 0
-    for sample in reference.samples:
+@dataclass(frozen=True)
+class Distance:
+    """How far the distributions of a file are from transformers'.
+
+    Attributes:
+        positions: how many were compared.
+        difference: largest absolute difference of logits.
+        other_top: share of positions whose most probable token is another one.
+        kl: mean Kullback-Leibler divergence from transformers' distribution, in nats a token.
+        ratio: perplexity on the texts, divided by transformers'; 1 where there are none.
+        error: standard error of the logarithm of that ratio, from the scatter of its terms.
+    """
+
+    positions: int
+    difference: float
+    other_top: float
+    kl: float
+    ratio: float
+    error: float
+
+
+def measure(model: LlamaModel, samples: Iterable[LogitSample]) -> Distance:
+    """Compare the distributions of a file with transformers', on the same tokens."""
+    difference, other, divergence, positions = 0.0, 0, 0.0, 0
+    rises = [np.zeros(0)]
+    for sample in samples:
         found = model.logits(sample.tokens)[:, : sample.logits.shape[1]]
         difference = float(np.maximum(difference, np.abs(found - sample.logits).max()))  # NaN stays
-        same += int((found.argmax(-1) == sample.logits.argmax(-1)).sum())
+        other += int((found.argmax(-1) != sample.logits.argmax(-1)).sum())
         positions += len(sample.tokens)
         ours, theirs = _log_softmax(sample.logits), _log_softmax(found)
         divergence += float((np.exp(ours) * (ours - theirs)).sum())
-        if sample.text:
-            following = np.array(sample.tokens[1:])
-            losses -= [float(np.take_along_axis(part[:-1], following[:, None], 1).sum()) for part in (ours, theirs)]
-            predicted += len(following)
-    top1, kl = same / positions, divergence / positions
-    ratio = math.exp((losses[1] - losses[0]) / predicted)
+        if sample.kind == "text":
+            following = np.array(sample.tokens[1:])[:, None]
+            rises.append(np.take_along_axis((ours - theirs)[:-1], following, 1)[:, 0])
+    rise = np.concatenate(rises)  # of the loss, token by token
+    mean, error = (float(rise.mean()), float(rise.std() / math.sqrt(len(rise)))) if len(rise) else (0.0, 0.0)
+    return Distance(positions, difference, other / positions, divergence / positions, float(np.exp(mean)), error)
+
+
+def compare_logits(kind: str, model: LlamaModel, reference: Reference) -> list[Gate]:
+    """Logits of one file against those of transformers, on the same tokens.
+
+    A quantised file is judged on text and conversations: what it does to random ids says nothing of a language. But
+    for f32 a perplexity is too high only by more than chance, two standard errors: it scatters by percents.
+    """
+    limits = LIMITS[kind]
+    found = measure(model, (one for one in reference.samples if kind not in QUANTISED or one.kind != "random"))
+    sure = found.ratio * math.exp(-2 * found.error if kind != "f32" else 0.0)
     measured = {
-        "logits": (difference, limits.difference, "differ by {:.2e}, less than {:.0e} wanted"),
-        "top token": (1 - top1, 1 - limits.top1, "{:.2%} differ, at most {:.0%} wanted"),
-        "KL divergence": (kl, limits.kl, "{:.2e}, less than {:.0e} wanted"),
-        "perplexity": (ratio, limits.perplexity, "ratio {:.5f}, less than {:g} wanted"),
+        "logits": (found.difference, limits.difference, f"differ by {found.difference:.2e}, less than {{:.0e}} wanted"),
+        "top token": (found.other_top, 1 - limits.top1, f"{found.other_top:.2%} differ, at most {{:.1%}} wanted"),
+        "KL divergence": (found.kl, limits.kl, f"{found.kl:.2e} nats, less than {{:.1e}} wanted"),
+        "perplexity": (
+            sure,
+            limits.perplexity,
+            f"ratio {found.ratio:.5f} ± {found.error:.5f}, less than {{:g}} wanted",
+        ),
     }
     return [
-        Gate(f"{kind}: {name}", positions, found < limit or found == 0, words.format(found, limit))
-        for name, (found, limit, words) in measured.items()
+        Gate(f"{kind}: {name}", found.positions, value < limit or value == 0, words.format(limit))
+        for name, (value, limit, words) in measured.items()
         if limit is not None
     ]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from megatron_ko.convert.texts import CHATS, LENGTHS
 from megatron_ko.convert.tokenizer_class import load_oracle
 from megatron_ko.errors import ConvertError
 
+Kind = Literal["text", "conversation", "random"]
 _WINDOW, _WINDOWS = 256, 8
 _LONGEST = max(LENGTHS)  # of a conversation: its last tokens
 _NEW_TOKENS = 64
@@ -26,11 +27,11 @@ _REFUSALS = (TemplateError, TypeError, LookupError)
 
 @dataclass(frozen=True)
 class LogitSample:
-    """Token ids [s], transformers' logits [s, v], and whether the ids are text, whose perplexity means something."""
+    """Token ids [s], transformers' logits [s, v], and what the ids are; only the perplexity of text means something."""
 
     tokens: list[int]
     logits: np.ndarray
-    text: bool
+    kind: Kind
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,11 @@ def compute_reference(folder: Path, context: int, rows: int, text: str | None) -
     draw = torch.Generator().manual_seed(0)
     lengths = sorted({min(length, context) for length in LENGTHS})
     random = [torch.randint(rows, (length,), generator=draw).tolist() for length in lengths]
+    groups: dict[Kind, list[list[int]]]
+    groups = {"text": windows, "conversation": chats, "random": random}
     samples = [
         LogitSample(tokens, peer_logits(network, torch.tensor([tokens]))[0, :, :rows].numpy(), kind)
-        for group, kind in ((windows, True), (chats, False), (random, False))
+        for kind, group in groups.items()
         for tokens in group
     ]
     new = min(_NEW_TOKENS, context // 2)
