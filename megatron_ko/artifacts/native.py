@@ -80,6 +80,23 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
     raise _no_model(folder)
 
 
+def best_step(folder: Path) -> int:
+    """The step of a run's best validation, as its newest checkpoint knows it.
+
+    Raises:
+        CheckpointError: no checkpoint, no validation, or that checkpoint was not kept.
+    """
+    checkpoint_folder = folder / "checkpoints"
+    step = int(newest_pinned(checkpoint_folder).manifest.state.get("best_step", 0))
+    if step not in (present := checkpoints.steps_in(checkpoint_folder)):
+        raise CheckpointError(
+            f"{folder} has no checkpoint of its best validation",
+            got=f"best at step {step}, checkpoints of {', '.join(map(str, present))}" if step else "no validation",
+            remedy="train with checkpoint.keep_best=true",
+        )
+    return step
+
+
 def expect_model(folder: Path) -> None:
     """Quickly refuse a folder without a model or a checkpoint; nothing is opened or verified.
 

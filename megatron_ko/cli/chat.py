@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_ko.artifacts.native import expect_model
+from megatron_ko.cli.which_checkpoint import Best, Step, chosen_step
 from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ def chat(
     top_p: Annotated[float, typer.Option(min=0.001, max=1, help="Sample from the top share of probability.")] = 0.9,
     top_k: Annotated[int, typer.Option(min=0, help="Sample from the top K tokens; 0: all.")] = 0,
     seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Random seed; default: a new one.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint; default: the newest valid one.")] = None,
+    step: Step = None,
+    best: Best = False,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, if it has moved.")] = None,
 ) -> None:
     """Talk to a model. It sees the whole conversation; an answer is printed as it is generated.
@@ -42,7 +44,7 @@ def chat(
 
     first = secrets.randbelow(2**31) if seed is None else seed
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=first)
-    loaded = load_run(directory, step, tokenizer)
+    loaded = load_run(directory, chosen_step(directory, step, best), tokenizer)
     opening: list[Message] = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     chat_prompt(loaded, [*opening, {"role": "user", "content": "?"}])  # complains now, not after the first question

@@ -9,6 +9,7 @@ import typer
 from megatron_ko.artifacts.folders import expect_hugging_face
 from megatron_ko.artifacts.native import expect_model, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
+from megatron_ko.cli.which_checkpoint import Best, Step, chosen_step
 from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def hf_import(
 def hf_export(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory, or a native model.")],
     output: Annotated[Path | None, typer.Argument(metavar="OUTPUT", help="Folder to write.")] = None,
-    step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
+    step: Step = None,
+    best: Best = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="DIR is a file in configs/; map it without weights.")
@@ -71,7 +73,9 @@ def hf_export(
     expect_model(source)
     from megatron_ko.convert.hf_export import export_hf
 
-    _tell(output, export_hf(find_pretrained(source, step), output, dtype, depth=proof), as_json)
+    _tell(
+        output, export_hf(find_pretrained(source, chosen_step(source, step, best)), output, dtype, depth=proof), as_json
+    )
 
 
 @app.command("upcycle")
@@ -82,7 +86,8 @@ def upcycle(
     top_k: Annotated[int, typer.Option(min=1, help="Experts per token.")] = 2,
     score: Annotated[str, typer.Option(help="softmax or sigmoid: how router logits become weights.")] = "softmax",
     expert_bias: Annotated[bool, typer.Option("--expert-bias", help="Balance by a bias; needs sigmoid.")] = False,
-    step: Annotated[int | None, typer.Option(help="Checkpoint of a run; default: the newest valid one.")] = None,
+    step: Step = None,
+    best: Best = False,
     proof: ProofDepth = "full",
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +104,7 @@ def upcycle(
 
     fields = {"num_experts": experts, "top_k": top_k, "score": score, "expert_bias": expert_bias}
     moe = build(MoeConfig, fields, origin="the options")
-    _tell(output, make(find_pretrained(source, step), output, moe, depth=proof), as_json)
+    _tell(output, make(find_pretrained(source, chosen_step(source, step, best)), output, moe, depth=proof), as_json)
 
 
 @app.command("merge")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megatron_ko.artifacts.native import expect_model
+from megatron_ko.cli.which_checkpoint import Best, Step, chosen_step
 from megatron_ko.errors import DataError
 from megatron_ko.machine.threads import wait_without_spinning
 
@@ -29,7 +30,8 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**62, help="Random seed; default: a new one, which is printed.")
     ] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Checkpoint; default: the newest valid one.")] = None,
+    step: Step = None,
+    best: Best = False,
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder, if it has moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -54,7 +56,7 @@ def generate(
         top_k=top_k,
         seed=secrets.randbelow(2**31) if seed is None else seed,
     )
-    loaded = load_run(directory, step, tokenizer)
+    loaded = load_run(directory, chosen_step(directory, step, best), tokenizer)
     prompts = [
         chat_prompt(loaded, [{"role": "user", "content": text}]) if chat else document_prompt(loaded, text)
         for text in prompt

@@ -152,7 +152,9 @@ class Checkpointer:
         with self._removing_on_failure(staged.folder):
             self._on_rank_0("publishing", lambda: self._publish(staged.folder, manifest))
         if self._groups.rank == 0:
-            apply_retention(self._folder, self._config.checkpoint.keep, self._config.checkpoint.keep_every)
+            settings = self._config.checkpoint
+            best = staged.state.best_step if settings.keep_best else None
+            apply_retention(self._folder, settings.keep, settings.keep_every, best)
             name, seconds = checkpoints.name_of(staged.state.step), time.perf_counter() - staged.began
             _log.info("saved %s: %.1f MiB in %.2f s", name, manifest.total_bytes / 2**20, seconds)
 

@@ -19,6 +19,7 @@ from megatron_ko.data.training.sources import CorpusEntry
 from megatron_ko.errors import KoError
 from megatron_ko.log import get_logger
 from megatron_ko.plan.params import count_parameters
+from megatron_ko.train.start import start_step
 
 _log = get_logger(__name__)
 
@@ -136,7 +137,7 @@ def _start(config: RunConfig) -> list[lineage.Record]:
     """The model whose weights the run starts with."""
     if config.checkpoint.start_from is None:
         return []
-    return [find_pretrained(config.checkpoint.start_from).ancestor()]
+    return [find_pretrained(config.checkpoint.start_from, start_step(config)).ancestor()]
 
 
 def _corpus_changes(before: list[CorpusEntry], now: list[CorpusEntry]) -> list[str]:

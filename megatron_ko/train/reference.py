@@ -31,6 +31,7 @@ from megatron_ko.parallel.collectives import barrier, broadcast_object
 from megatron_ko.storage.files import explain_disk_errors, write_atomic
 from megatron_ko.train.engine import Engine
 from megatron_ko.train.loss_sums import count_units
+from megatron_ko.train.start import start_step
 from megatron_ko.train.step import forward_backward
 
 _log = get_logger(__name__)
@@ -116,7 +117,7 @@ def _weights(config: RunConfig) -> str:
     if record is not None and record.get("parents"):
         return str(record["parents"][0]["weights"])
     if config.checkpoint.start_from is not None:
-        return find_pretrained(config.checkpoint.start_from).weights_hash
+        return find_pretrained(config.checkpoint.start_from, start_step(config)).weights_hash
     return f"drawn with seed {config.run.seed}: {config.model.model_dump_json()}"
 
 

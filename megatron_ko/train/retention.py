@@ -21,14 +21,14 @@ def surplus(valid: Collection[int], damaged: Collection[int], keep: int, spared:
     return sorted(step for step in {*valid, *damaged} if step < kept[-1] and step not in spared)
 
 
-def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None) -> list[int]:
+def apply_retention(checkpoints: Path, keep: int, keep_every: int | None = None, best: int | None = None) -> list[int]:
     """Delete surplus checkpoints of a run, checking manifest and file sizes only; returns their steps.
 
     The newest checkpoint from before steps were skipped is spared, so that a broken run can go back to it; and one that
     is being read stays until the next save.
     """
     valid = _valid_manifests(checkpoints)
-    spared = {step for step in valid if keep_every and step % keep_every == 0}
+    spared = {step for step in valid if step == best or (keep_every and step % keep_every == 0)}
     if (sound := newest_sound(valid)) is not None:
         spared.add(sound)
     doomed = surplus(valid, set(steps_in(checkpoints)) - valid.keys(), keep, spared)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ko.artifacts.native import Pretrained, find_pretrained
+from megatron_ko.artifacts.native import Pretrained, best_step, find_pretrained
 from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import ConfigError
@@ -25,11 +25,21 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     """
     folder = config.checkpoint.start_from
     assert folder is not None
-    found = find_pretrained(folder)
+    found = find_pretrained(folder, start_step(config))
     _check_network(config, found, folder)
     _check_tokenizer(found, tokenizer, folder)
     load_weights(chunks, found.weights)
     _log.info("starting with the weights of %s", found.weights)
+
+
+def start_step(config: RunConfig) -> int | None:
+    """Which checkpoint of ``checkpoint.start_from`` the run starts with; None: the newest one.
+
+    Raises:
+        CheckpointError: the best one is asked for, and was not kept.
+    """
+    folder = config.checkpoint.start_from
+    return best_step(folder) if folder is not None and config.checkpoint.start_best else None
 
 
 def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
