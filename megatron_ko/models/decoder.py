@@ -23,6 +23,13 @@ class Decoder(GPTModel):
         super().__init__(**kwargs)
         self._token_ids, self._logits_limit, self._fused_loss = token_ids, logits_limit, fused_loss
 
+    def _preprocess(self, *args: Any, padding_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        """megatron-core's, which cuts the mask [b, s] for sequence parallelism on the first pipeline stage only."""
+        if padding_mask is not None and self.config.sequence_parallel and not self.pre_process:
+            group = self.pg_collection.tp
+            padding_mask = padding_mask.chunk(group.size(), dim=1)[group.rank()].contiguous()
+        return super()._preprocess(*args, padding_mask=padding_mask, **kwargs)
+
     def _postprocess(self, hidden_states: Tensor, *, labels: Tensor | None, **kwargs: Any) -> Tensor:
         """Turn the last hidden states [s, b, h] into losses [b, s]; without labels, into what GPTModel returns."""
         if labels is None or not self.post_process:

@@ -59,20 +59,31 @@ class Router(TopKRouter):
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """Attach the router z-loss (Zoph et al., 2022, arXiv:2202.08906) to the logits [t, e]."""
-        assert padding_mask is None, "sequences are full"
         if self.config.moe_z_loss_coeff is None or not self.training or not torch.is_grad_enabled():
             return logits
-        share = z_loss_func(logits, 1 / self.tp_cp_group.size())  # of the mean over all ranks that share the batch
+        share = self._share_of_z_loss(logits, padding_mask)
         self.totals.add_z_loss(share.detach())
         weight = self.config.moe_z_loss_coeff * self.tokens_per_micro_batch
         attached: Tensor = MoEAuxLossAutoScaler.apply(logits, share * weight)
         return attached
 
+    def _share_of_z_loss(self, logits: Tensor, padding_mask: Tensor | None) -> Tensor:
+        """This rank's part of the mean over the tokens of all ranks that share the batch, without padding."""
+        if padding_mask is None:
+            share: Tensor = z_loss_func(logits, 1 / self.tp_cp_group.size())
+            return share
+        counted = (~padding_mask).sum().to(torch.float32)
+        torch.distributed.all_reduce(counted, group=self.tp_cp_group)
+        squares = torch.logsumexp(logits, dim=-1).square() * ~padding_mask
+        return squares.sum() / counted.clamp(min=1)
+
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weights and choice of experts, both [t, e], from logits [s, b, e]."""
         weights, chosen = super().routing(logits, padding_mask=padding_mask)
         if self.training and torch.is_grad_enabled():  # recomputation counts once, validation not at all
-            self.totals.add_routing(logits.detach().view(-1, self.num_experts), chosen, self.score_function)
+            flat = logits.detach().view(-1, self.num_experts)
+            there = None if padding_mask is None else ~padding_mask.reshape(-1)
+            self.totals.add_routing(flat, chosen, self.score_function, there)
         return weights, chosen
 
 

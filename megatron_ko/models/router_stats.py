@@ -26,25 +26,28 @@ class RouterTotals:
         self._num_experts = num_experts
         self._sums: Tensor | None = None  # float64 [e + 4]; created on the device of the first logits
 
-    def add_routing(self, logits: Tensor, chosen: Tensor, score_function: str) -> None:
+    def add_routing(self, logits: Tensor, chosen: Tensor, score_function: str, there: Tensor | None = None) -> None:
         """Count tokens and their experts.
 
         Args:
             logits: [t, e].
             chosen: bool [t, e], what remains after tokens were dropped.
             score_function: "softmax" or "sigmoid".
+            there: bool [t], false for padding, which is not counted; None: all are.
         """
         sums = self._on(logits.device)
         if score_function == "sigmoid":
             scores = logits.float().sigmoid()
             shares = scores / scores.sum(dim=-1, keepdim=True)
-            entropy = -(shares * shares.clamp_min(1e-20).log()).sum()
+            entropy = -(shares * shares.clamp_min(1e-20).log()).sum(dim=-1)
         else:
             log_shares = logits.float().log_softmax(dim=-1)
-            entropy = -(log_shares.exp() * log_shares).sum()
+            entropy = -(log_shares.exp() * log_shares).sum(dim=-1)
+        if there is not None:
+            chosen, entropy = chosen & there[:, None], entropy * there
         sums[: self._num_experts] += chosen.sum(dim=0)
-        sums[_ENTROPY] += entropy
-        sums[_TOKENS] += len(logits)
+        sums[_ENTROPY] += entropy.sum()
+        sums[_TOKENS] += len(logits) if there is None else there.sum()
 
     def add_aux_loss(self, value: Tensor) -> None:
         """Add this rank's part of the unweighted balancing loss of a micro-batch."""

@@ -15,7 +15,9 @@ class LanguageModelling:
 
     def forward(self, batch: Batch, model: torch.nn.Module) -> Tensor:
         """Per-token losses [b, s] on the last pipeline stage, hidden states [s, b, h] on the others."""
-        output: Tensor = model(batch.tokens, batch.position_ids, batch.documents, labels=batch.labels)
+        padding = batch.padding()
+        told = {} if padding is None else {"padding_mask": padding}  # experts do not balance it
+        output: Tensor = model(batch.tokens, batch.position_ids, batch.documents, labels=batch.labels, **told)
         return output
 
     def count(self, batch: Batch) -> dict[Unit, Tensor]:

@@ -5,15 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Outcome, collect_from_ranks, micro_batches, relative_difference, tiny_config, train_all
+from harness import VOCABULARY, Outcome, collect_from_ranks, micro_batches, relative_difference, tiny_config, train_all
 from torch.nn import functional
 
 from megatron_ko.config import RunConfig
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
-from megatron_ko.objectives import LanguageModelling
+from megatron_ko.objectives import LanguageModelling, build_objective
 from megatron_ko.parallel.groups import initialise
 from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.train.engine import build_engine
+from megatron_ko.train.step import train_step
 
 STEPS = 3
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -22,7 +24,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "orpo": {"kind": "orpo", "beta": 0.25},
     "simpo": {"kind": "simpo", "beta": 2.0},
 }
-MOE = {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02}
+MOE = {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02, "z_loss_coeff": 1e-3}
 # layout -> ranks, axes, whether the model has experts
 QUICK: dict[str, tuple[int, dict[str, Any], bool]] = {
     "tensor 2, sequence": (2, {"tensor": 2, "sequence_parallel": True}, False),
@@ -84,6 +86,36 @@ def test_the_loss_is_that_of_answers_one_by_one(alone: dict[bool, list[Outcome]]
     assert alone[False][1].losses[0] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_what_padding_holds_changes_nothing(experts: bool) -> None:
+    (found,) = collect_from_ranks(with_other_padding, 1, configurations({}, experts)[2])
+    plain, other = found
+    assert other["loss"] == pytest.approx(plain["loss"], rel=1e-7 if experts else 0)
+    assert other["norm"] == pytest.approx(plain["norm"], rel=1e-6 if experts else 0)
+    assert other["balance"] == pytest.approx(plain["balance"], rel=1e-6)
+
+
+def with_other_padding(config: RunConfig) -> list[dict[str, Any]]:
+    """Loss, gradient norm and balancing losses of a step, and of the same step with other tokens in the padding."""
+    groups = initialise(config.parallel, timeout_s=60)
+    seed_everything(config.run.seed, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
+    engine = build_engine(config, chunks, groups, build_objective(config.objective, groups))
+    batches, results = micro_batches(config, groups, 0), []
+    for shift in (0, 7):
+        changed = []
+        for batch in batches:
+            padding = batch.padding()
+            assert padding is not None and padding.any()
+            tokens = torch.where(padding, (batch.tokens + shift) % VOCABULARY, batch.tokens)
+            labels = torch.where(padding, (batch.labels + shift) % VOCABULARY, batch.labels)
+            changed.append(replace(batch, tokens=tokens, labels=labels))
+        result = train_step(engine, changed, lr=0.0, weight_decay=0.0)
+        balance = [(layer.aux_loss, layer.z_loss, *layer.loads) for layer in result.routing]
+        results.append({"loss": result.loss, "norm": result.grad_norm, "balance": sum(balance, ())})
+    return results
+
+
 def by_hand(config: RunConfig) -> float:
     """DPO's mixed loss, from log-probabilities of documents that share a batch with nothing."""
     groups = initialise(config.parallel, timeout_s=60)
@@ -106,6 +138,7 @@ def by_hand(config: RunConfig) -> float:
                 loss_mask=batch.loss_mask[:, place],
                 position_ids=torch.arange(len(place))[None],
                 documents=None,
+                answers=None,
             )
             with torch.no_grad():
                 losses = LanguageModelling().forward(alone, model).double() * alone.loss_mask

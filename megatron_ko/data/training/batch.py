@@ -65,6 +65,12 @@ class Batch:
         """The batch in host memory that a GPU reads by itself."""
         return self._with(torch.Tensor.pin_memory)
 
+    def padding(self) -> torch.Tensor | None:
+        """[b, s] true where nothing is: neither part of an answer or its prompt, nor trained. None for text."""
+        if self.answers is None:
+            return None
+        return (self.answers.verdicts[self.answers.of_token] == 0) & (self.loss_mask == 0)
+
     def document_lengths(self) -> torch.Tensor:
         """[b, t] how many tokens the document of each token of the whole sequences has."""
         assert self.documents is not None
