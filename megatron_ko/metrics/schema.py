@@ -70,6 +70,7 @@ _PREFERENCE = (
     Quantity("logp_good", "mean log-probability of a token, better answers, nats", where="preference"),
     Quantity("logp_bad", "the same of the worse answers", where="preference"),
 )
+_KTO = (Quantity("baseline", "kto: mean gain of answers to other prompts, at least 0, nats", where="preference"),)
 TRAIN = Schema(
     "train.jsonl",
     (
@@ -98,6 +99,7 @@ TRAIN = Schema(
         Quantity("router_aux_loss", "balancing loss before its weight, mean of the layers", where="experts"),
         Quantity("router_z_loss", "z-loss before its weight, mean of the layers", where="experts"),
         *_PREFERENCE,
+        *_KTO,
     ),
     by_source="tokens/",
 )
@@ -115,6 +117,7 @@ VALID = Schema(
         Quantity("eval_time_s", "seconds"),
         Quantity("time", "seconds since the epoch", "mark"),
         *_PREFERENCE,
+        *_KTO,
     ),
     by_source="valid_loss/",
 )

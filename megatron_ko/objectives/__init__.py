@@ -5,6 +5,7 @@ from collections.abc import Callable
 from megatron_ko.config.objective import ObjectiveConfig
 from megatron_ko.data.training.batch import Batch
 from megatron_ko.objectives.base import LossOutput, Objective, Term, Unit
+from megatron_ko.objectives.kto import Kto
 from megatron_ko.objectives.lm import LanguageModelling
 from megatron_ko.objectives.preference import Preference
 from megatron_ko.objectives.sft import FineTuning
@@ -20,6 +21,7 @@ KINDS: dict[str, Callable[[ObjectiveConfig, Groups], Objective[Batch]]] = {
     "orpo": Preference,
     "simpo": Preference,
     "cpo": Preference,
+    "kto": Kto,
 }
 
 

@@ -84,3 +84,11 @@ class Objective(Protocol[Batch_contra]):
     def loss(self, output: Tensor, batch: Batch_contra) -> LossOutput:
         """Turn the last stage's output into sums. Called on the last pipeline stage only."""
         ...
+
+    def observer(self) -> "Objective[Batch_contra] | None":
+        """What to measure on the whole global batch before its loss can be computed; None: nothing."""
+        ...
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Take the means that the ``observer`` found, the same on every rank."""
+        ...

@@ -1,10 +1,12 @@
 """Next-token prediction: the cross-entropy of every unmasked label."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from megatron_ko.data.training.batch import Batch
-from megatron_ko.objectives.base import LossOutput, Term, Unit
+from megatron_ko.objectives.base import LossOutput, Objective, Term, Unit
 
 
 class LanguageModelling:
@@ -19,6 +21,13 @@ class LanguageModelling:
         told = {} if padding is None else {"padding_mask": padding}  # experts do not balance it
         output: Tensor = model(batch.tokens, batch.position_ids, batch.documents, labels=batch.labels, **told)
         return output
+
+    def observer(self) -> "Objective[Batch] | None":
+        """Nothing has to be known before."""
+        return None
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Nothing was asked for."""
 
     def count(self, batch: Batch) -> dict[Unit, Tensor]:
         """Labels that are not masked."""

@@ -5,7 +5,7 @@ from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_regi
 from torch import Tensor
 
 from megatron_ko.config.objective import ObjectiveConfig
-from megatron_ko.data.tokens.marked import Mark
+from megatron_ko.data.tokens.marks import Mark
 from megatron_ko.data.training.batch import Answers, Batch
 from megatron_ko.objectives.base import LossOutput, Term, Unit
 from megatron_ko.objectives.lm import LanguageModelling
@@ -17,7 +17,35 @@ PAIRS, ANSWERS = "preference", "answers"
 _NOTHING = -1.0
 
 
-class Preference(LanguageModelling):
+class AnswerObjective(LanguageModelling):
+    """An objective of the log-probabilities of whole answers.
+
+    Args:
+        groups: the ranks.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self._groups = groups
+
+    def answer_sums(self, output: Tensor, batch: Batch) -> Tensor:
+        """Log-probability of every answer [b * d], fp32, whole on each rank of a context group.
+
+        The sum over context ranks has an identity as its backward pass: all of them compute the same loss from it.
+        """
+        answers = answers_of(batch)
+        log_probabilities = -output.float() * batch.loss_mask
+        sums = log_probabilities.new_zeros(len(answers.verdicts))
+        sums = sums.index_add(0, answers.of_token.flatten(), log_probabilities.flatten())
+        whole: Tensor = reduce_from_tensor_model_parallel_region(sums, self._groups.pg.cp)
+        return whole
+
+    def told(self, value: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and count of a metric; one rank of a context group tells it."""
+        where = where & (self._groups.cp_rank == 0)
+        return torch.where(where, value.detach(), 0.0).sum(), where.sum()
+
+
+class Preference(AnswerObjective):
     """DPO and its kin (``preference_losses``), perhaps with the better answer's own loss.
 
     ORPO's own loss is over prompt and answer, as in its paper; that of DPO and CPO is over the answer alone.
@@ -33,7 +61,8 @@ class Preference(LanguageModelling):
     metric_names: tuple[str, ...] = ("accuracy", "margin", "reward_good", "reward_bad", "logp_good", "logp_bad")
 
     def __init__(self, config: ObjectiveConfig, groups: Groups) -> None:
-        self._groups, self._kind, self._refers = groups, config.kind, config.needs_reference
+        super().__init__(groups)
+        self._kind, self._refers = config.kind, config.needs_reference
         self._options = PairOptions(config.beta, config.gamma, config.label_smoothing)
         self._losses = losses_of(config)
         own = 1.0 if config.kind == "orpo" else config.sft_weight
@@ -41,13 +70,13 @@ class Preference(LanguageModelling):
 
     def count(self, batch: Batch) -> dict[Unit, Tensor]:
         """Pairs; and the tokens of the better answers, or all trained tokens if no term is a mean over them."""
-        answers = _answers_of(batch)
+        answers = answers_of(batch)
         own = self._own_mask(batch, answers) if len(self.terms) > 1 else batch.loss_mask
         return {Unit.PAIR: _pairs(answers).sum(), Unit.TOKEN: own.sum().to(torch.int64)}
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """From the losses of tokens [b, s]: the sum over pairs, and that over the tokens of better answers."""
-        answers = _answers_of(batch)
+        answers = answers_of(batch)
         assert answers.reference is not None or not self._refers, "computed before the first step"
         pairs = _pairs(answers)
         sums = self.pair_sums(self.answer_sums(output, batch), answers, pairs)
@@ -57,18 +86,6 @@ class Preference(LanguageModelling):
         if len(self.terms) > 1:
             found[ANSWERS] = (output.float() * self._own_mask(batch, answers)).sum()
         return LossOutput(found, self._metrics(sums, pairs))
-
-    def answer_sums(self, output: Tensor, batch: Batch) -> Tensor:
-        """Log-probability of every answer [b * d], fp32, whole on each rank of a context group.
-
-        The sum over context ranks has an identity as its backward pass: all of them compute the same loss from it.
-        """
-        answers = _answers_of(batch)
-        log_probabilities = -output.float() * batch.loss_mask
-        sums = log_probabilities.new_zeros(len(answers.verdicts))
-        sums = sums.index_add(0, answers.of_token.flatten(), log_probabilities.flatten())
-        whole: Tensor = reduce_from_tensor_model_parallel_region(sums, self._groups.pg.cp)
-        return whole
 
     def pair_sums(self, sums: Tensor, answers: Answers, pairs: Tensor) -> PairSums:
         """Answers [b * d], of which those of a pair are neighbours, as pairs [b * d / 2]."""
@@ -84,8 +101,7 @@ class Preference(LanguageModelling):
         return good.to(batch.loss_mask.dtype) if self._kind == "orpo" else good * batch.loss_mask
 
     def _metrics(self, sums: PairSums, pairs: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Means over pairs; one rank of a context group tells them."""
-        told = pairs & (self._groups.cp_rank == 0)
+        """Means over pairs."""
         beta = self._options.beta
         values = {
             "accuracy": (sums.lead > 0).float(),
@@ -95,7 +111,7 @@ class Preference(LanguageModelling):
             "logp_good": sums.good / sums.good_tokens,
             "logp_bad": sums.bad / sums.bad_tokens,
         }
-        return {name: (torch.where(told, value.detach(), 0.0).sum(), told.sum()) for name, value in values.items()}
+        return {name: self.told(value, pairs) for name, value in values.items()}
 
 
 def losses_of(config: ObjectiveConfig) -> dict[str, tuple[PairLoss, float]]:
@@ -106,7 +122,8 @@ def losses_of(config: ObjectiveConfig) -> dict[str, tuple[PairLoss, float]]:
     return {name: (DPO[name], weight) for name, weight in config.losses.items()}
 
 
-def _answers_of(batch: Batch) -> Answers:
+def answers_of(batch: Batch) -> Answers:
+    """The answers of a batch of rows."""
     assert batch.answers is not None, "checked with the data"
     return batch.answers
 

@@ -15,7 +15,7 @@ from megatron_ko.objectives import LossOutput, Objective, Unit
 from megatron_ko.train.engine import Engine
 from megatron_ko.train.loss_sums import TOKENS, Pairs, add_up, count_units, mean, mean_loss
 from megatron_ko.train.state import Evaluation
-from megatron_ko.train.step import forward_backward
+from megatron_ko.train.step import forward_backward, observe
 
 BYTES = "bytes"
 
@@ -34,6 +34,7 @@ class ScoredText:
         self.terms = objective.terms
         self.metric_names = (*objective.metric_names, BYTES, *map(self.metric_of, sources))
         self.forward, self.count = objective.forward, objective.count
+        self.observer, self.observe = objective.observer, objective.observe
 
     @staticmethod
     def metric_of(source: str) -> str:
@@ -110,7 +111,9 @@ class Evaluator:
         return math.exp(loss) if loss < 700 else math.inf
 
     def _score(self, batches: Sequence[Batch]) -> list[Pairs]:
-        return forward_backward(self._engine, batches, count_units(self._engine, batches), forward_only=True)
+        units = count_units(self._engine, batches)
+        observe(self._engine, batches, units)
+        return forward_backward(self._engine, batches, units, forward_only=True)
 
     def _portions(self) -> Iterator[list[Batch]]:
         """This rank's micro-batches, in groups of the size of a training step."""

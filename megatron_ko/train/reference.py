@@ -25,9 +25,10 @@ from megatron_ko.data.training.sources import Shard
 from megatron_ko.errors import DataError
 from megatron_ko.log import get_logger
 from megatron_ko.models.specs import uses_transformer_engine
-from megatron_ko.objectives import LossOutput
-from megatron_ko.objectives.preference import Preference
+from megatron_ko.objectives import LossOutput, Term, Unit
+from megatron_ko.objectives.preference import AnswerObjective
 from megatron_ko.parallel.collectives import barrier, broadcast_object
+from megatron_ko.parallel.groups import Groups
 from megatron_ko.storage.files import explain_disk_errors, write_atomic
 from megatron_ko.train.engine import Engine
 from megatron_ko.train.loss_sums import count_units
@@ -68,21 +69,24 @@ class ReferenceKey:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-class AnswerSums(Preference):
+class AnswerSums(AnswerObjective):
     """An objective without a loss: keeps the log-probabilities of the answers of each micro-batch, in order."""
 
-    def __init__(self, engine: Engine) -> None:
-        assert isinstance(engine.objective, Preference)
-        self.__dict__.update(engine.objective.__dict__)
+    terms: tuple[Term, ...] = (Term("nothing", Unit.PAIR),)
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups)
         self.found: list[Tensor] = []
+
+    def count(self, batch: Batch) -> dict[Unit, Tensor]:
+        """Nothing is counted."""
+        nothing = torch.zeros((), dtype=torch.int64, device=batch.tokens.device)
+        return {Unit.PAIR: nothing, Unit.TOKEN: nothing}
 
     def loss(self, output: Tensor, batch: Batch) -> LossOutput:
         """Keep the sums [b * d]; the loss is 0."""
         self.found.append(self.answer_sums(output, batch))
-        nothing, none = output.sum() * 0, torch.zeros((), dtype=torch.int64, device=output.device)
-        return LossOutput(
-            {term.name: nothing for term in self.terms}, {name: (nothing, none) for name in self.metric_names}
-        )
+        return LossOutput({term.name: output.sum() * 0 for term in self.terms})
 
 
 def reference_path(config: RunConfig, shard: Shard, tokenizer: Tokenizer) -> Path:
@@ -133,7 +137,7 @@ class ReferencePass:
 
     def __init__(self, config: RunConfig, engine: Engine, tokenizer: Tokenizer, collate: Collator) -> None:
         self._config, self._tokenizer, self._collate = config, tokenizer, collate
-        self._objective = AnswerSums(engine)
+        self._objective = AnswerSums(engine.groups)
         self._engine = replace(engine, objective=self._objective)
 
     def values(self, shard: Shard) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ def train_step(
     units = count_units(engine, batches)
     if engine.network.moe is not None:
         weigh_auxiliary_losses(routers, _units_per_micro_batch(engine, units, len(batches)))
+    observe(engine, batches, units)
     pairs = forward_backward(engine, batches, units, forward_only=False)
     queued = add_up(engine, pairs, votes={STOP: stop()})
     scale = float(engine.optimizer.get_loss_scale().item()) if engine.scales_loss else 1.0
@@ -85,6 +87,18 @@ def _update(engine: Engine, norm: float) -> bool:
     """Clip the gradients, which have this norm, and apply them. All ranks see the same numbers, so they agree."""
     clip_gradients(engine.optimizer, norm)
     return bool(engine.optimizer.step_with_ready_grads())
+
+
+def observe(engine: Engine, batches: Sequence[Batch], units: Units) -> None:
+    """Measure what the objective has to know of the whole global batch before its loss, by a forward pass."""
+    observer = engine.objective.observer()
+    if observer is None:
+        return
+    observing = replace(engine, objective=observer)
+    with torch.no_grad():
+        pairs = forward_backward(observing, batches, units, forward_only=True)
+    totals = add_up(observing, pairs).read()
+    engine.objective.observe({name: mean(totals[name]) for name in observer.metric_names})
 
 
 def forward_backward(engine: Engine, batches: Sequence[Batch], units: Units, forward_only: bool) -> list[Pairs]:

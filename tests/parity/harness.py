@@ -181,7 +181,7 @@ class _Packs:
     """Sample n is drawn from seed n: conversations, or pairs, of several lengths, and padding at the end."""
 
     def __init__(self, kind: str) -> None:
-        self._each = 1 if kind == "sft" else 2
+        self._each, self._kto = 1 if kind == "sft" else 2, kind == "kto"
 
     def __len__(self) -> int:
         return 2**31
@@ -198,7 +198,7 @@ class _Packs:
             documents[at : at + length] = number
             mask[at + prompt : at + length] = 1
             labels[at : at + length - 1] = tokens[at + 1 : at + length]
-            verdicts.append(1 + number % self._each)
+            verdicts.append((3 if number % 2 else 1 + index % 2) if self._kto else 1 + number % self._each)
             trained.append(length - prompt)
             at += length
         reference = -torch.tensor(trained) * torch.rand(len(lengths), generator=generator, dtype=torch.float64) * 8

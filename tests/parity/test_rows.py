@@ -23,6 +23,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo": {"kind": "dpo", "losses": {"sigmoid": 0.8, "bco_pair": 0.2}, "sft_weight": 0.5},
     "orpo": {"kind": "orpo", "beta": 0.25},
     "simpo": {"kind": "simpo", "beta": 2.0},
+    "kto": {"kind": "kto", "beta": 0.3, "bad_weight": 1.5},
 }
 MOE = {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02, "z_loss_coeff": 1e-3}
 # layout -> ranks, axes, whether the model has experts

@@ -27,10 +27,12 @@ def rows(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_template(copytree(tiny / "tokenizer", folder / "tok"), preset_source("chatml"))
     chat = [{"prompt": f"{n}번?", "completion": ANSWERS[n % 4]} for n in range(160)]
     pairs = [{"prompt": f"{n}번?", "chosen": ANSWERS[n % 4], "rejected": "묻지 마라."} for n in range(120)]
-    for name, records in (("chat", chat), ("pairs", pairs)):
+    verdicts = [{"prompt": one["prompt"], "completion": one["completion"], "label": True} for one in chat[:80]]
+    verdicts += [{"prompt": one["prompt"], "completion": one["rejected"], "label": False} for one in pairs[:80]]
+    for name, records in (("chat", chat), ("pairs", pairs), ("verdicts", verdicts)):
         (folder / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
         preprocess_chat(
-            ChatOptions((folder / f"{name}.jsonl",), folder / "tok", folder / name, preference=name == "pairs")
+            ChatOptions((folder / f"{name}.jsonl",), folder / "tok", folder / name, preference=name != "chat")
         )
     return folder
 
@@ -42,7 +44,7 @@ def command(*words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def overrides(rows: Path, kind: str, cache: Path | None = None) -> list[str]:
-    source = "chat" if kind == "sft" else "pairs"
+    source = {"sft": "chat", "kto": "verdicts"}.get(kind, "pairs")
     return [
         f"data.tokenizer={rows / 'tok'}",
         f"data.sources=[{{prefix: {rows / source}}}]",
@@ -73,7 +75,7 @@ def test_sft_learns_the_answers_and_tells_trained_tokens(tuned: Run) -> None:
     assert sum(state["source_tokens"].values()) == tuned.column("tokens")[-1] < 40 * 8 * LENGTH
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "orpo", "simpo"])
+@pytest.mark.parametrize("kind", ["sft", "dpo", "orpo", "simpo", "kto"])
 def test_a_stop_changes_nothing(kind: str, rows: Path, new_run: NewRun, tmp_path: Path) -> None:
     chosen = overrides(rows, kind, tmp_path / "cache")
     assert_a_stop_changes_nothing(new_run("whole", *chosen), new_run("stopped", *chosen))
@@ -90,6 +92,18 @@ def test_a_run_begins_at_its_reference(
     assert run.column("loss")[0] == pytest.approx(math.log(2), abs=1e-6)
     assert run.column("accuracy")[-1] > 0.6 and run.column("margin")[-1] > 0.1
     assert run.lines("valid")[-1]["accuracy"] is not None and run.lines("valid")[-1]["perplexity"] is None
+
+
+def test_kto_begins_at_one_half_and_parts_good_from_bad(
+    rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path
+) -> None:
+    start = f"checkpoint.start_from={tuned.folder}"
+    run = new_run("kto", *overrides(rows, "kto", tmp_path / "cache"), start)
+    ended = run.train()
+    assert ended.returncode == 0, ended.stderr
+    assert run.column("loss")[0] == pytest.approx(0.5, abs=1e-6) and run.column("loss")[-1] < 0.49
+    assert run.column("baseline")[0] == pytest.approx(0, abs=1e-4)
+    assert run.column("reward_good")[-1] > run.column("reward_bad")[-1]
 
 
 def test_the_stored_reference_is_read_and_made_again_when_it_is_lost(

@@ -117,3 +117,19 @@ def test_the_preview_shows_what_is_trained(folder: Path) -> None:
     assert (good.row, good.good, bad.row, bad.good) == (0, True, 0, False)
     assert good.trained_text == "0번 답입니다. <|im_end|>" and bad.trained_text == "모릅니다.<|im_end|>"
     assert len(good.trained) == len(good.ids) and good.text.startswith("<|im_start|>user\n0번째")
+
+
+def test_an_answer_with_a_verdict_comes_with_that_to_another_prompt(folder: Path) -> None:
+    verdicts = [{**one, "label": number % 3 > 0} for number, one in enumerate(RECORDS[:40])]
+    write(folder / "verdicts.jsonl", [*verdicts[:3], {"prompt": "가"}, *verdicts[3:]])
+    made = preprocess_chat(ChatOptions((folder / "verdicts.jsonl",), folder / "tok", folder / "out", preference=True))
+    manifest = verify_shard(folder / "out")
+    assert manifest.chat is not None and manifest.chat.kind == "verdicts" and made.manifest.rejected == 1
+    assert manifest.documents == 80 and manifest.records["records"] == 40
+    views = preview_rows(folder / "out", folder / "tok", 40)
+    for number, (answer, other) in enumerate(zip(views[0::2], views[1::2], strict=True)):
+        assert answer.good == verdicts[number]["label"]
+        prompt = answer.text.removesuffix(answer.trained_text)
+        wrong = verdicts[number - 1]["completion"]
+        assert other.text == f"{prompt}{wrong}<|im_end|>"
+    assert manifest.trained_tokens == sum(mark in (1, 2) for mark in content(folder)[".marks"])

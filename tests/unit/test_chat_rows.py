@@ -13,7 +13,7 @@ from megatron_ko.data.chat.preference import read_preference
 from megatron_ko.data.chat.rows import RowEncoder, RowOptions
 from megatron_ko.data.tokenizer.chat_template import ChatTemplate, preset_source, set_template
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
-from megatron_ko.data.tokens.marked import Mark
+from megatron_ko.data.tokens.marks import Mark
 
 TURNS = [("안녕?", "네, 안녕하세요."), ("수도는?", "서울입니다.")]
 MESSAGES = [
@@ -192,7 +192,7 @@ def test_pairs_that_teach_nothing_are_refused(make: Any) -> None:
     with pytest.raises(RecordError, match="no verdict"):
         read_preference({"prompt": "가", "completion": "나", "label": "yes"}, "verdicts")
     (response,) = read_preference({"prompt": "가", "completion": "나", "label": False}, "verdicts")
-    assert not response.good
+    assert response.mark is Mark.BAD
 
 
 def test_both_answers_of_a_pair_fit_into_one_sample_or_are_cut(make: Any) -> None:

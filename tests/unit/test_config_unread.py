@@ -44,6 +44,8 @@ OPTIONS = [
     ("data.filler=text", "", "objective.kind=sft"),
     ("objective.losses={hinge: 1.0}", "objective.kind=orpo", "objective.kind=dpo"),
     ("objective.label_smoothing=0.1", "objective.kind=orpo", "objective.kind=dpo"),
+    ("objective.good_weight=2.0", "objective.kind=dpo", "objective.kind=kto"),
+    ("objective.bad_weight=2.0", "objective.kind=dpo", "objective.kind=kto"),
     ("objective.gamma=0.7", "objective.kind=dpo", "objective.kind=simpo"),
     ("objective.sft_weight=1.0", "objective.kind=orpo", "objective.kind=cpo"),
     ("objective.beta=0.2", "", "objective.kind=orpo"),

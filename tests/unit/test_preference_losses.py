@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 from trl.experimental.cpo.cpo_trainer import CPOTrainer
 from trl.experimental.orpo.orpo_trainer import ORPOTrainer
 
+from megatron_ko.config.objective import ObjectiveConfig
+from megatron_ko.data.training.batch import Answers, Batch
+from megatron_ko.objectives import Unit
+from megatron_ko.objectives.kto import Kto
 from megatron_ko.objectives.preference_losses import (
     DPO,
     PairLoss,
@@ -130,6 +134,55 @@ def test_losses_without_a_reference_are_those_of_trl(
     assert float(loss) == pytest.approx(float(expected), abs=1e-5)
     (gradient,), (wanted,) = torch.autograd.grad(loss, ours_in), torch.autograd.grad(expected, theirs_in)
     assert torch.linalg.vector_norm(gradient - wanted) <= 1e-4 * torch.linalg.vector_norm(wanted)
+
+
+@pytest.mark.parametrize("shift", [0.4, -0.4], ids=["baseline", "baseline at 0"])
+def test_kto_is_that_of_trl(shift: float) -> None:
+    """The same answers and mismatched answers, in trl as rows and here as documents of one sample."""
+    answers, mask = token_log_probabilities(5)
+    others, other_mask = token_log_probabilities(6)
+    number, good = len(answers), torch.arange(len(answers)) % 3 > 0
+    reference, other_reference = answers + 0.2, others - shift
+    ours_in, theirs_in = (answers.clone().requires_grad_() for _ in range(2))
+
+    objective = Kto(ObjectiveConfig(kind="kto", beta=0.3, good_weight=1.2, bad_weight=0.7), _alone())
+    tokens = torch.stack([ours_in, others], 1).reshape(1, -1)  # each answer before its mismatched one
+    marked = torch.stack([mask, other_mask], 1).reshape(1, -1)
+    verdicts = torch.stack([torch.where(good, 1, 2), torch.full((number,), 3)], 1).flatten()
+    sums = torch.stack([(reference * mask).sum(1), (other_reference * other_mask).sum(1)], 1).flatten().double()
+    of_token = torch.arange(2 * number).repeat_interleave(LONGEST)[None]
+    nothing = torch.zeros_like(of_token)
+    batch = Batch(nothing, nothing, marked, nothing, of_token, (), Answers(of_token, verdicts, verdicts, sums))
+    observer = objective.observer()
+    total, count = observer.loss(-tokens, batch).metrics[observer.NAME]
+    objective.observe({observer.NAME: float(total / count)})
+    ours = objective.loss(-tokens, batch).sums["kto"] / objective.count(batch)[Unit.PAIR]
+
+    identity = lambda value: value  # noqa: E731
+    whole = torch.cat([torch.ones(number, 1), mask], 1)
+    trainer = SimpleNamespace(
+        model=_Told(theirs_in * mask), aux_loss_enabled=False, precompute_ref_logps=True, calculate_KL=True,
+        loss_type="kto", beta=0.3, desirable_weight=1.2, undesirable_weight=0.7, _total_train_tokens=0, _tp_size=1,
+        _metrics={"train": defaultdict(list), "eval": defaultdict(list)},
+        accelerator=SimpleNamespace(device="cpu", gather=identity, gather_for_metrics=identity),
+        _compute_kl_logps=lambda model, batch: (others * other_mask).sum(1),
+    )  # fmt: skip
+    given = {
+        "input_ids": torch.zeros(number, LONGEST + 1, dtype=torch.long), "attention_mask": whole.long(),
+        "completion_mask": torch.cat([torch.zeros(number, 1), mask], 1).long(), "label": good,
+        "ref_logps": (reference * mask).sum(1), "ref_KL_logps": (other_reference * other_mask).sum(1),
+    }  # fmt: skip
+    expected = KTOTrainer._compute_loss(trainer, trainer.model, given, False)
+    assert float(ours) == pytest.approx(float(expected), abs=1e-5)
+    (gradient,), (wanted,) = torch.autograd.grad(ours, ours_in), torch.autograd.grad(expected, theirs_in)
+    torch.distributed.destroy_process_group()
+    assert torch.linalg.vector_norm(gradient - wanted) <= 1e-4 * torch.linalg.vector_norm(wanted)
+
+
+def _alone() -> Any:
+    """Groups of one rank."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return SimpleNamespace(cp_rank=0, pg=SimpleNamespace(cp=torch.distributed.group.WORLD))
 
 
 CONSTANTS = {

@@ -37,7 +37,7 @@ def check_validation(config: RunConfig) -> Iterator[Problem]:
                 expected="validations in the course of the run",
                 remedy="eval.interval=100, with eval.samples above 0",
             )
-    if stopping and stopping.metric != "valid_loss" and config.objective.kind in ("lm", "sft"):
+    if stopping and stopping.metric != "valid_loss" and config.objective.kind in ("lm", "sft", "kto"):
         yield Problem(
             path="training.early_stopping.metric",
             got=stopping.metric,

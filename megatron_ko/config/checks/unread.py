@@ -70,6 +70,9 @@ READERS = (
     Reader(
         "objective.kind=dpo", lambda c: c.objective.kind == "dpo", ("objective.losses", "objective.label_smoothing")
     ),
+    Reader(
+        "objective.kind=kto", lambda c: c.objective.kind == "kto", ("objective.good_weight", "objective.bad_weight")
+    ),
     Reader("objective.kind=simpo", lambda c: c.objective.kind == "simpo", ("objective.gamma",)),
     Reader("objective.kind=dpo or cpo", lambda c: c.objective.kind in ("dpo", "cpo"), ("objective.sft_weight",)),
     Reader("preferences", lambda c: c.objective.kind not in ("lm", "sft"), ("objective.beta",)),

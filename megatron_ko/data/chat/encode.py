@@ -1,8 +1,9 @@
 """What a worker does with a chunk of conversations or preferences: read, render, encode, and write a part."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from megatron_ko.storage.open_json import JsonObject
 
 CONVERSATIONS = "records"
 _EXCERPT = 200
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,28 @@ class RecordEncoder:
         self.tokenizer = load_tokenizer(options.tokenizer)
         self._encoder = RowEncoder(self.tokenizer, load_template(self.tokenizer), options.rows)
         self.counts = self._encoder.counts
-        self._read: Callable[[JsonObject], list[Row]] = self._chat if options.kind == "chat" else self._preference
+        read: dict[RowKind, Callable[[JsonObject], Any]] = {
+            "chat": self._chat,
+            "pairs": self._pairs,
+            "verdicts": lambda record: read_preference(record, "verdicts"),
+        }
+        self._read = read[options.kind]
 
-    def rows(self, record: JsonObject) -> list[Row]:
-        """The rows of a record.
-
-        Raises:
-            RecordError: why it has none.
-        """
+    def rows(self, records: Sequence[JsonObject]) -> list[list[Row] | RecordError]:
+        """The rows of each of some consecutive records, or why it has none."""
         renamed = self._options.renamed
-        rows = self._read({renamed.get(name, name): value for name, value in record.items()})
-        self.counts[CONVERSATIONS] += 1
-        return rows
+        named = [{renamed.get(name, name): value for name, value in record.items()} for record in records]
+        found: list[list[Row] | RecordError] = [_attempt(self._read, record) for record in named]
+        if self._options.kind == "verdicts":
+            found = [_attempt(self._encoder.responses, one) for one in _with_mismatched(found)]
+        self.counts[CONVERSATIONS] += sum(not isinstance(one, RecordError) for one in found)
+        return found
 
     def _chat(self, record: JsonObject) -> list[Row]:
         return self._encoder.rows(read_conversation(record))
 
-    def _preference(self, record: JsonObject) -> list[Row]:
-        assert self._options.kind != "chat"
-        return self._encoder.responses(read_preference(record, self._options.kind))
+    def _pairs(self, record: JsonObject) -> list[Row]:
+        return self._encoder.responses(read_preference(record, "pairs"))
 
 
 class EncodeConversations:
@@ -100,15 +106,34 @@ class EncodeConversations:
         rejected = list(parsed.rejected)
         rows: list[Row] = []
         positions: list[int] = []
-        for record, position in zip(parsed.records, parsed.positions, strict=True):
-            try:
-                found = encoder.rows(record)
-            except RecordError as error:
-                rejected.append(Rejected(block.source, position, str(error), str(record)[:_EXCERPT]))
+        found = encoder.rows(parsed.records)
+        for record, position, one in zip(parsed.records, parsed.positions, found, strict=True):
+            if isinstance(one, RecordError):
+                rejected.append(Rejected(block.source, position, str(one), str(record)[:_EXCERPT]))
                 continue
-            rows += found
-            positions += [position] * len(found)
+            rows += one
+            positions += [position] * len(one)
         writer.add(block.source, parsed_keys([[row.text for row in rows]], positions, rejected), [_joined(rows)])
+
+
+def _attempt(function: Callable[[Given], Found], given: Given | RecordError) -> Found | RecordError:
+    """What a function makes of something, or why it, or what was before it, failed."""
+    if isinstance(given, RecordError):
+        return given
+    try:
+        return function(given)
+    except RecordError as error:
+        return error
+
+
+def _with_mismatched(found: Sequence[Any]) -> list[Any]:
+    """To each answer with a verdict the answer of the record before it: what the model makes of a wrong one."""
+    readable = [number for number, one in enumerate(found) if not isinstance(one, RecordError)]
+    before = dict(zip(readable, readable[-1:] + readable[:-1], strict=True))
+    return [
+        (*one, one[0].with_answer_of(found[before[number]][0])) if number in before else one
+        for number, one in enumerate(found)
+    ]
 
 
 def _joined(rows: list[Row]) -> Encoded:

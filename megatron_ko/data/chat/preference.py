@@ -4,7 +4,7 @@ pair      prompt, chosen, rejected: texts, or messages; or chosen and rejected a
 verdict   prompt, completion, label: true for a good answer
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Literal
 
@@ -18,6 +18,7 @@ from megatron_ko.data.chat.conversation import (
     user_and_answer,
 )
 from megatron_ko.data.tokenizer.chat_template import ASSISTANT
+from megatron_ko.data.tokens.marks import Mark
 from megatron_ko.storage.open_json import JsonObject
 
 PreferenceKind = Literal["pairs", "verdicts"]
@@ -25,11 +26,16 @@ PreferenceKind = Literal["pairs", "verdicts"]
 
 @dataclass(frozen=True)
 class Response:
-    """A conversation of which only what follows ``prompt`` messages counts, and whether it is a good answer."""
+    """A conversation of which only what follows ``prompt`` messages counts, and how."""
 
     conversation: Conversation
     prompt: int
-    good: bool
+    mark: Mark
+
+    def with_answer_of(self, other: "Response") -> "Response":
+        """The same prompt, and the answer to another one."""
+        before, after = self.conversation.messages[: self.prompt], other.conversation.messages[other.prompt :]
+        return Response(replace(self.conversation, messages=(*before, *after)), self.prompt, Mark.MISMATCHED)
 
 
 def recognise_preference(record: JsonObject) -> PreferenceKind | None:
@@ -94,4 +100,4 @@ def _response(
     check_messages(messages)
     if not after or messages[-1]["role"] != ASSISTANT:
         raise RecordError("no answer: the last message is none")
-    return Response(Conversation(messages, tools_of(record)), len(before), good)
+    return Response(Conversation(messages, tools_of(record)), len(before), Mark.GOOD if good else Mark.BAD)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from megatron_ko.data.tokens.marked import Mark, MarkedReader
+from megatron_ko.data.tokens.marked import MarkedReader
+from megatron_ko.data.tokens.marks import Mark
 from megatron_ko.errors import DataError
 
 

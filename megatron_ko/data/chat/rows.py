@@ -12,7 +12,7 @@ from megatron_ko.data.chat.preference import Response
 from megatron_ko.data.tokenizer.chat_template import ASSISTANT, ChatTemplate, NotPrefixError, Rendered, TemplateError
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer
 from megatron_ko.data.tokenizer.unencodable import Unencodable
-from megatron_ko.data.tokens.marked import Mark
+from megatron_ko.data.tokens.marks import Mark
 
 # Which tokens of a conversation are trained: those of all answers, of the last answer, or all.
 TrainOn = Literal["assistant", "last", "all"]
@@ -121,7 +121,7 @@ class RowEncoder:
             rendered = self._template.render_answers(conversation.messages, conversation.tools, only=wanted)
         except TemplateError as error:
             raise RecordError(str(error)) from error
-        return self._encode(rendered, Mark.GOOD if response.good else Mark.BAD)[0]
+        return self._encode(rendered, response.mark)[0]
 
     def _wanted(self, conversation: Conversation) -> list[int]:
         """Numbers of the answers that are trained, in order."""

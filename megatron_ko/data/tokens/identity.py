@@ -34,7 +34,8 @@ class EncodedWith:
         return ids[self.bos is not None : len(ids) - (self.eod is not None)]
 
 
-# What a row of conversations is: one document; a better and a worse answer, two documents; one answer with a verdict.
+# What a row of conversations is: one document; a better and a worse answer, two documents; an answer with a verdict and
+# an answer to another prompt, two documents.
 RowKind = Literal["chat", "pairs", "verdicts"]
 
 
@@ -61,7 +62,7 @@ class ChatRows:
     @property
     def documents(self) -> int:
         """Documents of a row."""
-        return 2 if self.kind == "pairs" else 1
+        return 1 if self.kind == "chat" else 2
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Indexed tokens with marks: what is trained on each token of a document."""
 
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +8,6 @@ from megatron_ko.data.tokens.identity import ChatRows
 from megatron_ko.data.tokens.indexed import IndexedReader, bin_path
 from megatron_ko.data.tokens.manifest import check_shard, marks_path, read_index_manifest
 from megatron_ko.errors import DataError
-
-
-class Mark(IntEnum):
-    """What is trained on a token."""
-
-    CONTEXT = 0  # nothing: the model is given it
-    GOOD = 1  # an answer, or the better one
-    BAD = 2  # the worse answer
 
 
 class MarkedReader:

@@ -24,6 +24,7 @@ from megatron_ko.data.tokens.manifest import (
     read_index_manifest,
     rejected_path,
 )
+from megatron_ko.data.tokens.marks import is_trained
 from megatron_ko.data.tokens.parts import EncodeStatistics, Layout, PartView
 from megatron_ko.errors import conserve
 from megatron_ko.storage.files import StagedFiles, explain_disk_errors
@@ -174,7 +175,7 @@ class _Marks:
         self._stream.write(marks.data)
         self._sha256.update(marks.data)
         self.tokens += marks.size
-        self.trained += int(np.count_nonzero(marks))
+        self.trained += int(np.count_nonzero(is_trained(marks)))
 
     def described_in(self, manifest: IndexManifest, plan: MergePlan) -> IndexManifest:
         """The manifest with what there is to know about conversations."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from megatron_ko.data.tokens.indexed import IndexedReader
-from megatron_ko.data.tokens.marked import Mark, MarkedReader
+from megatron_ko.data.tokens.marked import MarkedReader
+from megatron_ko.data.tokens.marks import Mark, is_trained
 from megatron_ko.data.training.origins import TrainingSample
 from megatron_ko.data.training.packing import PackPlan, plan_packs
 from megatron_ko.storage.files import explain_disk_errors, write_atomic
@@ -95,13 +96,13 @@ class PackedDataset:
         epoch, pack = self.locate(index)
         filled = int(self.plan(epoch).missing[pack]) if self._options.filler else 0
         marks = (self._marked.marks(document)[1:] for document in self.documents(index))
-        return filled + sum(int(np.count_nonzero(mark)) for mark in marks)
+        return filled + sum(int(np.count_nonzero(is_trained(mark))) for mark in marks)
 
     def __getitem__(self, index: int) -> TrainingSample:
         """A pack of s positions and d documents.
 
-        ``tokens``, ``labels``, ``position_ids``, ``documents`` [s] int64 and ``loss_mask`` [s] float32; by document
-        ``verdicts`` [d] (a ``Mark``), ``trained`` [d] int64 tokens, and ``reference`` [d] float64.
+        ``tokens``, ``labels``, ``position_ids``, ``documents`` [s] int64 and ``loss_mask`` [s] float32, 1 where a mark
+        is not 0; by document ``verdicts`` [d] (a ``Mark``), ``trained`` [d] int64 tokens and ``reference`` [d] float64.
         """
         epoch, pack = self.locate(index)
         capacity = self._options.capacity

@@ -137,10 +137,15 @@ def check_kinds(kind: Kind, shards: Sequence[Shard]) -> None:
     Raises:
         DataError: which source.
     """
-    wanted = {"lm": {"text"}, "sft": {"chat", "text"}}.get(kind, {"pairs"})
+    wanted = {"lm": {"text"}, "sft": {"chat", "text"}, "kto": {"verdicts"}}.get(kind, {"pairs"})
     for shard in shards:
         if shard.kind not in wanted:
-            makers = {"text": "data preprocess", "chat": "data chat", "pairs": "data preference"}
+            makers = {
+                "text": "data preprocess",
+                "chat": "data chat",
+                "pairs": "data preference",
+                "verdicts": "data preference",
+            }
             maker = makers[min(wanted)]
             raise DataError(
                 f"objective.kind={kind} cannot train on {shard.prefix}",
