@@ -112,7 +112,7 @@ def _figures(figures: Summary) -> str:
             "",
             _at("best", figures.best_valid_loss, figures.best_valid_step),
         ),
-        ("Bits per byte", _exact(figures.bits_per_byte), "", f"perplexity {_figure(figures.perplexity)}"),
+        _quality(figures),
         ("Tokens", short(figures.tokens, 4), "", f"{figures.tokens:,}"),
         ("Steps", f"{figures.steps:,}", "", f"planned {figures.planned_steps:,}" if figures.planned_steps else ""),
         ("Throughput", short(rate, 4) if rate else "–", "tokens/s", f"median; {_figure(seconds)} s a step"),
@@ -125,6 +125,13 @@ def _figures(figures: Summary) -> str:
         for name, value, unit, context in tiles
     )
     return f'<dl class="figures">{cells}</dl>'
+
+
+def _quality(figures: Summary) -> tuple[str, str, str, str]:
+    """Of pairs the accuracy, of text the bits per byte."""
+    if figures.accuracy is not None:
+        return "Accuracy", f"{figures.accuracy:.1%}", "", "of validated pairs"
+    return "Bits per byte", _exact(figures.bits_per_byte), "", f"perplexity {_figure(figures.perplexity)}"
 
 
 def _exact(value: float | None) -> str:

@@ -10,6 +10,7 @@ from megatron_ko.metrics.schema import VALID
 from megatron_ko.report.axis import fit_axis
 from megatron_ko.report.chart import Chart, Marks, Series
 from megatron_ko.report.experts import expert_charts
+from megatron_ko.report.preference import preference_charts
 from megatron_ko.report.reduce import keep_extremes, smooth
 from megatron_ko.report.store import Column, RunRecord, read_run
 
@@ -46,7 +47,8 @@ def charts_of(run: RunRecord) -> list[Chart]:
             series=_memory_series(run),
             from_zero=True,
         ),
-        _quality_chart(run),
+        *_quality_chart(run),
+        *preference_charts(run),
         *_source_charts(run),
         *expert_charts(run),
     ]
@@ -75,7 +77,9 @@ def _loss_chart(run: RunRecord, span: int) -> Chart:
     ]
     if len(run.valid):
         series.append(Series(name="validation", x=run.valid["step"], y=run.valid["valid_loss"], style="dots"))
-    return Chart(key="loss", title="Loss", unit="nats a token", series=series, wide=True, note=_loss_note(run))
+    pairs = np.isfinite(run.train["reward_good"]).any()
+    unit = "nats a pair" if pairs else "nats a token"
+    return Chart(key="loss", title="Loss", unit=unit, series=series, wide=True, note=_loss_note(run))
 
 
 def _loss_note(run: RunRecord) -> str:
@@ -96,16 +100,21 @@ def _with_average(key: str, title: str, unit: str, step: Column, values: Column,
     return Chart(key=key, title=title, unit=unit, series=series, from_zero=not log, log=log)
 
 
-def _quality_chart(run: RunRecord) -> Chart:
-    """Validation in bits per byte, which do not depend on the tokenizer, or perplexity if the bytes are unknown."""
+def _quality_chart(run: RunRecord) -> list[Chart]:
+    """Validation in bits per byte, which do not depend on the tokenizer, or perplexity if the bytes are unknown.
+
+    None for a validation of pairs, which has neither.
+    """
     valid = run.valid
     if np.isfinite(valid["bits_per_byte"]).any():
         name, unit, values = "Validation bits per byte", "bits", valid["bits_per_byte"]
     else:
         name, unit, values = "Validation perplexity", "a token", valid["perplexity"]
+    if len(valid) and not np.isfinite(values).any():
+        return []
     series = [Series(name="validation", x=valid["step"], y=values, style="dots")]
     note = "" if len(valid) else "this run was not validated yet"
-    return Chart(key="validation", title=name, unit=unit, series=series, note=note)
+    return [Chart(key="validation", title=name, unit=unit, series=series, note=note)]
 
 
 def _source_charts(run: RunRecord) -> list[Chart]:

@@ -30,6 +30,7 @@ class Summary:
     best_valid_step: int | None
     bits_per_byte: float | None
     perplexity: float | None
+    accuracy: float | None
     median_tokens_per_s: float | None
     median_step_time_s: float | None
     median_tflops: float | None
@@ -68,6 +69,7 @@ def summarise(run: RunRecord) -> Summary:
         best_valid_step=None if best_valid is None else int(valid["step"][best_valid]),
         bits_per_byte=_last(valid["bits_per_byte"]),
         perplexity=_last(valid["perplexity"]),
+        accuracy=_last(valid["accuracy"]),
         median_tokens_per_s=_median(train["tokens_per_s"]),
         median_step_time_s=_median(train["step_time_s"]),
         median_tflops=_median(train["tflops"]),

@@ -127,6 +127,21 @@ def test_key_figures_are_on_the_page(run: Path) -> None:
         assert part in text, part
 
 
+def test_a_run_on_pairs_shows_accuracy_and_rewards(run: Path) -> None:
+    figures = {"reward_good": 0.5, "reward_bad": -1.0, "logp_good": -1.2, "logp_bad": -2.0, "margin": 1.5}
+    for name, nothing in (("train", {}), ("valid", {"perplexity": None, "bits_per_byte": None})):
+        path = run / "metrics" / f"{name}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        told = [{**row, **figures, **nothing, "accuracy": 0.5 + row["step"] / 1000} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in told))
+    text = page_of(run)
+    plots = [key.removeprefix("plot-") for key in Page(text).ids if key.startswith("plot-")]
+    assert plots == [*PLOTS[:-1], "accuracy", "rewards", "logp"], "no empty plot of bits per byte"
+    assert data_of(text, "accuracy")["training"]["y"][0] == pytest.approx(0.501, rel=1e-4)
+    assert set(data_of(text, "rewards")) == {"better answers", "worse answers"}
+    assert "nats a pair" in text and "62.0%" in Page(text).text
+
+
 def test_a_restart_from_the_beginning_is_no_single_session(tmp_path: Path) -> None:
     text = write_report(write_run(tmp_path, steps=12, resumed=0)).read_text(encoding="utf-8")
     assert "started 2 times" in text and "one session" not in text and text.count("<td>the beginning</td>") == 2
