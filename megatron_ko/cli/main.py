@@ -7,7 +7,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from megatron_ko import __version__
-from megatron_ko.cli import chat, checkpoint, config, convert, data, generate, lineage, plan, report, tokenizer, train
+from megatron_ko.cli import (
+    chat,
+    checkpoint,
+    config,
+    convert,
+    data,
+    generate,
+    lineage,
+    plan,
+    report,
+    sweep,
+    tokenizer,
+    train,
+)
 from megatron_ko.errors import KoError, repairable
 
 app = typer.Typer(
@@ -21,6 +34,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
 app.add_typer(plan.app, name="plan")
 app.command()(train.train)
+app.command()(sweep.sweep)
 app.add_typer(checkpoint.app, name="checkpoint")
 app.add_typer(convert.app, name="convert")
 app.add_typer(lineage.app, name="lineage")
