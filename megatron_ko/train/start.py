@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from megatron_ko.artifacts import lineage
 from megatron_ko.artifacts.native import Pretrained, find_pretrained
 from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from megatron_ko.errors import ConfigError
+from megatron_ko.errors import CheckpointError, ConfigError
 from megatron_ko.log import get_logger
 from megatron_ko.models.weights import load_weights
 from megatron_ko.train.resume import differences, is_bound
@@ -20,7 +21,7 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     """Load the weights of ``checkpoint.start_from`` into model chunks before the optimizer is built. A collective.
 
     Raises:
-        CheckpointError: there is no native model, or it is damaged.
+        CheckpointError: there is no native model, or it is damaged; adapters were trained with other weights.
         ConfigError: its network or its tokenizer is a different one.
     """
     folder = config.checkpoint.start_from
@@ -28,8 +29,23 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     found = find_pretrained(folder)
     _check_network(config, found, folder)
     _check_tokenizer(found, tokenizer, folder)
+    if config.adapter is not None:
+        _check_same_start(config, found)
     load_weights(chunks, found.weights)
     _log.info("starting with the weights of %s", found.weights)
+
+
+def _check_same_start(config: RunConfig, found: Pretrained) -> None:
+    """Adapters mean nothing with weights that they were not trained with."""
+    record = lineage.read(config.run.dir)
+    for started in (record or {}).get("parents", []):
+        if started["weights"] != found.weights_hash:
+            raise CheckpointError(
+                "the weights that the adapters of this run were trained with have changed",
+                got=f"{found.origin}: weights {found.weights_hash}",
+                expected=started["weights"],
+                remedy="give checkpoint.start_from as it was at the start, or choose another run.dir",
+            )
 
 
 def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:
