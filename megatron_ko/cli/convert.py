@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from megatron_ko.artifacts.folders import expect_hugging_face
-from megatron_ko.artifacts.native import expect_model, find_pretrained
+from megatron_ko.artifacts.native import expect_model, find_adapters, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
+from megatron_ko.errors import ConvertError
 from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
@@ -126,6 +127,28 @@ def merge(
     from megatron_ko.convert.merge import merge as make
 
     _tell(output, make([find_pretrained(Path(name)) for name in folders[:-1]], output, shares or None), as_json)
+
+
+@app.command("merge-adapter")
+def merge_adapter(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run that has trained adapters.")],
+    output: NewFolder,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of the run; default: the newest valid one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put the adapters of a run into the weights that it started with. Nothing is written unless both compute the same.
+
+    Example: megatron-ko convert merge-adapter runs/ko-1b-lora models/ko-1b-chat
+    """
+    expect_model(source)
+    found = find_adapters(source, step)
+    if found is None:
+        raise ConvertError(
+            "there are no adapters to merge", got=source, expected="a run that was configured with `adapter`"
+        )
+    from megatron_ko.convert.merge_adapter import merge_adapter as make
+
+    _tell(output, make(found, output), as_json)
 
 
 def _is_number(word: str) -> bool:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -121,6 +120,23 @@ class LowRank(torch.nn.Module):
     def _split_axes(self) -> dict[str, int]:
         return {"b": 0, "magnitude_change": 0} if self.place.by_rows else {"a": 1}
 
+    def join(self, linear: torch.nn.Module) -> None:
+        """Change what a layer computes from now on."""
+        self._joined = (linear, linear.register_forward_hook(self._adapt))
+
+    def _adapt(
+        self, linear: torch.nn.Module, given: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
+    ) -> tuple[Tensor, Tensor | None]:
+        value, bias = output
+        return self(given[0], value, linear.weight), bias
+
+    def merge(self) -> None:
+        """Put the adapter into the weight of the layer, which from now on computes the same without it."""
+        linear, hook = self._joined
+        hook.remove()
+        with torch.no_grad():
+            linear.weight.copy_(merged_weight(linear.weight, self.a, self.b, self.scale, self.magnitude_change))
+
     def forward(self, given: Tensor, output: Tensor, weight: Tensor) -> Tensor:
         """What the layer computes with its adapter.
 
@@ -227,22 +243,24 @@ def _make(network: torch.nn.Module, adapter: AdapterConfig, groups: Groups, seed
             sequence = config.sequence_parallel and groups.tp_size > 1
             place = Place(name, number, config.num_layers, by_rows, groups.pg.tp, sequence)
             low = LowRank(place, adapter, linear.weight, seed)
-            linear.register_forward_hook(partial(_adapt, low))
+            low.join(linear)
             yield f"{number}-{target}", low
 
 
-def _adapt(
-    low: LowRank, linear: torch.nn.Module, given: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
-) -> tuple[Tensor, Tensor | None]:
-    value, bias = output
-    return low(given[0], value, linear.weight), bias
+def merge_adapters(chunks: Sequence[torch.nn.Module]) -> None:
+    """Put every adapter of model chunks into the weight of its layer, and remove it."""
+    for chunk in chunks:
+        network = chunk.module if isinstance(chunk, Float16Module) else chunk
+        for low in network.adapters.values():
+            low.merge()
+        del network.adapters
 
 
 def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude_change: Tensor | None = None) -> Tensor:
     """The one weight that computes what a layer and its adapter compute: in fp32, then rounded to the weight's type.
 
     Args:
-        weight: [out, in].
+        weight: [out, in], whole along in.
         a: [r, in].
         b: [out, r].
         scale: s.

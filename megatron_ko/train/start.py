@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_ko.artifacts import lineage
-from megatron_ko.artifacts.native import Pretrained, find_pretrained
+from megatron_ko.artifacts.native import Pretrained, expect_same_start, find_pretrained
 from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from megatron_ko.errors import CheckpointError, ConfigError
+from megatron_ko.errors import ConfigError
 from megatron_ko.log import get_logger
 from megatron_ko.models.weights import load_weights
 from megatron_ko.train.resume import differences, is_bound
@@ -30,22 +29,9 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     _check_network(config, found, folder)
     _check_tokenizer(found, tokenizer, folder)
     if config.adapter is not None:
-        _check_same_start(config, found)
+        expect_same_start(config.run.dir, found)
     load_weights(chunks, found.weights)
     _log.info("starting with the weights of %s", found.weights)
-
-
-def _check_same_start(config: RunConfig, found: Pretrained) -> None:
-    """Adapters mean nothing with weights that they were not trained with."""
-    record = lineage.read(config.run.dir)
-    for started in (record or {}).get("parents", []):
-        if started["weights"] != found.weights_hash:
-            raise CheckpointError(
-                "the weights that the adapters of this run were trained with have changed",
-                got=f"{found.origin}: weights {found.weights_hash}",
-                expected=started["weights"],
-                remedy="give checkpoint.start_from as it was at the start, or choose another run.dir",
-            )
 
 
 def _check_network(config: RunConfig, found: Pretrained, folder: Path) -> None:

@@ -1,11 +1,16 @@
 """Adapters: every layout gives the losses and gradients of one rank, and one rank gives those of peft."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import Outcome, relative_difference, tiny_config, train_all
+import torch
+from harness import Outcome, micro_batches, relative_difference, tiny_config, train_all
+from oracle import to_transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 
-from megatron_ko.config import RunConfig
+from megatron_ko.config import ModelConfig, RunConfig
 
 STEPS = 3
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -64,3 +69,111 @@ def test_a_layout_gives_the_losses_and_gradients_of_one_rank(layout: str, alone:
 @pytest.mark.parametrize("layout", SLOW)
 def test_every_other_layout_does_so_too(layout: str, alone: list[Outcome]) -> None:
     compare(SLOW[layout], alone)
+
+
+EXPERTS = {"family": "mixtral", "moe": {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_attention_of_a_model_with_experts(world: int) -> None:
+    parallel = {"expert": 2, **({"tensor": 2, **SEQUENCE} if world == 4 else {})}
+    adapter = {"rank": 4, "targets": ("qkv", "proj")}
+    sections = {"training": {"micro_batch_size": 1}, "model": EXPERTS, "adapter": adapter}
+    (one,) = train_all([tiny_config({}, **sections)], 1, STEPS)
+    (other,) = train_all([tiny_config(parallel, **sections)], world, STEPS)
+    assert other.losses == pytest.approx(one.losses, rel=1e-5)
+    for parameter, gradient in one.gradients.items():
+        assert relative_difference(other.gradients[parameter], gradient) < 1e-5, parameter
+
+
+PARTS = {
+    "self_attention.linear_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention.linear_proj": ("self_attn.o_proj",),
+    "mlp.linear_fc1": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.linear_fc2": ("mlp.down_proj",),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_losses_and_gradients_are_those_of_peft(kind: str) -> None:
+    """peft has an adapter for each part of our matrices. With the same A in all of them it computes what ours does, and
+    the gradient of our A is the sum of theirs."""
+    config = tiny_config({}, adapter=ADAPTERS[kind], optim={"clip_grad": 1e6}, model={"init_std": 0.2})
+    (ours,) = train_all([config], 1, 1)
+    peer = in_peft(config, ours.weights)
+    loss = peft_loss(peer, config)
+    assert ours.losses[0] == pytest.approx(float(loss.detach()), rel=1e-5)
+    loss.backward()
+    compared = 0
+    for name, gradient in ours.gradients.items():
+        where, leaf = name.removeprefix("decoder.layers.").split(".adapter.")
+        for layer in range(config.model.num_layers):
+            modules = [peer.get_submodule(f"base_model.model.model.layers.{layer}.{part}") for part in PARTS[where]]
+            theirs = [gradient_of(module, leaf) for module in modules]
+            whole = torch.stack(theirs).sum(0) if leaf == "a" else joined(where, theirs, config.model)
+            assert relative_difference(gradient[layer], whole) < 1e-5, (name, layer)
+            compared += 1
+    assert compared == 4 * config.model.num_layers * (3 if kind == "dora" else 2)
+
+
+def in_peft(config: RunConfig, weights: dict[str, Tensor]) -> PeftModel:
+    """peft's adapters on transformers' model, all with our numbers."""
+    adapter, model = config.adapter, config.model
+    assert adapter is not None
+    names = [part.rpartition(".")[2] for parts in PARTS.values() for part in parts]
+    options = LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=names, use_dora=adapter.kind == "dora"
+    )
+    peer = get_peft_model(to_transformers(model, weights), options)
+    for layer in range(model.num_layers):
+        for where, parts in PARTS.items():
+            ours = {
+                leaf: weights.get(f"decoder.layers.{where}.adapter.{leaf}") for leaf in ("a", "b", "magnitude_change")
+            }
+            modules = [peer.get_submodule(f"base_model.model.model.layers.{layer}.{part}") for part in parts]
+            for module, b in zip(modules, split(where, ours["b"][layer], model), strict=True):
+                module.lora_A["default"].weight.data.copy_(ours["a"][layer])
+                module.lora_B["default"].weight.data.copy_(b)
+            if ours["magnitude_change"] is not None:
+                changes = split(where, ours["magnitude_change"][layer][:, None], model)
+                for module, change in zip(modules, changes, strict=True):
+                    norms = module.base_layer.weight.norm(dim=1)
+                    module.lora_magnitude_vector["default"].weight.data.copy_(norms + change[:, 0])
+    return peer
+
+
+def peft_loss(peer: PeftModel, config: RunConfig) -> Tensor:
+    """Of the first step, over all samples."""
+    total, count = torch.zeros(()), 0.0
+    for batch in micro_batches(config, SimpleNamespace(dp_rank=0, dp_size=1, cp_rank=0, cp_size=1), 0):
+        logits = peer(batch.tokens).logits.flatten(0, 1)
+        losses = torch.nn.functional.cross_entropy(logits, batch.labels.flatten(), reduction="none")
+        total = total + (losses * batch.loss_mask.flatten()).sum()
+        count += float(batch.loss_mask.sum())
+    return total / count
+
+
+def gradient_of(module: torch.nn.Module, leaf: str) -> Tensor:
+    name = {"a": "lora_A", "b": "lora_B", "magnitude_change": "lora_magnitude_vector"}[leaf]
+    found: Tensor = module.get_submodule(f"{name}.default").weight.grad
+    return found
+
+
+def split(where: str, rows: Tensor, model: ModelConfig) -> list[Tensor]:
+    """The rows of our matrix that belong to each of peft's: see ``oracle._attention``."""
+    if where != "self_attention.linear_qkv":
+        return [*rows.chunk(len(PARTS[where]))]
+    groups, width = model.query_groups, model.kv_channels
+    heads = model.num_attention_heads // groups
+    parts = rows.view(groups, heads + 2, width, -1).split([heads, 1, 1], dim=1)
+    return [part.reshape(-1, rows.shape[1]) for part in parts]
+
+
+def joined(where: str, parts: list[Tensor], model: ModelConfig) -> Tensor:
+    """The inverse of ``split``."""
+    if where != "self_attention.linear_qkv":
+        return torch.cat(parts)
+    groups, width = model.query_groups, model.kv_channels
+    whole = torch.cat([part.reshape(groups, -1, width, *part.shape[1:]) for part in parts], dim=1)
+    return whole.flatten(0, 2)
