@@ -1,16 +1,27 @@
 """Adapters: every layout gives the losses and gradients of one rank, and one rank gives those of peft."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from harness import Outcome, micro_batches, relative_difference, tiny_config, train_all
+from harness import Outcome, collect_from_ranks, micro_batches, relative_difference, tiny_config, train_all
 from oracle import to_transformers
+from patience import PATIENCE
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig, RunConfig
+from megatron_ko.models.adapter import attach_adapters
+from megatron_ko.models.blueprint import Blueprint
+from megatron_ko.models.build import build_model
+from megatron_ko.objectives import build_objective
+from megatron_ko.parallel.groups import initialise
+from megatron_ko.parallel.seed import seed_everything
+from megatron_ko.plan.params import trained_parameters
+from megatron_ko.train.engine import build_engine
+from megatron_ko.train.step import train_step
 
 STEPS = 3
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -72,6 +83,7 @@ def test_every_other_layout_does_so_too(layout: str, alone: list[Outcome]) -> No
 
 
 EXPERTS = {"family": "mixtral", "moe": {"num_experts": 4, "top_k": 2, "aux_loss_coeff": 0.02}}
+BIASED = {"family": "qwen3_moe", "moe": {"num_experts": 4, "top_k": 2, "score": "sigmoid", "expert_bias": True}}
 
 
 @pytest.mark.slow
@@ -177,3 +189,67 @@ def joined(where: str, parts: list[Tensor], model: ModelConfig) -> Tensor:
     groups, width = model.query_groups, model.kv_channels
     whole = torch.cat([part.reshape(groups, -1, width, *part.shape[1:]) for part in parts], dim=1)
     return whole.flatten(0, 2)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training adapters did to one rank.
+
+    Attributes:
+        changed: names of parameters that changed.
+        buffers: numbers that gradients are summed in.
+        moments: numbers in the optimizer, without masters.
+        adapters: numbers that the adapters have.
+        losses: of the first step, and of the first step without adapters.
+    """
+
+    changed: list[str]
+    buffers: int
+    moments: int
+    adapters: int
+    losses: tuple[float, float]
+
+
+def train_and_look(config: RunConfig) -> Training:
+    """Inside a rank: two steps, from the start itself."""
+    groups = initialise(config.parallel, timeout_s=PATIENCE)
+    seed_everything(config.run.seed, groups)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
+    objective = build_objective(config.objective, groups)
+    batches = micro_batches(config, groups, 0)
+    whole = train_step(build_engine(config, chunks, groups, objective), batches, lr=0.0, weight_decay=0.0)
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
+    assert config.adapter is not None
+    attach_adapters(chunks, config.adapter, groups, config.run.seed)
+    before = {name: value.clone() for name, value in chunks[0].state_dict().items() if isinstance(value, Tensor)}
+    engine = build_engine(config, chunks, groups, objective)
+    first = train_step(engine, batches, lr=0.0, weight_decay=0.0)
+    for _ in range(2):
+        train_step(engine, batches, lr=1e-2, weight_decay=0.1)
+    after = chunks[0].state_dict()
+    (wrapped,) = engine.model
+    states = [state for part in engine.optimizer.chained_optimizers for state in part.optimizer.state.values()]
+    return Training(
+        [name for name, value in before.items() if not torch.equal(value, after[name])],
+        sum(buffer.grad_data.numel() for buffer in [*wrapped.buffers, *wrapped.expert_parallel_buffers]),
+        sum(state[name].numel() for state in states for name in ("exp_avg", "exp_avg_sq")),
+        sum(parameter.numel() for parameter in chunks[0].parameters() if parameter.requires_grad),
+        (first.loss, whole.loss),
+    )
+
+
+@pytest.mark.parametrize("case", ["fp32", "bf16", "biased experts"])
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_only_adapters_are_trained_and_cost_memory(case: str, kind: str) -> None:
+    model = BIASED if case == "biased experts" else {}
+    targets = {"targets": ("qkv", "proj")} if model else {}
+    precision = {"dtype": "bf16" if case == "bf16" else "fp32"}
+    config = tiny_config({}, adapter={**ADAPTERS[kind], **targets}, model=model, precision=precision)
+    (found,) = collect_from_ranks(train_and_look, 1, config)
+    assert found.losses[0] == found.losses[1], "B is 0, and the loss that of the start, to the bit"
+    assert len(found.changed) == (2 if model else 4) * 4 * (3 if kind == "dora" else 2)
+    assert all("adapters." in name for name in found.changed)
+    assert config.adapter is not None
+    assert found.adapters == trained_parameters(config)
+    assert found.moments == 2 * found.adapters
+    assert found.adapters <= found.buffers < found.adapters + 64 * len(found.changed) + 128
