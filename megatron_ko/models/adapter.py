@@ -45,6 +45,9 @@ PLACES = {
     "fc1": ("mlp.linear_fc1", True),
     "fc2": ("mlp.linear_fc2", False),
 }
+# Transformer Engine's linear layers that begin with a norm have this attribute. If it is true they return the
+# normalised input, too: what adapters of the layer are given.
+_NORMALISES = "return_layernorm_output"
 
 
 @dataclass(frozen=True)
@@ -122,18 +125,23 @@ class LowRank(torch.nn.Module):
 
     def join(self, linear: torch.nn.Module) -> None:
         """Change what a layer computes from now on."""
+        if _NORMALISES in vars(linear):
+            setattr(linear, _NORMALISES, True)
         self._joined = (linear, linear.register_forward_hook(self._adapt))
 
     def _adapt(
-        self, linear: torch.nn.Module, given: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]
+        self, linear: torch.nn.Module, given: tuple[Tensor, ...], output: tuple[Any, Tensor | None]
     ) -> tuple[Tensor, Tensor | None]:
-        value, bias = output
-        return self(given[0], value, linear.weight), bias
+        found, bias = output
+        value, normalised = found if isinstance(found, tuple) else (found, given[0])
+        return self(normalised, value, linear.weight), bias
 
     def merge(self) -> None:
         """Put the adapter into the weight of the layer, which from now on computes the same without it."""
         linear, hook = self._joined
         hook.remove()
+        if _NORMALISES in vars(linear):
+            setattr(linear, _NORMALISES, False)
         with torch.no_grad():
             linear.weight.copy_(merged_weight(linear.weight, self.a, self.b, self.scale, self.magnitude_change))
 
@@ -217,7 +225,7 @@ def attach_adapters(chunks: Sequence[torch.nn.Module], adapter: AdapterConfig, g
         seed: decides A.
 
     Raises:
-        ConfigError: the layers are Transformer Engine's, or a stage of the pipeline has no layer.
+        ConfigError: a stage of the pipeline has no layer.
     """
     for chunk in chunks:
         network = chunk.module if isinstance(chunk, Float16Module) else chunk
