@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from megatron_ko.artifacts.folders import expect_hugging_face
-from megatron_ko.artifacts.native import expect_model, find_adapters, find_pretrained
+from megatron_ko.artifacts.native import AdapterRun, expect_model, find_adapters, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
 from megatron_ko.errors import ConvertError
 from megatron_ko.machine.threads import wait_without_spinning
@@ -140,15 +140,36 @@ def merge_adapter(
 
     Example: megatron-ko convert merge-adapter runs/ko-1b-lora models/ko-1b-chat
     """
-    expect_model(source)
-    found = find_adapters(source, step)
-    if found is None:
-        raise ConvertError(
-            "there are no adapters to merge", got=source, expected="a run that was configured with `adapter`"
-        )
+    found = _adapters(source, step)
     from megatron_ko.convert.merge_adapter import merge_adapter as make
 
     _tell(output, make(found, output), as_json)
+
+
+@app.command("peft-export")
+def peft_export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run that has trained adapters.")],
+    output: NewFolder,
+    base: Annotated[str | None, typer.Option(help="Name or folder of the model in transformers, for peft.")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint of the run; default: the newest valid one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapters of a run as a folder for peft. Nothing is written unless it gives the same weights.
+
+    Example: megatron-ko convert peft-export runs/ko-1b-lora exports/ko-1b-lora --base exports/ko-1b
+    """
+    found = _adapters(source, step)
+    from megatron_ko.convert.peft_export import export_peft
+
+    _tell(output, export_peft(found, output, base), as_json)
+
+
+def _adapters(source: Path, step: int | None) -> AdapterRun:
+    expect_model(source)
+    found = find_adapters(source, step)
+    if found is None:
+        raise ConvertError("there are no adapters", got=source, expected="a run that was configured with `adapter`")
+    return found
 
 
 def _is_number(word: str) -> bool:

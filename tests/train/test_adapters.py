@@ -6,10 +6,13 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+import torch
 from chat_runs import command, overrides
+from peft import PeftModel
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from train_runs import NewRun, Run, assert_a_stop_changes_nothing
+from transformers import AutoModelForCausalLM
 
 from megatron_ko.convert.native import NativeReader
 
@@ -43,11 +46,11 @@ def test_a_run_starts_as_its_base(adapter: str, rows: Path, tuned: Run, new_run:
     assert adapted.column("loss")[-1] < adapted.column("loss")[0]
 
 
-@pytest.mark.parametrize(("kind", "adapter"), [("sft", LORA), ("dpo", DORA)])
+@pytest.mark.parametrize(("kind", "adapter", "dtype"), [("sft", LORA, "bf16"), ("dpo", DORA, "fp32")])
 def test_a_stop_changes_nothing(
-    kind: str, adapter: str, rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path
+    kind: str, adapter: str, dtype: str, rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path
 ) -> None:
-    chosen = words(rows, kind, tuned, adapter, f"data.cache_dir={tmp_path}/cache")
+    chosen = words(rows, kind, tuned, adapter, f"data.cache_dir={tmp_path}/cache", f"precision.dtype={dtype}")
     assert_a_stop_changes_nothing(new_run("whole", *chosen), new_run("stopped", *chosen))
 
 
@@ -104,7 +107,7 @@ def test_what_needs_a_whole_model_says_how_to_make_one(lora: Run, tuned: Run, ro
     ended = new_run("next", *overrides(rows, "sft"), f"checkpoint.start_from={lora.folder}").train()
     assert ended.returncode == 2 and "megatron-ko convert merge-adapter" in ended.stderr
     refused = command("convert", "merge-adapter", str(tuned.folder), str(lora.folder.parent / "none"))
-    assert refused.returncode == 2 and "there are no adapters to merge" in refused.stderr
+    assert refused.returncode == 2 and "there are no adapters" in refused.stderr
     assert command("lineage", "show", str(lora.folder)).returncode == 0
 
 
@@ -118,3 +121,41 @@ def test_another_base_is_refused(rows: Path, tuned: Run, new_run: NewRun, tmp_pa
     assert ended.returncode == 2 and "were trained with have changed" in ended.stderr
     refused = command("generate", str(run.folder), "--prompt", "1번?")
     assert refused.returncode == 2 and "were trained with have changed" in refused.stderr
+
+
+def test_peft_loads_the_adapters_of_a_run(lora: Run, tuned: Run, tmp_path: Path) -> None:
+    for words in (
+        ("hf-export", str(tuned.folder), str(tmp_path / "base"), "--proof", "quick"),
+        ("peft-export", str(lora.folder), str(tmp_path / "peft"), "--base", str(tmp_path / "base")),
+        ("merge-adapter", str(lora.folder), str(tmp_path / "merged")),
+        ("hf-export", str(tmp_path / "merged"), str(tmp_path / "whole"), "--proof", "quick"),
+    ):
+        made = command("convert", *words)
+        assert made.returncode == 0, made.stderr
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    tokens = torch.arange(40)[None]
+    with torch.no_grad():
+        before = base(tokens).logits
+        found = PeftModel.from_pretrained(base, tmp_path / "peft")(tokens).logits
+        expected = whole(tokens).logits
+    assert float((found - expected).norm() / expected.norm()) < 1e-5 < float((before - expected).norm())
+    assert json.loads((tmp_path / "peft/adapter_config.json").read_text())["base_model_name_or_path"].endswith("base")
+    assert (tmp_path / "peft/chat_template.jinja").is_file()
+
+
+def test_a_run_keeps_its_adapters(lora: Run, tuned: Run) -> None:
+    ended = lora.train("adapter.rank=8", "training.steps=20")
+    assert ended.returncode == 2 and "adapter.rank: 4 -> 8" in ended.stderr
+    ended = Run(tuned.config, tuned.folder, tuned.overrides).train(
+        "adapter={rank: 16}", f"checkpoint.start_from={tuned.folder}", "training.steps=50"
+    )
+    assert ended.returncode == 2 and "adapter.rank: None -> 16" in ended.stderr
+
+
+def test_groups_of_the_optimizer_name_adapters(rows: Path, tuned: Run, new_run: NewRun) -> None:
+    chosen = words(rows, "sft", tuned, LORA, "training.steps=2")
+    ended = new_run("b", *chosen, "optim.groups=[{match: '*.adapter.b', lr_factor: 16.0}]").train()
+    assert ended.returncode == 0, ended.stderr
+    ended = new_run("frozen", *chosen, "optim.groups=[{match: '*.linear_qkv.weight', lr_factor: 2.0}]").train()
+    assert ended.returncode == 2 and "matches no parameter" in ended.stderr

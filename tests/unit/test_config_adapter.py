@@ -8,6 +8,7 @@ import pytest
 from megatron_ko.config import RunConfig
 from megatron_ko.config.validate import check
 from megatron_ko.plan.params import trained_parameters
+from megatron_ko.train.resume import differences
 
 GOOD: dict[str, Any] = {
     "run": {"dir": Path("run")},
@@ -61,3 +62,15 @@ def test_trained_parameters() -> None:
     assert trained_parameters(config()) == 4 * rank * (qkv + proj + fc1 + fc2)
     lengths = 4 * (64 + 2 * keys + hidden + 2 * ffn + hidden)
     assert trained_parameters(config(adapter={"kind": "dora"})) == trained_parameters(config()) + lengths
+
+
+def test_a_section_that_was_left_out_is_not_the_same_as_its_defaults() -> None:
+    adapter = {"kind": "lora", "rank": 16}
+    assert differences({"adapter": None}, {"adapter": adapter}) == {
+        "adapter.kind": (None, "lora"),
+        "adapter.rank": (None, 16),
+    }
+    assert differences({}, {"adapter": adapter}).keys() == {"adapter.kind", "adapter.rank"}
+    assert differences({"adapter": {"kind": "lora"}}, {"adapter": adapter}) == {}, "an option that is newer"
+    assert differences({}, {"adapter": None}) == differences({"adapter": None}, {}) == {}
+    assert differences({}, {"eval": {"samples": 0}}).keys() <= {"eval.samples"}

@@ -1,0 +1,89 @@
+"""Adapters put into the weights of models of any family and type, and written for peft; a wrong one is not."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from isolated import isolated
+from native_models import EXPERTS, KEURAL, native_model
+
+from megatron_ko.artifacts.lineage import read
+from megatron_ko.artifacts.native import AdapterRun, find_pretrained
+from megatron_ko.config import AdapterConfig, RunConfig
+from megatron_ko.convert import merge_adapter as module
+from megatron_ko.convert import peft_export as peft_module
+from megatron_ko.convert.hf_export import export_hf
+from megatron_ko.convert.merge_adapter import merge_adapter
+from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
+from megatron_ko.convert.peft_export import export_peft
+from megatron_ko.errors import ConvertError
+from megatron_ko.models.adapter import LAYERS, MARK, PLACES
+
+ATTENTION = ("qkv", "proj")
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], torch.dtype]] = {
+    "llama": ({}, {}, torch.float32),
+    "llama dora": ({"tie_embeddings": True}, {"kind": "dora", "targets": ("qkv", "fc1")}, torch.float32),
+    "qwen3 bf16": ({"family": "qwen3"}, {"kind": "dora"}, torch.bfloat16),
+    "mixtral": ({"family": "mixtral", "moe": EXPERTS}, {"targets": ATTENTION}, torch.float32),
+    "keural bf16": (KEURAL, {"targets": ATTENTION}, torch.bfloat16),
+}
+
+
+def adapter_run(folder: Path, case: str) -> AdapterRun:
+    """Random adapters of a random model, as a run would leave them."""
+    fields, section, dtype = CASES[case]
+    base = native_model(folder / "base", fields, dtype=dtype)
+    adapter = AdapterConfig.model_validate({"rank": 3, "alpha": 5.0, **section})
+    shapes, draw = NativeReader(base.weights).shapes, torch.Generator().manual_seed(7)
+    parts, stacked = [], {}
+    for target in adapter.targets:
+        prefix = f"{LAYERS}{PLACES[target][0]}"
+        layers, rows, columns = shapes[f"{prefix}.weight"]
+        sizes = {"a": (3, columns), "b": (rows, 3), **({"magnitude_change": (rows,)} if adapter.kind == "dora" else {})}
+        for name, size in sizes.items():
+            stacked[f"{prefix}{MARK}{name}"] = (layers, *size)
+            for layer in range(layers):
+                tensor = (torch.randn(size, generator=draw) * 0.1).to(dtype)
+                parts.append(TensorBlock(f"{prefix}{MARK}{name}", (layer,), size, dtype, lambda tensor=tensor: tensor))
+    (folder / "run").mkdir()
+    write_native(folder / "run", parts, stacked)
+    run = replace(base, weights=folder / "run", origin=folder / "run", step=7, tokens=70, weights_hash="adapters")
+    return AdapterRun(RunConfig.model_construct(), adapter, run, base)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_merged_model_is_base_and_adapters(case: str, tmp_path: Path) -> None:
+    source = adapter_run(tmp_path, case)
+    proof = isolated(merge_adapter, source, tmp_path / "merged")
+    assert all(gate.ok and gate.tried for gate in proof.gates) and len(proof.gates) == 3
+    before, after = NativeReader(source.base.weights), NativeReader(find_pretrained(tmp_path / "merged").weights)
+    assert before.shapes == after.shapes
+    changed = {key for key in before.shapes if not torch.equal(before.read(key), after.read(key))}
+    assert changed == {f"{LAYERS}{PLACES[target][0]}.weight" for target in source.adapter.targets}
+    assert all(before.dtype(key) == after.dtype(key) for key in before.shapes)
+    record = read(tmp_path / "merged")
+    assert record and [parent["weights"] for parent in record["parents"]] == [source.base.weights_hash, "adapters"]
+    assert isolated(merge_adapter, source, tmp_path / "merged").already
+    if "keural" not in case:
+        isolated(export_hf, find_pretrained(tmp_path / "merged"), tmp_path / "hf", depth="quick")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_gets_the_same_weights(case: str, tmp_path: Path) -> None:
+    source = adapter_run(tmp_path, case)
+    (gate,) = export_peft(source, tmp_path / "peft").gates
+    parts = {"qkv": 3, "proj": 1, "fc1": 2, "fc2": 1}
+    assert gate.tried == source.run.model.num_layers * sum(parts[target] for target in source.adapter.targets)
+
+
+def test_a_wrong_sum_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, right = adapter_run(tmp_path, "llama"), module.merged_weight
+    monkeypatch.setattr(module, "merged_weight", lambda *given: right(*given) * 1.0001)
+    with pytest.raises(ConvertError, match="logits: as written"):
+        isolated(merge_adapter, source, tmp_path / "merged")
+    monkeypatch.setattr(peft_module, "merged_weight", lambda *given: right(*given) * 1.0001)
+    with pytest.raises(ConvertError, match="weights with adapters"):
+        export_peft(source, tmp_path / "peft")
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "peft").exists()
