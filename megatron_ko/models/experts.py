@@ -202,11 +202,14 @@ class _GroupedProduct(torch.autograd.Function):
         return product
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tokens, weight = ctx.saved_tensors
-        to_tokens, to_weight = torch.empty_like(tokens), torch.empty_like(weight)
-        parts = (tokens.split(ctx.sizes), gradient.split(ctx.sizes), to_tokens.split(ctx.sizes))
-        for own, above, below, matrix, to_matrix in zip(*parts, weight, to_weight, strict=True):
-            torch.mm(above, matrix, out=below)
-            torch.mm(above.t(), own, out=to_matrix)
+        above, to_tokens = gradient.split(ctx.sizes), torch.empty_like(tokens)
+        for from_above, below, matrix in zip(above, to_tokens.split(ctx.sizes), weight, strict=True):
+            torch.mm(from_above, matrix, out=below)
+        if not ctx.needs_input_grad[1]:  # frozen
+            return to_tokens, None, None
+        to_weight = torch.empty_like(weight)
+        for from_above, own, to_matrix in zip(above, tokens.split(ctx.sizes), to_weight, strict=True):
+            torch.mm(from_above.t(), own, out=to_matrix)
         return to_tokens, to_weight, None
