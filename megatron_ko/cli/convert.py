@@ -164,6 +164,23 @@ def peft_export(
     _tell(output, export_peft(found, output, base), as_json)
 
 
+@app.command("peft-import")
+def peft_import(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with adapter_config.json, written by peft.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Native model, or run, of the same weights.")],
+    output: NewFolder,
+    as_json: AsJson = False,
+) -> None:
+    """Put adapters that peft has trained into the native weights of their model.
+
+    Example: megatron-ko convert peft-import adapters/chat models/smollm2 models/smollm2-chat
+    """
+    expect_model(base)
+    from megatron_ko.convert.peft_import import import_peft
+
+    _tell(output, import_peft(source, find_pretrained(base), output), as_json)
+
+
 def _adapters(source: Path, step: int | None) -> AdapterRun:
     expect_model(source)
     found = find_adapters(source, step)

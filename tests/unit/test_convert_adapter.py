@@ -1,5 +1,6 @@
 """Adapters put into the weights of models of any family and type, and written for peft; a wrong one is not."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,21 @@ import pytest
 import torch
 from isolated import isolated
 from native_models import EXPERTS, KEURAL, native_model
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from megatron_ko.artifacts.lineage import read
 from megatron_ko.artifacts.native import AdapterRun, find_pretrained
 from megatron_ko.config import AdapterConfig, RunConfig
 from megatron_ko.convert import merge_adapter as module
 from megatron_ko.convert import peft_export as peft_module
+from megatron_ko.convert.families import rules_of
 from megatron_ko.convert.hf_export import export_hf
+from megatron_ko.convert.mapping import blocks
 from megatron_ko.convert.merge_adapter import merge_adapter
 from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
 from megatron_ko.convert.peft_export import export_peft
+from megatron_ko.convert.peft_import import import_peft
 from megatron_ko.errors import ConvertError
 from megatron_ko.models.adapter import LAYERS, MARK, PLACES
 
@@ -87,3 +93,55 @@ def test_a_wrong_sum_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConvertError, match="weights with adapters"):
         export_peft(source, tmp_path / "peft")
     assert not (tmp_path / "merged").exists() and not (tmp_path / "peft").exists()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_of_peft_give_what_peft_merges(dora: bool, tmp_path: Path) -> None:
+    base = native_model(tmp_path / "base", {"family": "qwen3"})
+    isolated(export_hf, base, tmp_path / "hf", depth="quick")
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    targets = ["q_proj", "v_proj", "up_proj", "down_proj"]  # parts of our matrices
+    options = LoraConfig(r=3, lora_alpha=5, target_modules=targets, use_dora=dora)
+    adapted, draw = get_peft_model(peer, options), torch.Generator().manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw) * 0.1
+        elif "magnitude" in name:
+            parameter.data *= 1 + 0.1 * torch.rand(parameter.shape, generator=draw)
+    adapted.save_pretrained(tmp_path / "peft")
+    isolated(import_peft, tmp_path / "peft", base, tmp_path / "made")
+    made = find_pretrained(tmp_path / "made")
+    merged = adapted.merge_and_unload().state_dict()
+    reader = NativeReader(made.weights)
+    for block in blocks(rules_of(made.model), made.model):
+        for name, part in zip(block.others, block.mapping.split(reader.read(block.native, block.index)), strict=True):
+            torch.testing.assert_close(
+                part, merged[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text
+            )
+
+
+def test_other_adapters_of_peft_are_refused(tmp_path: Path) -> None:
+    source = adapter_run(tmp_path, "llama")
+    export_peft(source, tmp_path / "peft")
+    fields = json.loads((tmp_path / "peft/adapter_config.json").read_text())
+    for more, message in (
+        ({"use_rslora": True}, "something else than LoRA"),
+        ({"rank_pattern": {"q_proj": 8}}, "something else than LoRA"),
+        ({"r": None}, "cannot be read"),
+    ):
+        (tmp_path / "peft/adapter_config.json").write_text(json.dumps({**fields, **more}))
+        with pytest.raises(ConvertError, match=message):
+            import_peft(tmp_path / "peft", source.base, tmp_path / "made")
+    (tmp_path / "peft/adapter_config.json").write_text(json.dumps(fields))
+    other = native_model(tmp_path / "other", {"num_layers": 3})
+    with pytest.raises(ConvertError, match="do not fit"):
+        import_peft(tmp_path / "peft", other, tmp_path / "made")
+
+
+def test_peft_and_back(tmp_path: Path) -> None:
+    source = adapter_run(tmp_path, "llama dora")
+    export_peft(source, tmp_path / "peft")
+    isolated(import_peft, tmp_path / "peft", source.base, tmp_path / "back")
+    isolated(merge_adapter, source, tmp_path / "merged")
+    one, other = (NativeReader(find_pretrained(tmp_path / name).weights) for name in ("back", "merged"))
+    assert all(torch.allclose(one.read(key), other.read(key), rtol=1e-5, atol=1e-6) for key in one.shapes)
