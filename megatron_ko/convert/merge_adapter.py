@@ -21,7 +21,7 @@ from megatron_ko.convert.staging import (
     write_manifest,
 )
 from megatron_ko.convert.texts import random_samples
-from megatron_ko.models.adapter import LAYERS, MARK, merged_weight
+from megatron_ko.models.adapter_weights import LAYERS, MARK, merged_weight
 from megatron_ko.models.inference import TrainedAdapters, blueprint_of, load_for_inference
 
 MADE_BY = "convert merge-adapter"

@@ -20,7 +20,8 @@ from megatron_ko.convert.gates import Gate, Proof, require_gates
 from megatron_ko.convert.mapping import MappedBlock, blocks
 from megatron_ko.convert.native import NativeReader
 from megatron_ko.convert.staging import existing_proof, require_tokenizer, staged_folder, write_folder_lineage
-from megatron_ko.models.adapter import LAYERS, MARK, PLACES, merged_weight
+from megatron_ko.errors import ConvertError
+from megatron_ko.models.adapter_weights import EXPERT_PLACES, LAYERS, MARK, PLACES, merged_weight
 
 MADE_BY = "convert peft-export"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,6 +40,13 @@ def export_peft(source: AdapterRun, output: Path, base: str | None = None) -> Pr
         ConvertError: read back, the folder does not give the weights that the run has.
     """
     require_tokenizer(source.run)
+    if source.run.model.moe is not None and any(target in EXPERT_PLACES for target in source.adapter.targets):
+        raise ConvertError(
+            "adapters of experts cannot go to peft: transformers keeps the experts of a layer in one tensor",
+            got=", ".join(source.adapter.targets),
+            expected="adapters of attention",
+            remedy="megatron-ko convert merge-adapter, then hf-export",
+        )
     parents, options = [source.base.ancestor(), source.run.ancestor()], {"base": base}
     if (before := existing_proof(output, MADE_BY, parents, options)) is not None:
         return before

@@ -34,7 +34,7 @@ from megatron_ko.convert.staging import (
     write_manifest,
 )
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.adapter import LAYERS, merged_weight
+from megatron_ko.models.adapter_weights import LAYERS, merged_weight
 
 MADE_BY = "convert peft-import"
 _EXPERTS = ".mlp.experts.experts."

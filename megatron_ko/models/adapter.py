@@ -32,19 +32,11 @@ from torch import Tensor
 
 from megatron_ko.config import AdapterConfig
 from megatron_ko.errors import ConfigError
+from megatron_ko.models.adapter_weights import EXPERT_PLACES, LAYERS, MARK, PLACES, merged_weight, plus_product
+from megatron_ko.models.expert_adapter import ExpertLowRank, ExpertPlace
 from megatron_ko.models.initialise import row_blocks
 from megatron_ko.parallel.groups import Groups
 
-# In the names of their tensors, between that of the layer and "a", "b" or "magnitude_change".
-MARK = ".adapter."
-LAYERS = "decoder.layers."
-# The layer of each target, and whether its weight is split over ranks by rows (else by columns).
-PLACES = {
-    "qkv": ("self_attention.linear_qkv", True),
-    "proj": ("self_attention.linear_proj", False),
-    "fc1": ("mlp.linear_fc1", True),
-    "fc2": ("mlp.linear_fc2", False),
-}
 # Transformer Engine's linear layers that begin with a norm have this attribute. If it is true they return the
 # normalised input, too: what adapters of the layer are given.
 _NORMALISES = "return_layernorm_output"
@@ -181,7 +173,7 @@ class LowRank(torch.nn.Module):
     @torch.no_grad()
     def _norms(self, weight: Tensor) -> Tensor:
         """[out], the length of each row of W + s B A in fp32. It has no gradient, as in the paper (section 4.3)."""
-        squares = _plus_product(weight, self.a, self.b, self.scale).square().sum(1)
+        squares = plus_product(weight, self.a, self.b, self.scale).square().sum(1)
         if not self.place.by_rows and self.place.group.size() > 1:
             dist.all_reduce(squares, group=self.place.group)
         return squares.sqrt()
@@ -242,12 +234,21 @@ def attach_adapters(chunks: Sequence[torch.nn.Module], adapter: AdapterConfig, g
             network.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
 
 
-def _make(network: torch.nn.Module, adapter: AdapterConfig, groups: Groups, seed: int) -> Iterator[tuple[str, LowRank]]:
+def _make(
+    network: torch.nn.Module, adapter: AdapterConfig, groups: Groups, seed: int
+) -> Iterator[tuple[str, LowRank | ExpertLowRank]]:
     config = network.config
     for layer in network.decoder.layers:
         for target in adapter.targets:
+            number = layer.layer_number - 1
+            if target in EXPERT_PLACES and config.num_moe_experts:
+                place_of_experts = ExpertPlace(target, number, config.num_layers, groups.pg)
+                experts = ExpertLowRank(place_of_experts, adapter, layer.mlp.experts, seed)
+                experts.join()
+                yield f"{number}-{target}", experts
+                continue
             name, by_rows = PLACES[target]
-            linear, number = layer.get_submodule(name), layer.layer_number - 1
+            linear = layer.get_submodule(name)
             sequence = config.sequence_parallel and groups.tp_size > 1
             place = Place(name, number, config.num_layers, by_rows, groups.pg.tp, sequence)
             low = LowRank(place, adapter, linear.weight, seed)
@@ -262,24 +263,3 @@ def merge_adapters(chunks: Sequence[torch.nn.Module]) -> None:
         for low in network.adapters.values():
             low.merge()
         del network.adapters
-
-
-def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float, magnitude_change: Tensor | None = None) -> Tensor:
-    """The one weight that computes what a layer and its adapter compute: in fp32, then rounded to the weight's type.
-
-    Args:
-        weight: [out, in], whole along in.
-        a: [r, in].
-        b: [out, r].
-        scale: s.
-        magnitude_change: [out], of DoRA.
-    """
-    changed = _plus_product(weight, a, b, scale)
-    if magnitude_change is not None:
-        norms = weight.float().square().sum(1).sqrt() + magnitude_change.float()
-        changed *= (norms / changed.square().sum(1).sqrt()).unsqueeze(1)
-    return changed.to(weight.dtype)
-
-
-def _plus_product(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return weight.float() + scale * (b.float() @ a.float())

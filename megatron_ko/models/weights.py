@@ -14,7 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ko.errors import CheckpointError
-from megatron_ko.models.adapter import MARK
+from megatron_ko.models.adapter_weights import MARK
 from megatron_ko.parallel.compat import allow_pickled_states
 
 

@@ -82,7 +82,7 @@ def trained_parameters(config: RunConfig) -> int:
 
 
 def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
-    """Parameters of the adapters: ``r (in + out)`` a layer, and ``out`` with DoRA."""
+    """Parameters of the adapters: ``r (in + out)`` for a matrix, or for each expert's, and ``out`` with DoRA."""
     heads = model.num_attention_heads * model.kv_channels
     keys = model.query_groups * model.kv_channels
     sizes = {
@@ -92,5 +92,10 @@ def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
         "fc2": (model.ffn_hidden_size, model.hidden_size),
     }
     lengths = 1 if adapter.kind == "dora" else 0
-    one = sum(adapter.rank * sum(sizes[target]) + lengths * sizes[target][1] for target in adapter.targets)
+    experts = model.moe.num_experts if model.moe else 1
+    copies = {"fc1": experts, "fc2": experts}
+    one = sum(
+        copies.get(target, 1) * (adapter.rank * sum(sizes[target]) + lengths * sizes[target][1])
+        for target in adapter.targets
+    )
     return model.num_layers * one

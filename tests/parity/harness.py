@@ -13,7 +13,8 @@ from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.training.batch import Batch, Collator
-from megatron_ko.models.adapter import MARK, attach_adapters
+from megatron_ko.models.adapter import attach_adapters
+from megatron_ko.models.adapter_weights import MARK
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.initialise import row_blocks
@@ -248,12 +249,16 @@ def train_rank(
 def move_from_start(chunks: list[torch.nn.Module]) -> None:
     """Draw B and the lengths of adapters, which are 0 at the start: A would have no gradient."""
     for part in sharded_parts(chunks):
-        name = part.key.rpartition(MARK)[2]
-        if name in ("b", "magnitude_change"):
-            row, rows = part.global_offset[1], part.data.shape[0]
-            width = 1 if part.data.dim() == 1 else part.data.shape[1]
-            for start, block in row_blocks(f"{part.key}/{part.global_offset[0]}", range(row, row + rows), width):
-                part.data[start - row : start - row + len(block)] = 0.1 * block.view(len(block), *part.data.shape[1:])
+        if (name := part.key.rpartition(MARK)[2]) not in ("b", "magnitude_change"):
+            continue
+        layer, *places = part.global_offset
+        row = places[-2] if name == "b" else places[-1]
+        for number, matrix in enumerate(part.data if part.data.dim() == 3 else [part.data]):  # of each expert
+            first = f"{part.key}/{layer}/{places[0] + number if part.data.dim() == 3 else 0}"
+            width = 1 if matrix.dim() == 1 else matrix.shape[1]
+            for start, block in row_blocks(first, range(row, row + len(matrix)), width):
+                drawn = 0.1 * block.view(len(block), *matrix.shape[1:])
+                matrix[start - row : start - row + len(block)] = drawn
 
 
 def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], groups: Groups) -> Pieces:

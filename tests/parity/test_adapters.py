@@ -88,13 +88,15 @@ BIASED = {"family": "qwen3_moe", "moe": {"num_experts": 4, "top_k": 2, "score": 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
-def test_attention_of_a_model_with_experts(world: int) -> None:
-    parallel = {"expert": 2, **({"tensor": 2, **SEQUENCE} if world == 4 else {})}
-    adapter = {"rank": 4, "targets": ("qkv", "proj")}
+def test_experts(world: int) -> None:
+    parallel = {"expert": 2, **({"tensor": 2, "expert_tensor": 1, **SEQUENCE} if world == 4 else {})}
+    adapter = {"rank": 4}
     sections = {"training": {"micro_batch_size": 1}, "model": EXPERTS, "adapter": adapter}
     (one,) = train_all([tiny_config({}, **sections)], 1, STEPS)
     (other,) = train_all([tiny_config(parallel, **sections)], world, STEPS)
     assert other.losses == pytest.approx(one.losses, rel=1e-5)
+    assert other.grad_norms == pytest.approx(one.grad_norms, rel=1e-5)
+    assert len(one.gradients) == 8
     for parameter, gradient in one.gradients.items():
         assert relative_difference(other.gradients[parameter], gradient) < 1e-5, parameter
 
@@ -242,12 +244,12 @@ def train_and_look(config: RunConfig) -> Training:
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_only_adapters_are_trained_and_cost_memory(case: str, kind: str) -> None:
     model = BIASED if case == "biased experts" else {}
-    targets = {"targets": ("qkv", "proj")} if model else {}
+    targets = {"targets": ("qkv", "proj")} if model and kind == "dora" else {}
     precision = {"dtype": "bf16" if case == "bf16" else "fp32"}
     config = tiny_config({}, adapter={**ADAPTERS[kind], **targets}, model=model, precision=precision)
     (found,) = collect_from_ranks(train_and_look, 1, config)
     assert found.losses[0] == found.losses[1], "B is 0, and the loss that of the start, to the bit"
-    assert len(found.changed) == (2 if model else 4) * 4 * (3 if kind == "dora" else 2)
+    assert len(found.changed) == (2 if targets else 4) * 4 * (3 if kind == "dora" else 2)
     assert all("adapters." in name for name in found.changed)
     assert config.adapter is not None
     assert found.adapters == trained_parameters(config)

@@ -11,13 +11,16 @@ ALONE = {
     "dora-bf16": Case({"adapter": DORA, "precision": BF16}, **HALF),
     "recompute-full": Case({"adapter": LORA, "training": {"recompute": "full"}}),
     "recompute-selective": Case({"adapter": LORA, "training": {"recompute": "selective"}}),
-    "moe": Case({"adapter": {**LORA, "targets": ("qkv", "proj")}, "model": EXPERTS}),
+    "moe": Case({"adapter": LORA, "model": EXPERTS}),
+    "moe-bf16": Case({"adapter": LORA, "model": EXPERTS, "precision": BF16}, **HALF),
 }
 TWO = {
     "tp2": Case({"adapter": DORA, "parallel": {"tensor": 2}}),
     "tp2-sequence": Case({"adapter": DORA, "parallel": TP2}),
     "tp2-sequence-bf16": Case({"adapter": LORA, "parallel": TP2, "precision": BF16}, **HALF),
     "dp2": Case({"adapter": LORA, "parallel": {"distributed_optimizer": True}}),
+    "ep2": Case({"adapter": LORA, "model": EXPERTS, "parallel": {"expert": 2}}),
+    "tp2-ep2": Case({"adapter": LORA, "model": EXPERTS, "parallel": {**TP2, "expert": 2, "expert_tensor": 1}}),
     "pp2": Case({"adapter": LORA, "parallel": {"pipeline": 2}}),
 }
 

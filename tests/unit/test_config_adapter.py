@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {
     "adapter": {"rank": 8},
 }  # fmt: skip
 EXPERTS = {"family": "mixtral", "moe": {"num_experts": 4, "top_k": 2}}
+SHARED = {"family": "qwen3_moe", "moe": {"num_experts": 4, "top_k": 2, "shared_ffn_hidden_size": 32}}
 
 
 def config(**sections: dict[str, Any]) -> RunConfig:
@@ -33,7 +34,8 @@ def config(**sections: dict[str, Any]) -> RunConfig:
 
 def test_what_passes() -> None:
     assert check(config()) == []
-    assert check(config(model=EXPERTS, adapter={"targets": ("qkv", "proj")})) == []
+    assert check(config(model=EXPERTS)) == []
+    assert check(config(model=EXPERTS, adapter={"kind": "dora", "targets": ("qkv", "proj")})) == []
 
 
 @pytest.mark.parametrize(
@@ -41,8 +43,13 @@ def test_what_passes() -> None:
     [
         ({"checkpoint": {"start_from": None}}, "checkpoint.start_from", "checkpoint.start_from=DIR"),
         ({"adapter": {"targets": ("qkv", "fc1", "qkv")}}, "adapter.targets", "adapter.targets=[qkv, fc1]"),
-        ({"model": EXPERTS}, "adapter.targets", "adapter.targets=[qkv, proj]"),
-        ({"model": EXPERTS, "adapter": {"targets": ("fc2",)}}, "adapter.targets", "adapter.targets=[qkv, proj]"),
+        ({"model": EXPERTS, "adapter": {"kind": "dora"}}, "adapter.kind", "adapter.kind=lora"),
+        ({"model": SHARED}, "adapter.targets", "adapter.targets=[qkv, proj]"),
+        (
+            {"model": EXPERTS, "parallel": {"tensor": 2, "sequence_parallel": True}},
+            "parallel.expert_tensor",
+            "parallel.expert_tensor=1",
+        ),
         ({"precision": {"recipe": "fp8_current"}}, "precision.recipe", "precision.recipe=none"),
         (
             {"parallel": {"tensor": 2, "sequence_parallel": True, "overlap_tensor": True}},
@@ -60,6 +67,7 @@ def test_trained_parameters() -> None:
     hidden, keys, ffn, rank = 64, 32, 160, 8
     qkv, proj, fc1, fc2 = hidden + 64 + 2 * keys, 64 + hidden, hidden + 2 * ffn, ffn + hidden
     assert trained_parameters(config()) == 4 * rank * (qkv + proj + fc1 + fc2)
+    assert trained_parameters(config(model=EXPERTS)) == 4 * rank * (qkv + proj + 4 * (fc1 + fc2))
     lengths = 4 * (64 + 2 * keys + hidden + 2 * ffn + hidden)
     assert trained_parameters(config(adapter={"kind": "dora"})) == trained_parameters(config()) + lengths
 

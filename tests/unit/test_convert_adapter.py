@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from megatron_ko.artifacts.lineage import read
-from megatron_ko.artifacts.native import AdapterRun, find_pretrained
+from megatron_ko.artifacts.native import AdapterRun, Pretrained, find_pretrained
 from megatron_ko.config import AdapterConfig, RunConfig
 from megatron_ko.convert import merge_adapter as module
 from megatron_ko.convert import peft_export as peft_module
@@ -25,7 +26,7 @@ from megatron_ko.convert.native import NativeReader, TensorBlock, write_native
 from megatron_ko.convert.peft_export import export_peft
 from megatron_ko.convert.peft_import import import_peft
 from megatron_ko.errors import ConvertError
-from megatron_ko.models.adapter import LAYERS, MARK, PLACES
+from megatron_ko.models.adapter_weights import EXPERT_PLACES, LAYERS, MARK, PLACES
 
 ATTENTION = ("qkv", "proj")
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], torch.dtype]] = {
@@ -33,8 +34,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], torch.dtype]] = {
     "llama dora": ({"tie_embeddings": True}, {"kind": "dora", "targets": ("qkv", "fc1")}, torch.float32),
     "qwen3 bf16": ({"family": "qwen3"}, {"kind": "dora"}, torch.bfloat16),
     "mixtral": ({"family": "mixtral", "moe": EXPERTS}, {"targets": ATTENTION}, torch.float32),
+    "mixtral experts": ({"family": "mixtral", "moe": EXPERTS}, {}, torch.float32),
     "keural bf16": (KEURAL, {"targets": ATTENTION}, torch.bfloat16),
 }
+FOR_PEFT = [case for case in CASES if "experts" not in case]
+
+
+def place_of(base: Pretrained, target: str) -> str:
+    return LAYERS + (EXPERT_PLACES[target] if base.model.moe and target in EXPERT_PLACES else PLACES[target][0])
 
 
 def adapter_run(folder: Path, case: str) -> AdapterRun:
@@ -45,14 +52,14 @@ def adapter_run(folder: Path, case: str) -> AdapterRun:
     shapes, draw = NativeReader(base.weights).shapes, torch.Generator().manual_seed(7)
     parts, stacked = [], {}
     for target in adapter.targets:
-        prefix = f"{LAYERS}{PLACES[target][0]}"
-        layers, rows, columns = shapes[f"{prefix}.weight"]
+        prefix = place_of(base, target)
+        *stack, rows, columns = shapes[f"{prefix}.weight"]
         sizes = {"a": (3, columns), "b": (rows, 3), **({"magnitude_change": (rows,)} if adapter.kind == "dora" else {})}
         for name, size in sizes.items():
-            stacked[f"{prefix}{MARK}{name}"] = (layers, *size)
-            for layer in range(layers):
+            stacked[f"{prefix}{MARK}{name}"] = (*stack, *size)
+            for index in product(*map(range, stack)):
                 tensor = (torch.randn(size, generator=draw) * 0.1).to(dtype)
-                parts.append(TensorBlock(f"{prefix}{MARK}{name}", (layer,), size, dtype, lambda tensor=tensor: tensor))
+                parts.append(TensorBlock(f"{prefix}{MARK}{name}", index, size, dtype, lambda tensor=tensor: tensor))
     (folder / "run").mkdir()
     write_native(folder / "run", parts, stacked)
     run = replace(base, weights=folder / "run", origin=folder / "run", step=7, tokens=70, weights_hash="adapters")
@@ -67,7 +74,7 @@ def test_a_merged_model_is_base_and_adapters(case: str, tmp_path: Path) -> None:
     before, after = NativeReader(source.base.weights), NativeReader(find_pretrained(tmp_path / "merged").weights)
     assert before.shapes == after.shapes
     changed = {key for key in before.shapes if not torch.equal(before.read(key), after.read(key))}
-    assert changed == {f"{LAYERS}{PLACES[target][0]}.weight" for target in source.adapter.targets}
+    assert changed == {place_of(source.base, target) + ".weight" for target in source.adapter.targets}
     assert all(before.dtype(key) == after.dtype(key) for key in before.shapes)
     record = read(tmp_path / "merged")
     assert record and [parent["weights"] for parent in record["parents"]] == [source.base.weights_hash, "adapters"]
@@ -76,7 +83,7 @@ def test_a_merged_model_is_base_and_adapters(case: str, tmp_path: Path) -> None:
         isolated(export_hf, find_pretrained(tmp_path / "merged"), tmp_path / "hf", depth="quick")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", FOR_PEFT)
 def test_peft_gets_the_same_weights(case: str, tmp_path: Path) -> None:
     source = adapter_run(tmp_path, case)
     (gate,) = export_peft(source, tmp_path / "peft").gates
@@ -118,6 +125,11 @@ def test_adapters_of_peft_give_what_peft_merges(dora: bool, tmp_path: Path) -> N
             torch.testing.assert_close(
                 part, merged[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text
             )
+
+
+def test_adapters_of_experts_do_not_go_to_peft(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="merge-adapter"):
+        export_peft(adapter_run(tmp_path, "mixtral experts"), tmp_path / "peft")
 
 
 def test_other_adapters_of_peft_are_refused(tmp_path: Path) -> None:

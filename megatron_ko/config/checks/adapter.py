@@ -27,14 +27,8 @@ def check_adapter(config: RunConfig) -> Iterator[Problem]:
             expected="each layer once",
             remedy=f"adapter.targets=[{', '.join(unique)}]",
         )
-    if moe is not None and (wrong := [target for target in unique if target in FEED_FORWARD]):
-        left = [target for target in unique if target not in FEED_FORWARD]
-        yield Problem(
-            path="adapter.targets",
-            got=wrong,
-            expected="layers of attention only: experts have no adapters",
-            remedy=f"adapter.targets=[{', '.join(left or ['qkv', 'proj'])}]",
-        )
+    if moe is not None and any(target in FEED_FORWARD for target in unique):
+        yield from _check_experts(config)
     if config.precision.recipe != "none":
         yield Problem(
             path="precision.recipe",
@@ -47,3 +41,30 @@ def check_adapter(config: RunConfig) -> Iterator[Problem]:
             yield Problem(
                 path=f"parallel.{name}", got=True, expected="false with adapters", remedy=f"parallel.{name}=false"
             )
+
+
+def _check_experts(config: RunConfig) -> Iterator[Problem]:
+    """Experts may have adapters if each is whole on its rank."""
+    adapter, moe, parallel = config.adapter, config.model.moe, config.parallel
+    assert adapter is not None and moe is not None
+    if adapter.kind == "dora":
+        yield Problem(
+            path="adapter.kind",
+            got="dora",
+            expected="lora for fc1 and fc2 of experts",
+            remedy="adapter.kind=lora, or adapter.targets=[qkv, proj]",
+        )
+    if parallel.expert_tensor_size > 1:
+        yield Problem(
+            path="parallel.expert_tensor",
+            got=parallel.expert_tensor_size,
+            expected="1 with adapters of experts: fc1 and fc2",
+            remedy="parallel.expert_tensor=1, or adapter.targets=[qkv, proj]",
+        )
+    if moe.shared_ffn_hidden_size:
+        yield Problem(
+            path="adapter.targets",
+            got=list(adapter.targets),
+            expected="layers of attention only: a shared expert has no adapter",
+            remedy="adapter.targets=[qkv, proj]",
+        )
