@@ -44,6 +44,7 @@ def test_what_passes() -> None:
         ({"checkpoint": {"start_from": None}}, "checkpoint.start_from", "checkpoint.start_from=DIR"),
         ({"adapter": {"targets": ("qkv", "fc1", "qkv")}}, "adapter.targets", "adapter.targets=[qkv, fc1]"),
         ({"model": EXPERTS, "adapter": {"kind": "dora"}}, "adapter.kind", "adapter.kind=lora"),
+        ({"model": EXPERTS, "adapter": {"rank": 12}}, "adapter.rank", "adapter.rank=16"),
         ({"model": SHARED}, "adapter.targets", "adapter.targets=[qkv, proj]"),
         (
             {"model": EXPERTS, "parallel": {"tensor": 2, "sequence_parallel": True}},

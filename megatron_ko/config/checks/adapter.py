@@ -6,6 +6,8 @@ from megatron_ko.config.adapter import FEED_FORWARD
 from megatron_ko.config.problems import Problem
 from megatron_ko.config.run import RunConfig
 
+_EXPERT_RANKS = 8  # 16 bytes of two each
+
 
 def check_adapter(config: RunConfig) -> Iterator[Problem]:
     """Report what adapters cannot do."""
@@ -53,6 +55,13 @@ def _check_experts(config: RunConfig) -> Iterator[Problem]:
             got="dora",
             expected="lora for fc1 and fc2 of experts",
             remedy="adapter.kind=lora, or adapter.targets=[qkv, proj]",
+        )
+    if adapter.rank % _EXPERT_RANKS:
+        yield Problem(
+            path="adapter.rank",
+            got=adapter.rank,
+            expected=f"a multiple of {_EXPERT_RANKS} for experts: the grouped product of a GPU takes no other width",
+            remedy=f"adapter.rank={-(-adapter.rank // _EXPERT_RANKS) * _EXPERT_RANKS}",
         )
     if parallel.expert_tensor_size > 1:
         yield Problem(
