@@ -13,7 +13,9 @@ class CheckpointConfig(Section):
     resume = Resume.SILENT
 
     start_from: Path | None = Field(
-        None, description="Native model or run whose weights a new run starts with; a continued one has its own."
+        None,
+        description="Native model or run whose weights a new run starts with; a continued one has its own, but of "
+        "adapters it has only these, and reads the rest here again.",
     )
     interval: int = Field(
         1000, ge=0, description="Steps between checkpoints; the last step is saved, too. 0: nothing is, to measure."
