@@ -159,3 +159,16 @@ def test_groups_of_the_optimizer_name_adapters(rows: Path, tuned: Run, new_run: 
     assert ended.returncode == 0, ended.stderr
     ended = new_run("frozen", *chosen, "optim.groups=[{match: '*.linear_qkv.weight', lr_factor: 2.0}]").train()
     assert ended.returncode == 2 and "matches no parameter" in ended.stderr
+
+
+def test_experts_go_on_to_the_bit_and_merge(new_run: NewRun, tmp_path: Path) -> None:
+    experts = ["model.family=mixtral", "model.moe={num_experts: 4, top_k: 2}", "training.steps=12", "eval.interval=6"]
+    base = new_run("base", *experts)
+    assert base.train().returncode == 0
+    chosen = [*experts, f"checkpoint.start_from={base.folder}", "adapter={rank: 8}", "checkpoint.interval=6"]
+    whole, stopped = new_run("whole", *chosen), new_run("stopped", *chosen)
+    assert_a_stop_changes_nothing(whole, stopped)
+    assert stopped.train("training.steps=14", "parallel.expert=2").returncode == 0
+    made = command("convert", "merge-adapter", str(stopped.folder), str(tmp_path / "merged"), "--json")
+    assert made.returncode == 0, made.stderr
+    assert all(gate["ok"] and gate["tried"] for gate in json.loads(made.stdout)["gates"])
