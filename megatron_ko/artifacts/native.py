@@ -7,8 +7,8 @@ from pathlib import Path
 import orjson
 
 from megatron_ko.artifacts import checkpoints, lineage
-from megatron_ko.artifacts.pins import Pin, newest_pinned
-from megatron_ko.config import ModelConfig, dump, load_model_config
+from megatron_ko.artifacts.pins import Pin, Pinned, newest_pinned
+from megatron_ko.config import AdapterConfig, ModelConfig, RunConfig, dump, load_model_config
 from megatron_ko.config.load import build
 from megatron_ko.errors import CheckpointError
 
@@ -47,6 +47,62 @@ class Pretrained:
         return lineage.ancestor(self.origin, self.weights_hash, self.step, self.tokens, beside)
 
 
+@dataclass(frozen=True)
+class AdapterRun:
+    """Adapters on disk, and the model that they belong to.
+
+    Attributes:
+        config: of the run.
+        adapter: its section about adapters.
+        run: the checkpoint; its weights are those of the adapters.
+        base: the model that the run started with.
+    """
+
+    config: RunConfig
+    adapter: AdapterConfig
+    run: Pretrained
+    base: Pretrained
+
+
+def find_adapters(folder: Path, step: int | None = None) -> AdapterRun | None:
+    """The adapters in the newest valid checkpoint of a run directory; None if it holds a whole model, or is no run.
+
+    Args:
+        folder: the folder that the user gave.
+        step: which checkpoint; None: the newest valid one.
+
+    Raises:
+        CheckpointError: there is no valid checkpoint, or the model that the run started with is gone or has changed.
+    """
+    if (folder / MODEL_FILE).is_file() or not (folder / "checkpoints").is_dir():
+        return None
+    pinned = newest_pinned(folder / "checkpoints", step)
+    if pinned.manifest.config.get("adapter") is None:
+        return None
+    config = build(RunConfig, pinned.manifest.config, origin=str(pinned.directory))
+    start = config.checkpoint.start_from
+    assert config.adapter is not None and start is not None
+    base = find_pretrained(start, best_step(start) if config.checkpoint.start_best else None)
+    expect_same_start(folder, base)
+    return AdapterRun(config, config.adapter, _checkpoint(folder, pinned), base)
+
+
+def expect_same_start(run_dir: Path, base: Pretrained) -> None:
+    """Refuse weights other than those that a run started with: its adapters mean nothing with them.
+
+    Raises:
+        CheckpointError: with both hashes.
+    """
+    for started in (lineage.read(run_dir) or {}).get("parents", []):
+        if started["weights"] != base.weights_hash:
+            raise CheckpointError(
+                "the weights that the adapters of this run were trained with have changed",
+                got=f"{base.origin}: weights {base.weights_hash}",
+                expected=f"weights {started['weights']}",
+                remedy="put back what checkpoint.start_from was at the start, or choose another run.dir",
+            )
+
+
 def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
     """The model in a folder: one written by ``convert``, or the newest valid checkpoint of a run directory.
 
@@ -55,29 +111,44 @@ def find_pretrained(folder: Path, step: int | None = None) -> Pretrained:
         step: which checkpoint of a run; None: the newest valid one.
 
     Raises:
-        CheckpointError: there is neither, or it is damaged.
+        CheckpointError: there is neither, or it is damaged, or the run has trained adapters.
     """
+    return _find(folder, step, whole=True)
+
+
+def _find(folder: Path, step: int | None, whole: bool) -> Pretrained:
+    """A model, or, unless ``whole``, adapters."""
     if (folder / MODEL_FILE).is_file():
         if step is not None:
             raise CheckpointError(f"there is no checkpoint of step {step}", got=f"{folder}, which is not a run")
         return _native_folder(folder)
     if (folder / "checkpoints").is_dir():
         pinned = newest_pinned(folder / "checkpoints", step)
-        directory, manifest = pinned.directory, pinned.manifest
-        model = build(ModelConfig, manifest.config["model"], origin=str(directory))
-        tokenizer = Path(manifest.config["data"]["tokenizer"])
-        return Pretrained(
-            model,
-            directory / "model",
-            tokenizer if tokenizer.is_dir() else None,
-            folder,
-            manifest.step,
-            manifest.tokens,
-            weights_of(manifest),
-            manifest.tokenizer,
-            pinned.pin,
-        )
+        if whole and pinned.manifest.config.get("adapter") is not None:
+            raise CheckpointError(
+                "the run has trained adapters: by themselves they are no model",
+                got=folder,
+                expected="a whole model",
+                remedy=f"megatron-ko convert merge-adapter {folder} OUTPUT, and give OUTPUT",
+            )
+        return _checkpoint(folder, pinned)
     raise _no_model(folder)
+
+
+def _checkpoint(folder: Path, pinned: Pinned) -> Pretrained:
+    directory, manifest = pinned.directory, pinned.manifest
+    tokenizer = Path(manifest.config["data"]["tokenizer"])
+    return Pretrained(
+        build(ModelConfig, manifest.config["model"], origin=str(directory)),
+        directory / "model",
+        tokenizer if tokenizer.is_dir() else None,
+        folder,
+        manifest.step,
+        manifest.tokens,
+        weights_of(manifest),
+        manifest.tokenizer,
+        pinned.pin,
+    )
 
 
 def best_step(folder: Path) -> int:
@@ -165,7 +236,7 @@ def describe(path: Path) -> lineage.Record:
     """
     folder = path.parent if path.name == LINEAGE else path
     if (folder / MODEL_FILE).is_file() or checkpoints.steps_in(folder / "checkpoints"):
-        node = find_pretrained(folder).ancestor()
+        node = _find(folder, None, whole=False).ancestor()
     else:
         node = lineage.ancestor(folder, lineage.hash_of_folder(folder) or "")
     record = lineage.read(folder) or {}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from megatron_ko.artifacts.folders import expect_hugging_face
-from megatron_ko.artifacts.native import expect_model, find_pretrained
+from megatron_ko.artifacts.native import AdapterRun, expect_model, find_adapters, find_pretrained
 from megatron_ko.cli.convert_gguf import gguf
 from megatron_ko.cli.which_checkpoint import Best, Step, chosen_step
+from megatron_ko.errors import ConvertError
 from megatron_ko.machine.threads import wait_without_spinning
 
 if TYPE_CHECKING:
@@ -131,6 +132,68 @@ def merge(
     from megatron_ko.convert.merge import merge as make
 
     _tell(output, make([find_pretrained(Path(name)) for name in folders[:-1]], output, shares or None), as_json)
+
+
+@app.command("merge-adapter")
+def merge_adapter(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run that has trained adapters.")],
+    output: NewFolder,
+    step: Step = None,
+    best: Best = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put the adapters of a run into the weights that it started with. Nothing is written unless both compute the same.
+
+    Example: megatron-ko convert merge-adapter runs/ko-1b-lora models/ko-1b-chat
+    """
+    found = _adapters(source, chosen_step(source, step, best))
+    from megatron_ko.convert.merge_adapter import merge_adapter as make
+
+    _tell(output, make(found, output), as_json)
+
+
+@app.command("peft-export")
+def peft_export(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run that has trained adapters.")],
+    output: NewFolder,
+    base: Annotated[str | None, typer.Option(help="Name or folder of the model in transformers, for peft.")] = None,
+    step: Step = None,
+    best: Best = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapters of a run as a folder for peft. Nothing is written unless it gives the same weights.
+
+    Example: megatron-ko convert peft-export runs/ko-1b-lora exports/ko-1b-lora --base exports/ko-1b
+    """
+    found = _adapters(source, chosen_step(source, step, best))
+    from megatron_ko.convert.peft_export import export_peft
+
+    _tell(output, export_peft(found, output, base), as_json)
+
+
+@app.command("peft-import")
+def peft_import(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with adapter_config.json, written by peft.")],
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="Native model, or run, of the same weights.")],
+    output: NewFolder,
+    as_json: AsJson = False,
+) -> None:
+    """Put adapters that peft has trained into the native weights of their model.
+
+    Example: megatron-ko convert peft-import adapters/chat models/smollm2 models/smollm2-chat
+    """
+    expect_model(base)
+    from megatron_ko.convert.peft_import import import_peft
+
+    _tell(output, import_peft(source, find_pretrained(base), output), as_json)
+
+
+def _adapters(source: Path, step: int | None) -> AdapterRun:
+    expect_model(source)
+    found = find_adapters(source, step)
+    if found is None:
+        raise ConvertError("there are no adapters", got=source, expected="a run that was configured with `adapter`")
+    return found
 
 
 def _is_number(word: str) -> bool:

@@ -1,5 +1,6 @@
 """The configuration of a run: frozen sections, strict loading, checks that report all problems at once."""
 
+from megatron_ko.config.adapter import AdapterConfig
 from megatron_ko.config.checkpoint import CheckpointConfig
 from megatron_ko.config.data import DataConfig, Source
 from megatron_ko.config.evaluation import EvalConfig
@@ -21,6 +22,7 @@ from megatron_ko.config.training import TrainingConfig
 from megatron_ko.config.validate import check_world
 
 __all__ = [
+    "AdapterConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",

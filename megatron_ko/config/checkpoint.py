@@ -13,7 +13,9 @@ class CheckpointConfig(Section):
     resume = Resume.SILENT
 
     start_from: Path | None = Field(
-        None, description="Native model or run whose weights a new run starts with; a continued one has its own."
+        None,
+        description="Native model or run whose weights a new run starts with; a continued one has its own, but of "
+        "adapters it has only these, and reads the rest here again.",
     )
     start_best: bool = Field(
         False, description="Start with the run's checkpoint of the best validation, not with its newest one."

@@ -21,6 +21,12 @@ FOREIGN_NAMES = {
     "save_steps": "checkpoint.interval",
     "save_total_limit": "checkpoint.keep",
     "eval_steps": "eval.interval",
+    "lora_rank": "adapter.rank",
+    "lora_r": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "target_modules": "adapter.targets",
+    "use_dora": "adapter.kind, dora",
     # Megatron-LM
     "min_lr": "optim.min_lr_ratio, a share of optim.lr: min_lr / lr",
     "lr_decay_style": "optim.schedule",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from megatron_ko.config.adapter import AdapterConfig
 from megatron_ko.config.checkpoint import CheckpointConfig
 from megatron_ko.config.data import DataConfig
 from megatron_ko.config.evaluation import EvalConfig
@@ -40,6 +41,7 @@ class RunConfig(Section):
     parallel: ParallelConfig = Field(default_factory=ParallelConfig, description="Parallel axes.")
     precision: PrecisionConfig = Field(default_factory=PrecisionConfig, description="Number formats.")
     data: DataConfig = Field(description="The corpus.")
+    adapter: AdapterConfig | None = Field(None, description="Adapters that are trained in place of all weights.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The loss.")
     optim: OptimConfig = Field(description="Optimizer and schedule.")
     training: TrainingConfig = Field(description="Length and batch.")

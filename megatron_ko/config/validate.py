@@ -1,5 +1,6 @@
 """Checks across sections. They read and report; they never change a value."""
 
+from megatron_ko.config.checks.adapter import check_adapter
 from megatron_ko.config.checks.attention import check_attention
 from megatron_ko.config.checks.layout import check_layout, describe_layouts
 from megatron_ko.config.checks.length import check_data, check_lengths, check_optim, check_validation
@@ -28,6 +29,7 @@ def check(config: RunConfig) -> list[Problem]:
         check_validation,
         check_optim,
         check_data,
+        check_adapter,
     )
     return [problem for find in checks for problem in find(config)]
 

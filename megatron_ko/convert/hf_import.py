@@ -129,7 +129,7 @@ def _check_source(source: Path) -> None:
             "the folder holds an adapter, which is no model of its own",
             got=source / ADAPTER,
             expected="a Hugging Face folder of a whole model",
-            remedy="merge it into its base with peft (merge_and_unload, save_pretrained), or move it away",
+            remedy="hf-import its base to BASE, then megatron-ko convert peft-import DIR BASE OUTPUT",
         )
     read_generation(source)
     if (source / TOKENIZER_JSON).is_file():

@@ -108,8 +108,8 @@ def query_key_value(model: ModelConfig) -> TensorMapping:
     shapes = ((sizes["queries"], hidden), (sizes["keys"], hidden), (sizes["keys"], hidden))
 
     def split(ours: Tensor) -> list[Tensor]:
-        heads = ours.reshape(groups, queries + 2, width, hidden)
-        return [part.reshape(-1, hidden) for part in heads.split([queries, 1, 1], dim=1)]
+        heads = ours.reshape(groups, queries + 2, width, ours.shape[1])
+        return [part.reshape(-1, ours.shape[1]) for part in heads.split([queries, 1, 1], dim=1)]
 
     def join(others: Sequence[Tensor]) -> Tensor:
         heads = [other.reshape(groups, -1, width, hidden) for other in others]

@@ -68,7 +68,7 @@ def merge(sources: Sequence[Pretrained], output: Path, weights: Sequence[float] 
         (folder / MODEL_FILE).write_text(dump(first.model), encoding="utf-8")
         if first.tokenizer is not None:
             shutil.copytree(first.tokenizer, folder / TOKENIZER)
-        proof = _prove(first.model, folder / WEIGHTS, parts)
+        proof = prove_written(first.model, folder / WEIGHTS, parts)
         write_folder_lineage(folder, MADE_BY, first.model, parents, proof, first.tokenizer, options)
         write_manifest(folder)
     return proof
@@ -150,7 +150,7 @@ def _mean(
     return total.to(readers[0].dtype(key))
 
 
-def _prove(model: ModelConfig, weights: Path, parts: Sequence[TensorBlock]) -> Proof:
+def prove_written(model: ModelConfig, weights: Path, parts: Sequence[TensorBlock]) -> Proof:
     """Check that what was written is what was computed, and that it gives finite logits."""
     written = NativeReader(weights)
     wrong = [part.key for part in parts if not torch.equal(written.read(part.key, part.index), part.make())]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from megatron_ko.artifacts.native import MODEL_FILE, find_pretrained
+from megatron_ko.artifacts.native import MODEL_FILE, find_adapters, find_pretrained
 from megatron_ko.artifacts.pins import newest_pinned
 from megatron_ko.config import ModelConfig, RunConfig
 from megatron_ko.config.load import build
 from megatron_ko.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import TokenizerError
 from megatron_ko.models.blueprint import Blueprint
-from megatron_ko.models.inference import blueprint_of, load_for_inference
+from megatron_ko.models.inference import TrainedAdapters, blueprint_of, load_for_inference
 from megatron_ko.parallel.platform import get_platform
 
 
@@ -60,7 +60,11 @@ def load_run(run_dir: Path, step: int | None = None, tokenizer_dir: Path | None 
         )
     tokenizer = load_tokenizer(tokenizer_dir or config.data.tokenizer)
     _check_tokenizer(tokenizer, manifest.tokenizer, tokenizer_dir or config.data.tokenizer)
-    return _load(Blueprint.of(config).for_inference, directory / "model", tokenizer, manifest.step)
+    blueprint, weights = Blueprint.of(config).for_inference, directory / "model"
+    found = find_adapters(run_dir, manifest.step) if config.adapter else None
+    if found is None:
+        return _load(blueprint, weights, tokenizer, manifest.step)
+    return _load(blueprint, found.base.weights, tokenizer, manifest.step, TrainedAdapters(found.adapter, weights))
 
 
 def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> Loaded:
@@ -76,8 +80,10 @@ def _load_native(folder: Path, step: int | None, tokenizer_dir: Path | None) -> 
     return _load(blueprint_of(found.model), found.weights, tokenizer, found.step)
 
 
-def _load(blueprint: Blueprint, weights: Path, tokenizer: Tokenizer, step: int) -> Loaded:
-    model = load_for_inference(blueprint, weights)
+def _load(
+    blueprint: Blueprint, weights: Path, tokenizer: Tokenizer, step: int, adapters: TrainedAdapters | None = None
+) -> Loaded:
+    model = load_for_inference(blueprint, weights, adapters)
     return Loaded(model, tokenizer, blueprint.model, step, get_platform().device)
 
 

@@ -91,16 +91,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if powers is not None:
             slopes = powers.mul_((logs.exp() * gradient).unsqueeze(1))  # used once: a step runs backward once
             slopes = _minus_labels(slopes, labels, gradient).to(weight.dtype)
-            return slopes @ weight, slopes.t() @ hidden, None, None, None
+            weight_gradient = slopes.t() @ hidden if ctx.needs_input_grad[1] else None
+            return slopes @ weight, weight_gradient, None, None, None
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32)
+        total = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for piece in ctx.pieces:
             slopes = _logits(hidden[piece], weight, ctx.used).sub_(logs[piece].unsqueeze(1)).exp_()
             slopes.mul_(gradient[piece].unsqueeze(1))
             slopes = _minus_labels(slopes, labels[piece], gradient[piece]).to(weight.dtype)
             hidden_gradient[piece] = slopes @ weight
-            _add_product(weight_gradient, slopes.t(), hidden[piece])
-        return hidden_gradient, weight_gradient.to(weight.dtype), None, None, None
+            if total is not None:
+                _add_product(total, slopes.t(), hidden[piece])
+        return hidden_gradient, None if total is None else total.to(weight.dtype), None, None, None
 
 
 def _pieces(tokens: int, rows: int, limit: int) -> Iterator[slice]:

@@ -1,5 +1,6 @@
 """The experts of the portable back end: a rank's experts are two tensors, multiplied in two grouped products."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,9 @@ class GroupedExperts(MegatronModule):
         config: the model.
         pg_collection: process groups; ``ep``, ``expt_tp`` and ``expt_dp`` are read.
         name: megatron-core 0.19 passes it for its own reports.
+
+    Attributes:
+        adapters: of fc1 and fc2, as ``expert_adapter`` puts them here: (tokens, output, counts) to the new output.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class GroupedExperts(MegatronModule):
         self._groups = pg_collection
         hidden, width = config.hidden_size, config.moe_ffn_hidden_size // pg_collection.expt_tp.size()
         self.register_load_state_dict_post_hook(_forget_extra_states)
+        self.adapters: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {}
         self.weight1 = self._allocate(2 * width, hidden, split_dim=1)
         self.weight2 = self._allocate(hidden, width, split_dim=2)
 
@@ -80,10 +85,15 @@ class GroupedExperts(MegatronModule):
         Returns:
             [t, h], this rank's part of a sum over the expert-tensor-parallel ranks; and None for the bias.
         """
-        inner = self.linear(permuted_local_hidden_states, self.weight1, tokens_per_expert)  # [t, 2 w]
+        inner = self._adapted("fc1", permuted_local_hidden_states, self.weight1, tokens_per_expert)  # [t, 2 w]
         gate, up = inner.chunk(2, dim=-1)
         weighted = F.silu(gate) * up * permuted_probs.unsqueeze(-1)
-        return self.linear(weighted.to(inner.dtype), self.weight2, tokens_per_expert), None
+        return self._adapted("fc2", weighted.to(inner.dtype), self.weight2, tokens_per_expert), None
+
+    def _adapted(self, name: str, tokens: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+        """One product for all experts, changed by their adapters if they have any."""
+        output = self.linear(tokens, weight, counts)
+        return self.adapters[name](tokens, output, counts) if name in self.adapters else output
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
@@ -202,11 +212,14 @@ class _GroupedProduct(torch.autograd.Function):
         return product
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tokens, weight = ctx.saved_tensors
-        to_tokens, to_weight = torch.empty_like(tokens), torch.empty_like(weight)
-        parts = (tokens.split(ctx.sizes), gradient.split(ctx.sizes), to_tokens.split(ctx.sizes))
-        for own, above, below, matrix, to_matrix in zip(*parts, weight, to_weight, strict=True):
-            torch.mm(above, matrix, out=below)
-            torch.mm(above.t(), own, out=to_matrix)
+        above, to_tokens = gradient.split(ctx.sizes), torch.empty_like(tokens)
+        for from_above, below, matrix in zip(above, to_tokens.split(ctx.sizes), weight, strict=True):
+            torch.mm(from_above, matrix, out=below)
+        if not ctx.needs_input_grad[1]:  # frozen
+            return to_tokens, None, None
+        to_weight = torch.empty_like(weight)
+        for from_above, own, to_matrix in zip(above, tokens.split(ctx.sizes), to_weight, strict=True):
+            torch.mm(from_above.t(), own, out=to_matrix)
         return to_tokens, to_weight, None

@@ -38,4 +38,5 @@ class FusedLinearCrossEntropy(torch.autograd.Function):
         del ctx.logits, ctx.losses  # freed here: otherwise the loss would keep them alive during the next micro-batch
         (slopes,) = torch.autograd.grad(losses, logits, gradients[0].unsqueeze(0))
         slopes = slopes.squeeze(0)
-        return slopes @ weight, slopes.t() @ hidden, None, None
+        weight_gradient = slopes.t() @ hidden if ctx.needs_input_grad[1] else None
+        return slopes @ weight, weight_gradient, None, None

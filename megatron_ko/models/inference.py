@@ -1,5 +1,6 @@
 """A model on one rank, without training settings: for generation and for checking conversions."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
-from megatron_ko.config import ModelConfig, PrecisionConfig
+from megatron_ko.config import AdapterConfig, ModelConfig, PrecisionConfig
+from megatron_ko.models.adapter import attach_adapters, merge_adapters
 from megatron_ko.models.architectures import DTYPES
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_structure
@@ -26,10 +28,30 @@ def blueprint_of(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Blue
     return Blueprint(model=model, precision=precision).for_inference
 
 
-def load_for_inference(blueprint: Blueprint, weights: Path) -> torch.nn.Module:
+@dataclass(frozen=True)
+class TrainedAdapters:
+    """Adapters of a run.
+
+    Attributes:
+        adapter: their configuration.
+        weights: folder of ``dist_checkpointing``.
+        merge: whether they are put into the weights of their layers.
+    """
+
+    adapter: AdapterConfig
+    weights: Path
+    merge: bool = True
+
+
+def load_for_inference(blueprint: Blueprint, weights: Path, adapters: TrainedAdapters | None = None) -> torch.nn.Module:
     """Build a model on this rank alone, in evaluation mode, with weights rounded to its data type.
 
     Weights are not initialised randomly: all of them are read.
+
+    Args:
+        blueprint: of the network.
+        weights: folder of ``dist_checkpointing``.
+        adapters: that were trained with these weights.
 
     Raises:
         CheckpointError: the folder does not hold the weights of this model.
@@ -38,6 +60,11 @@ def load_for_inference(blueprint: Blueprint, weights: Path) -> torch.nn.Module:
     seed_everything(0, groups)  # megatron-core needs its generators even if nothing is drawn
     chunks = [chunk.to(get_platform().device) for chunk in build_structure(blueprint, groups)]
     load_weights(chunks, weights)
+    if adapters is not None:
+        attach_adapters(chunks, adapters.adapter, groups, seed=0)
+        load_weights(chunks, adapters.weights)
+        if adapters.merge:
+            merge_adapters(chunks)
     network = chunks[0].to(DTYPES[blueprint.precision.dtype]).eval()
     for module in network.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):

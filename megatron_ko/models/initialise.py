@@ -7,7 +7,7 @@ padding the vocabulary does not change any value.
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
@@ -56,17 +56,26 @@ def _fill_matrix(
     std = model.init_std / (math.sqrt(2 * model.num_layers) if kind.start is Start.RESIDUAL else 1)
     first, last = row, min(row + matrix.shape[0], rows)
     width = slice(column, column + matrix.shape[1])
-    for start, block in _blocks(f"{seed}/{part.key}/{stack}", range(first, last), columns):
+    for start, block in row_blocks(f"{seed}/{part.key}/{stack}", range(first, last), columns):
         matrix[start - first : start - first + len(block)] = block[:, width] * std
     matrix[max(0, last - first) :] = 0.0
 
 
-def _blocks(name: str, rows: range, columns: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Standard normal rows of a global matrix, as (first row, [rows, columns]) pairs that together cover ``rows``."""
+def row_blocks(
+    name: str, rows: range, columns: int, draw: Callable[..., torch.Tensor] = torch.randn
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Rows of a random global matrix, as (first row, [rows, columns]) pairs that together cover ``rows``.
+
+    Args:
+        name: of the matrix, with the seed.
+        rows: which ones.
+        columns: of the matrix.
+        draw: its distribution: ``torch.randn`` or ``torch.rand``.
+    """
     for number in range(rows.start // _BLOCK_ROWS, -(-rows.stop // _BLOCK_ROWS)):
         digest = hashlib.sha256(f"{name}/{number}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        block = torch.randn(_BLOCK_ROWS, columns, generator=generator, dtype=torch.float32)
+        block = draw(_BLOCK_ROWS, columns, generator=generator, dtype=torch.float32)
         start, stop = max(rows.start, number * _BLOCK_ROWS), min(rows.stop, (number + 1) * _BLOCK_ROWS)
         if start < stop:
             yield start, block[start - number * _BLOCK_ROWS : stop - number * _BLOCK_ROWS]

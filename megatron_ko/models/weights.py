@@ -14,11 +14,14 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_ko.errors import CheckpointError
+from megatron_ko.models.adapter_weights import MARK
 from megatron_ko.parallel.compat import allow_pickled_states
 
 
 def sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     """This rank's parts of the weights. Tensor names are global: they do not depend on the layout.
+
+    Of a model with adapters only these: everything else is as it was at the start.
 
     Args:
         chunks: model chunks as returned by ``build_model``, without the data-parallel wrapper.
@@ -26,7 +29,11 @@ def sharded_weights(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
     Returns:
         One entry per chunk; the tensors in it are the parameters themselves, not copies.
     """
-    return {f"chunk{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
+    return {f"chunk{index}": _trained(chunk.sharded_state_dict()) for index, chunk in enumerate(chunks)}
+
+
+def _trained(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if MARK in value.key} or part
 
 
 def load_weights(chunks: Sequence[torch.nn.Module], path: Path, *, states: bool = False) -> None:
@@ -59,7 +66,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path, *, states: bool 
         for index, chunk in enumerate(chunks):
             # Some modules of Transformer Engine require a state. If none was read, pass their current one.
             own = {name: value for name, value in chunk.state_dict().items() if name.endswith("_extra_state")}
-            chunk.load_state_dict({**own, **loaded[f"chunk{index}"]})
+            with_adapters = any(MARK in value.key for value in wanted[f"chunk{index}"].values())
+            chunk.load_state_dict({**own, **loaded[f"chunk{index}"]}, strict=not with_adapters)
 
 
 def _without_absent_states(part: dict[str, Any], stored: Container[str]) -> dict[str, Any]:

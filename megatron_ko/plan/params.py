@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from megatron_ko.config import ModelConfig
+from megatron_ko.config import AdapterConfig, ModelConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +72,30 @@ def padding_parameters(model: ModelConfig, tensor: int = 1) -> int:
     """
     rows = model.padded_vocab_size(tensor) - model.vocab_size
     return rows * model.hidden_size * (1 if model.tie_embeddings else 2)
+
+
+def trained_parameters(config: RunConfig) -> int:
+    """Parameters that a run trains: all, or those of its adapters."""
+    if config.adapter is None:
+        return count_parameters(config.model).total
+    return adapter_parameters(config.model, config.adapter)
+
+
+def adapter_parameters(model: ModelConfig, adapter: AdapterConfig) -> int:
+    """Parameters of the adapters: ``r (in + out)`` for a matrix, or for each expert's, and ``out`` with DoRA."""
+    heads = model.num_attention_heads * model.kv_channels
+    keys = model.query_groups * model.kv_channels
+    sizes = {
+        "qkv": (model.hidden_size, heads + 2 * keys),
+        "proj": (heads, model.hidden_size),
+        "fc1": (model.hidden_size, 2 * model.ffn_hidden_size),
+        "fc2": (model.ffn_hidden_size, model.hidden_size),
+    }
+    lengths = 1 if adapter.kind == "dora" else 0
+    experts = model.moe.num_experts if model.moe else 1
+    copies = {"fc1": experts, "fc2": experts}
+    one = sum(
+        copies.get(target, 1) * (adapter.rank * sum(sizes[target]) + lengths * sizes[target][1])
+        for target in adapter.targets
+    )
+    return model.num_layers * one

@@ -29,7 +29,7 @@ from megatron_ko.models.architectures import DTYPES
 from megatron_ko.parallel.collectives import broadcast_object
 from megatron_ko.parallel.groups import Groups
 from megatron_ko.parallel.seed import rng_state, seed_everything, set_rng_state
-from megatron_ko.plan.params import count_parameters
+from megatron_ko.plan.params import trained_parameters
 from megatron_ko.train.agreement import gather_from_ranks, on_all_ranks
 from megatron_ko.train.lineage import Identity, layout_of, record_checkpoint
 from megatron_ko.train.newest import Found
@@ -105,7 +105,7 @@ class Checkpointer:
         """
         weight = torch.finfo(DTYPES[self._config.precision.dtype]).bits // 8
         master_and_moments = 3 * 4
-        needed = count_parameters(self._config.model).total * (weight + master_and_moments)
+        needed = trained_parameters(self._config) * (weight + master_and_moments)
         self._on_rank_0("room for a checkpoint", lambda: self._check_room(needed))
 
     def save(self, state: TrainState, metrics: dict[str, int]) -> None:

@@ -85,9 +85,9 @@ def treat(policy: ParameterPolicy, chunks: Sequence[torch.nn.Module]) -> Treatme
     """Factors of this rank's parameters; the chunks must not be wrapped yet. A collective.
 
     Raises:
-        ConfigError: a pattern of ``optim.groups`` matches no parameter on any rank.
+        ConfigError: a pattern of ``optim.groups`` matches no trained parameter on any rank.
     """
-    named = list(named_parameters(chunks))
+    named = [(name, parameter) for name, parameter in named_parameters(chunks) if parameter.requires_grad]
     names = sorted({name for part in gather_from_ranks([name for name, _ in named]) for name in part})
     if strange := policy.unmatched(names):
         raise ConfigError(

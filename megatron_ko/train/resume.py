@@ -24,12 +24,19 @@ def is_bound(path: str) -> bool:
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted path -> (saved, present) of every value that differs.
 
-    An option that is newer than the checkpoint counts as saved with its default.
+    An option that is newer than the checkpoint counts as saved with its default, but not in a section that was absent.
     """
     before, now = dict(_flat(saved)), dict(_flat(present))
-    earlier = {path: to_jsonable_python(default_at(RunConfig, path)) for path in now if path not in before}
+    newer = [path for path in now if path not in before and not _was_absent(path.rpartition(".")[0], before)]
+    earlier = {path: to_jsonable_python(default_at(RunConfig, path)) for path in newer}
     pairs = {path: ({**earlier, **before}.get(path), now.get(path)) for path in {**before, **now}}
     return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _was_absent(section: str, before: dict[str, Any]) -> bool:
+    """Whether a section that may be left out was left out."""
+    present = not section or any(path.startswith(section + ".") for path in before)
+    return not present and default_at(RunConfig, section) is None
 
 
 def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versions: dict[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ from megatron_ko.data.training.origins import Reading
 from megatron_ko.data.training.pretrain import Datasets, References, build_datasets
 from megatron_ko.data.training.preview import DataPreview, load_fitting_tokenizer
 from megatron_ko.errors import EXIT_DONE, EXIT_REQUEUE
+from megatron_ko.models.adapter import attach_adapters
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
 from megatron_ko.models.specs import uses_transformer_engine
@@ -134,10 +135,8 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
     newest = find_newest(config.run.dir / "checkpoints", groups, from_step)
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
-    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     refers = config.objective.needs_reference and is_missing(config, datasets.shards, tokenizer)
-    if config.checkpoint.start_from and (newest is None or refers):
-        load_start(config, chunks, tokenizer)
+    chunks = _build_chunks(config, groups, tokenizer, starts=newest is None or refers)
     engine = build_engine(config, chunks, groups, build_objective(config.objective, groups))
     identity = identify(config, tokenizer.fingerprint)
     weights = Weights(engine.model, gathers_late=config.parallel.overlap_param_gather)
@@ -197,6 +196,16 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
         signals=signals,
         profiler=StepProfiler(config.run.dir / "profile", config.logging.profile if first else None),
     )
+
+
+def _build_chunks(config: RunConfig, groups: Groups, tokenizer: Tokenizer, starts: bool) -> list[torch.nn.Module]:
+    """This rank's model chunks, with the weights of a start if the run starts, or trains adapters to them."""
+    chunks = build_model(Blueprint.of(config), groups, config.run.seed)
+    if config.checkpoint.start_from and (starts or config.adapter):
+        load_start(config, chunks, tokenizer)
+    if config.adapter is not None:
+        attach_adapters(chunks, config.adapter, groups, config.run.seed)
+    return chunks
 
 
 def _datasets(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_ko.artifacts.native import Pretrained, best_step, find_pretrained
+from megatron_ko.artifacts.native import Pretrained, best_step, expect_same_start, find_pretrained
 from megatron_ko.config import RunConfig
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.errors import ConfigError
@@ -20,7 +20,7 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     """Load the weights of ``checkpoint.start_from`` into model chunks before the optimizer is built. A collective.
 
     Raises:
-        CheckpointError: there is no native model, or it is damaged.
+        CheckpointError: there is no native model, or it is damaged; adapters were trained with other weights.
         ConfigError: its network or its tokenizer is a different one.
     """
     folder = config.checkpoint.start_from
@@ -28,6 +28,8 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     found = find_pretrained(folder, start_step(config))
     _check_network(config, found, folder)
     _check_tokenizer(found, tokenizer, folder)
+    if config.adapter is not None:
+        expect_same_start(config.run.dir, found)
     load_weights(chunks, found.weights)
     _log.info("starting with the weights of %s", found.weights)
 

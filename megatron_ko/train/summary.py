@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from megatron_ko.config import RunConfig
 from megatron_ko.plan.flops import CONVENTION, flops_per_token
-from megatron_ko.plan.params import count_parameters, padding_parameters
+from megatron_ko.plan.params import count_parameters, padding_parameters, trained_parameters
 from megatron_ko.train.console import short
 from megatron_ko.train.schedule import describe
 
@@ -43,7 +43,20 @@ def summarise(config: RunConfig, world_size: int) -> list[str]:
         f"tokens      {per_step:,} a step, {total:,} ({short(total)}) in {training.steps:,} steps",
         f"parameters  {parameters.total:,} ({short(parameters.total)}){active}, and "
         f"{padding_parameters(config.model, parallel.tensor):,} in vocabulary padding",
+        *_adapters(config),
         f"schedule    {describe(config.optim, training.steps)}",
         f"compute     {short(flops)} FLOP a token, {flops * total:.2e} in all ({CONVENTION})",
         f"precision   {config.precision.summary}, fp32 master weights, recompute {training.recompute}",
+    ]
+
+
+def _adapters(config: RunConfig) -> list[str]:
+    adapter = config.adapter
+    if adapter is None:
+        return []
+    count, whole = trained_parameters(config), count_parameters(config.model).total
+    where = ", ".join(adapter.targets)
+    return [
+        f"adapters    {adapter.kind} of rank {adapter.rank}, alpha {adapter.alpha:g}, at {where}: {count:,} parameters "
+        f"({count / whole:.2%}) are trained"
     ]

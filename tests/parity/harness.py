@@ -13,8 +13,12 @@ from patience import PATIENCE
 
 from megatron_ko.config import RunConfig
 from megatron_ko.data.training.batch import Batch, Collator
+from megatron_ko.models.adapter import attach_adapters
+from megatron_ko.models.adapter_weights import MARK
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_model
+from megatron_ko.models.initialise import row_blocks
+from megatron_ko.models.parameter_policy import sharded_parts
 from megatron_ko.models.routing import LayerRouting
 from megatron_ko.objectives import Objective, build_objective
 from megatron_ko.parallel.groups import Groups, destroy, initialise
@@ -57,6 +61,7 @@ def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, An
             },
             "optim": {"lr": 1e-3, "warmup_steps": 2, **sections.get("optim", {})},
             "objective": sections.get("objective", {}),
+            "adapter": sections.get("adapter"),
             "training": {
                 "steps": STEPS,
                 "global_batch_size": SAMPLES,
@@ -64,7 +69,7 @@ def tiny_config(parallel: dict[str, Any] | None = None, **sections: dict[str, An
                 **sections.get("training", {}),
             },
             "eval": {"interval": 0, "samples": 0},
-            "checkpoint": {"interval": 10},
+            "checkpoint": {"interval": 10, **sections.get("checkpoint", {})},
         }
     )
 
@@ -219,6 +224,9 @@ def train_rank(
     groups = initialise(config.parallel, timeout_s=PATIENCE)
     seed_everything(config.run.seed, groups)
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
+    if config.adapter is not None:
+        attach_adapters(chunks, config.adapter, groups, config.run.seed)
+        move_from_start(chunks)
     weights = pieces_of(chunks)
     chosen = objective(groups) if objective else build_objective(config.objective, groups)
     engine = build_engine(config, chunks, groups, chosen)
@@ -237,6 +245,22 @@ def train_rank(
     return RankOutcome(losses, gradients, weights, norms, result.routing)
 
 
+@torch.no_grad()
+def move_from_start(chunks: list[torch.nn.Module]) -> None:
+    """Draw B and the lengths of adapters, which are 0 at the start: A would have no gradient."""
+    for part in sharded_parts(chunks):
+        if (name := part.key.rpartition(MARK)[2]) not in ("b", "magnitude_change"):
+            continue
+        layer, *places = part.global_offset
+        row = places[-2] if name == "b" else places[-1]
+        for number, matrix in enumerate(part.data if part.data.dim() == 3 else [part.data]):  # of each expert
+            first = f"{part.key}/{layer}/{places[0] + number if part.data.dim() == 3 else 0}"
+            width = 1 if matrix.dim() == 1 else matrix.shape[1]
+            for start, block in row_blocks(first, range(row, row + len(matrix)), width):
+                drawn = 0.1 * block.view(len(block), *matrix.shape[1:])
+                matrix[start - row : start - row + len(block)] = drawn
+
+
 def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], groups: Groups) -> Pieces:
     """The reduced (and clipped) gradients that the step left behind, as parts of global tensors."""
     for wrapped in model:
@@ -247,7 +271,8 @@ def gradients_of(chunks: list[torch.nn.Module], model: list[torch.nn.Module], gr
                 own = bucket.grad_data.view(replicas.size(), -1)[replicas.rank()].clone()
                 torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=replicas)
     with _gradients_in_place_of_weights(chunks):
-        return pieces_of(chunks)
+        found = pieces_of(chunks)
+    return [piece for piece in found if MARK in piece[0]] or found
 
 
 @contextmanager
@@ -259,6 +284,7 @@ def _gradients_in_place_of_weights(chunks: list[torch.nn.Module]) -> Iterator[No
         for chunk in chunks
         for module in chunk.modules()
         for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
     ]
     for module, name, parameter in places:
         stand_in = torch.nn.Parameter(parameter.main_grad, requires_grad=False)

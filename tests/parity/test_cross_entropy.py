@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from harness import collect_from_ranks
 from patience import PATIENCE
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ko.config import ParallelConfig
 from megatron_ko.models.cross_entropy import linear_cross_entropy
@@ -101,3 +102,26 @@ def test_a_rank_may_hold_padding_alone() -> None:
     torch.testing.assert_close(losses, torch.full((1, 2), 3.0).log())
     assert torch.equal(losses, same) and torch.count_nonzero(first[:3]) == 6
     assert not first[3].any() and not second.any()
+
+
+def products_of_a_backward_pass(limit: int, frozen: bool) -> tuple[int, torch.Tensor]:
+    """Its floating-point operations, and the gradient of the hidden states."""
+    groups = initialise(ParallelConfig(), timeout_s=PATIENCE)
+    hidden, weight, labels, gradient = inputs(torch.bfloat16, 1.0)  # a sum in place, as in fp32, is not counted
+    hidden.requires_grad_(), weight.requires_grad_(not frozen)
+    vocabulary = Vocabulary(VOCABULARY, groups.pg.tp)
+    losses = linear_cross_entropy(hidden, weight, labels, vocabulary, sequence_parallel=False, limit=limit)
+    with FlopCounterMode(display=False) as counter:
+        losses.backward(gradient)
+    destroy()
+    assert hidden.grad is not None
+    return counter.get_total_flops(), hidden.grad
+
+
+@pytest.mark.parametrize("limit", [SEVEN_TOKENS, ALL])
+def test_a_frozen_weight_costs_no_product(limit: int) -> None:
+    """One product of the backward pass is for the weight; in pieces, one of them computes the logits again."""
+    trained, frozen = (collect_from_ranks(products_of_a_backward_pass, 1, limit, each)[0] for each in (False, True))
+    one = 2 * SEQUENCE * BATCH * HIDDEN * ROWS
+    assert trained[0] - frozen[0] == one
+    assert trained[1].equal(frozen[1])

@@ -3,68 +3,12 @@
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from shutil import copytree
 
 import numpy as np
-import orjson
 import pytest
+from chat_runs import ANSWERS, LENGTH, command, overrides
 from train_runs import NewRun, Run, assert_a_stop_changes_nothing
-
-from megatron_ko.data.chat.preprocess import ChatOptions, preprocess_chat
-from megatron_ko.data.tokenizer.chat_template import preset_source, set_template
-
-LENGTH = 96
-ANSWERS = ("네, 그렇습니다.", "아니요.", "잘 모르겠어요.", "좋은 생각이에요!")
-
-
-@pytest.fixture(scope="session")
-def rows(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``tok/``, ``chat`` and ``pairs``."""
-    folder = tmp_path_factory.mktemp("rows")
-    set_template(copytree(tiny / "tokenizer", folder / "tok"), preset_source("chatml"))
-    chat = [{"prompt": f"{n}번?", "completion": ANSWERS[n % 4]} for n in range(160)]
-    pairs = [{"prompt": f"{n}번?", "chosen": ANSWERS[n % 4], "rejected": "묻지 마라."} for n in range(120)]
-    verdicts = [{"prompt": one["prompt"], "completion": one["completion"], "label": True} for one in chat[:80]]
-    verdicts += [{"prompt": one["prompt"], "completion": one["rejected"], "label": False} for one in pairs[:80]]
-    for name, records in (("chat", chat), ("pairs", pairs), ("verdicts", verdicts)):
-        (folder / f"{name}.jsonl").write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
-        preprocess_chat(
-            ChatOptions((folder / f"{name}.jsonl",), folder / "tok", folder / name, preference=name != "chat")
-        )
-    return folder
-
-
-def command(*words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
-    program = [sys.executable, "-m", "megatron_ko.cli.main", *words]
-    return subprocess.run(program, input=typed, capture_output=True, text=True)
-
-
-def overrides(rows: Path, kind: str, cache: Path | None = None) -> list[str]:
-    source = {"sft": "chat", "kto": "verdicts"}.get(kind, "pairs")
-    return [
-        f"data.tokenizer={rows / 'tok'}",
-        f"data.sources=[{{prefix: {rows / source}}}]",
-        f"data.sequence_length={LENGTH}",
-        f"model.max_position_embeddings={LENGTH}",
-        f"objective.kind={kind}",
-        "training.steps=12",
-        "checkpoint.interval=6",
-        "eval.interval=6",
-        *([f"data.cache_dir={cache}"] if cache else []),
-    ]
-
-
-@pytest.fixture(scope="session")
-def tuned(rows: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of SFT, which preference runs start with."""
-    run = Run(tiny / "tiny.yaml", tmp_path_factory.mktemp("tuned") / "sft", overrides(rows, "sft"))
-    ended = run.train("training.steps=40", "optim.lr=1.0e-2")
-    assert ended.returncode == 0, ended.stderr
-    return run
 
 
 def test_sft_learns_the_answers_and_tells_trained_tokens(tuned: Run) -> None:

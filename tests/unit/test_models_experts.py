@@ -12,6 +12,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from patience import PATIENCE
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ko.config import ParallelConfig
 from megatron_ko.models.experts import GroupedExperts, expert_linear
@@ -39,6 +40,20 @@ def test_products_and_gradients_are_those_of_one_expert_after_the_other(load: st
     theirs = torch.autograd.grad(expected, (tokens, weight), cotangent)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("load", ["uneven", "one takes most"])
+def test_frozen_experts_cost_no_product(load: str) -> None:
+    sizes, flops, gradients = LOADS[load], [], []
+    for trained in (True, False):
+        tokens, weight = torch.ones(sum(sizes), 6, requires_grad=True), torch.ones(4, 3, 6, requires_grad=trained)
+        product = expert_linear(tokens, weight, torch.tensor(sizes))
+        with FlopCounterMode(display=False) as counter:
+            product.sum().backward()
+        flops.append(counter.get_total_flops())
+        gradients.append(tokens.grad)
+    assert flops[0] == 2 * flops[1] > 0
+    assert torch.equal(*gradients)
 
 
 def settings() -> TransformerConfig:
