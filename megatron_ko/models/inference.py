@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from megatron_ko.config import ModelConfig, PrecisionConfig
 from megatron_ko.models.architectures import DTYPES
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_structure
+from megatron_ko.models.inference_linear import linear
 from megatron_ko.models.weights import load_weights
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
@@ -49,4 +49,4 @@ def _linear(
     module: torch.nn.Module, given: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
 ) -> tuple[Tensor, None]:
     """A linear layer of one rank, without what a backward pass and several ranks need, which cost one token much."""
-    return F.linear(given, module.weight if weight is None else weight), None
+    return linear(given, module.weight if weight is None else weight), None
