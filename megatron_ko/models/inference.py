@@ -12,7 +12,7 @@ from megatron_ko.models.architectures import DTYPES
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_structure
 from megatron_ko.models.inference_linear import linear
-from megatron_ko.models.weights import load_weights
+from megatron_ko.models.weights import load_weights_alone
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.single import single_world
@@ -36,9 +36,10 @@ def load_for_inference(blueprint: Blueprint, weights: Path) -> torch.nn.Module:
     """
     groups = single_world()
     seed_everything(0, groups)  # megatron-core needs its generators even if nothing is drawn
-    chunks = [chunk.to(get_platform().device) for chunk in build_structure(blueprint, groups)]
-    load_weights(chunks, weights)
-    network = chunks[0].to(DTYPES[blueprint.precision.dtype]).eval()
+    (chunk,) = build_structure(blueprint, groups)
+    network = chunk.to(get_platform().device)
+    load_weights_alone(network, weights)
+    network = network.to(DTYPES[blueprint.precision.dtype]).eval()
     for module in network.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module.forward = partial(_linear, module)
