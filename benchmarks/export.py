@@ -24,6 +24,7 @@ from megatron_ko.artifacts.native import MODEL_FILE, WEIGHTS, find_pretrained
 from megatron_ko.config import ModelConfig, dump, load_model_config
 from megatron_ko.convert import hf_export
 from megatron_ko.convert.families import rules_of
+from megatron_ko.convert.gates import Depth
 from megatron_ko.convert.mapping import blocks, native_shapes
 from megatron_ko.convert.native import TensorBlock, write_native
 from megatron_ko.convert.staging import write_manifest
@@ -40,10 +41,11 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=ROOT / "configs/models/ko-1b.yaml")
     parser.add_argument("--layers", type=int, default=23, help="instead of the model's own")
     parser.add_argument("--folder", type=Path, help="for temporary files, of twice the size of the model")
+    parser.add_argument("--proof", choices=("quick", "full"), default="full")
     parser.add_argument("--export", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.export:
-        export(options.export)
+        export(options.export, options.proof)
         return
     with tempfile.TemporaryDirectory(prefix="export-", dir=options.folder) as temporary:
         folder = Path(temporary)
@@ -52,7 +54,7 @@ def main() -> None:
         if free < 2 * needed:
             sys.exit(f"{folder} has {free / 1e9:.1f} GB free; this needs {2 * needed / 1e9:.1f}")
         write_random(folder / "native", model)
-        command = [sys.executable, __file__, "--export", str(folder)]
+        command = [sys.executable, __file__, "--export", str(folder), "--proof", options.proof]
         done = subprocess.run(
             command, stdout=subprocess.PIPE, check=True, env={**os.environ, "MEGATRON_KO_DEVICE": "cpu"}
         )
@@ -88,18 +90,18 @@ def write_random(folder: Path, model: ModelConfig) -> None:
     write_manifest(folder)
 
 
-def export(folder: Path) -> None:
+def export(folder: Path, depth: Depth) -> None:
     """In a process of its own: seconds of writing and of proving, bytes of memory at most."""
     honest, proving = hf_export.prove, []
 
-    def timed(pair: ModelPair) -> Proof:
+    def timed(pair: ModelPair, depth: Depth) -> Proof:
         proving.append((time.perf_counter(), peak_memory()))
-        return honest(pair)
+        return honest(pair, depth)
 
     hf_export.prove = timed
     source = find_pretrained(folder / "native")
     start = time.perf_counter()
-    proof = hf_export.export_hf(source, folder / "hf")
+    proof = hf_export.export_hf(source, folder / "hf", depth=depth)
     end = time.perf_counter()
     ((middle, peak_writing),) = proving
     assert proof.logits is not None
@@ -134,7 +136,7 @@ def tell(name: str, parameters: int, size: int, measured: dict[str, float], copi
     rows = (
         ("plain copy", copied, None),
         ("export, without proof", measured["writing_s"], measured["peak_writing"]),
-        ("proof: tensors, logits, generation", measured["proving_s"], measured["peak"]),
+        ("proof", measured["proving_s"], measured["peak"]),
     )
     print(f"{name}: {parameters:,} parameters, {size / 1e9:.2f} GB in bf16\n")
     print(f"{'':<36}{'s':>8}{'MB/s':>8}{'peak GiB':>10}")

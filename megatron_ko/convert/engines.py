@@ -2,10 +2,14 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import proxy
 
 import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from torch import Tensor
 
 from megatron_ko.config import ModelConfig
@@ -13,11 +17,15 @@ from megatron_ko.convert.families.keural import TEMPLATES
 from megatron_ko.models.inference import blueprint_of, load_for_inference
 from megatron_ko.parallel.platform import get_platform
 
+# Bytes of widened rows: they stay in a core's cache until they are multiplied, and memory gives only what is stored.
+_BLOCK = 2 << 20
+
 
 class Computing:
     """The type that a network computes in, whatever its weights are stored in.
 
-    Each module converts its own weights while it runs: to a wider type that is exact, and never holds all of them.
+    A wider type is exact. A linear layer widens a block of rows at a time, an embedding only the rows that it looks up;
+    any other module, such as a norm, converts its own weights while it runs.
 
     Args:
         network: its weights keep their type.
@@ -27,18 +35,44 @@ class Computing:
     def __init__(self, network: torch.nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._stored: dict[int, list[list[tuple[torch.nn.Parameter, Tensor]]]] = {}
-        for name, module in network.named_modules():
-            if name == "output_layer" or next(module.parameters(recurse=False), None) is not None:
-                module.register_forward_pre_hook(self._widen, with_kwargs=True)
+        for module in network.modules():  # which hold no reference to themselves, so that a model is freed at once
+            if isinstance(module, torch.nn.Linear):
+                module.forward = partial(self._linear, proxy(module))
+            elif isinstance(module, ColumnParallelLinear | RowParallelLinear):
+                module.forward = partial(self._parallel_linear, proxy(module))
+            elif isinstance(module, torch.nn.Embedding | VocabParallelEmbedding):
+                module.register_forward_hook(self._widen_rows)
+            elif next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(self._widen)
                 module.register_forward_hook(self._restore, always_call=True)
 
-    def _widen(self, module: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    def _linear(self, module: torch.nn.Linear, given: Tensor) -> Tensor:
+        found = self._product(given, module.weight)
+        return found if module.bias is None else found + module.bias.to(self.dtype)
+
+    def _parallel_linear(
+        self, module: torch.nn.Module, given: Tensor, weight: Tensor | None = None, **_: object
+    ) -> tuple[Tensor, None]:
+        return self._product(given, module.weight if weight is None else weight), None
+
+    def _product(self, given: Tensor, weight: Tensor) -> Tensor:
+        """[..., i] and [o, i] -> [..., o]."""
+        if weight.dtype == self.dtype:
+            return F.linear(given, weight)
+        rows = given.flatten(0, -2)
+        found = rows.new_empty(len(rows), len(weight))
+        number = max(1, _BLOCK // (weight.shape[1] * self.dtype.itemsize))
+        for part, block in zip(found.split(number, dim=1), weight.split(number), strict=True):
+            part.copy_(F.linear(rows, block.to(self.dtype)))
+        return found.unflatten(0, given.shape[:-1])
+
+    def _widen_rows(self, module: torch.nn.Module, args: object, found: Tensor) -> Tensor:
+        return found.to(self.dtype)
+
+    def _widen(self, module: torch.nn.Module, args: object) -> None:
         self._stored.setdefault(id(module), []).append([(p, p.data) for p in module.parameters(recurse=False)])
         for parameter in module.parameters(recurse=False):
             parameter.data = parameter.data.to(self.dtype)
-        if isinstance(weight := kwargs.get("weight"), Tensor):  # of the embedding, where the output layer is tied to it
-            return args, {**kwargs, "weight": weight.to(self.dtype)}
-        return None
 
     def _restore(self, module: torch.nn.Module, *_: Any) -> None:
         for parameter, stored in self._stored[id(module)].pop():

@@ -13,6 +13,7 @@ from megatron_ko.data.tokenizer import Tokenizer
 TokenSamples = dict[str, list[Tensor]]
 
 LENGTHS = (1, 7, 64, 257)
+_QUICK = 64  # tokens of each text of a quick proof
 LONGEST = 4096  # of a sample that is to reach beyond a window
 TEXTS = {
     "korean": (
@@ -69,10 +70,10 @@ def text_samples(model: ModelConfig, tokenizer: Tokenizer) -> TokenSamples:
 
 
 def in_one_batch(samples: TokenSamples) -> TokenSamples:
-    """All texts as rows of one batch: one pass over the weights. Shorter ones begin again until they are as long."""
+    """All texts as rows of one batch: one pass over the weights. Longer ones are cut, shorter ones begin again."""
     rows = [row for group in samples.values() for row in group]
-    longest = max(row.shape[1] for row in rows)
-    repeated = [row.repeat(1, -(-longest // row.shape[1]))[:, :longest] for row in rows]
+    length = min(_QUICK, max(row.shape[1] for row in rows))
+    repeated = [row.repeat(1, -(-length // row.shape[1]))[:, :length] for row in rows]
     return {" and ".join(samples): [torch.cat(repeated)]}
 
 

@@ -1,17 +1,16 @@
-"""Generates text with a trained model: prompts in one batch, megatron-core's key/value cache, one token per step."""
+"""Generates text with a trained model: prompts in one batch, a cache of keys and values, one token per step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from megatron.core.inference.contexts import StaticInferenceContext
-from torch import Tensor
 
 from megatron_ko.data.tokenizer.chat_template import Message, TemplateError, load_template
 from megatron_ko.errors import DataError
 from megatron_ko.eval.load import Loaded
 from megatron_ko.eval.sampling import Sampler, Sampling
+from megatron_ko.models.inference_steps import steps_of
 
 Stop = Literal["end_of_document", "end_of_turn", "max_new_tokens", "context"]
 
@@ -140,24 +139,15 @@ def continue_tokens(
     if longest >= context:
         raise DataError("a prompt fills the model's context", got=f"{longest} tokens", expected=f"fewer than {context}")
     limit = min(context, longest + max_new_tokens)
-    cache = StaticInferenceContext(max_batch_size=len(prompts), max_sequence_length=limit)
+    steps = steps_of(loaded.model, len(prompts), limit)
     batch = torch.tensor([list(prompt[:shortest]) for prompt in prompts], device=loaded.device)  # [b, s]
     for length in range(shortest, limit):
         over = [row for row, prompt in enumerate(prompts) if length >= len(prompt)]
-        new = sampler.choose(_last_logits(loaded, batch, cache), over)
+        logits = steps.logits(batch)[:, : loaded.network.vocab_size].float()  # without padding rows
+        new = sampler.choose(logits, over)
         given = [new[row] if row in new else prompt[length] for row, prompt in enumerate(prompts)]
         batch = torch.tensor(given, device=loaded.device).unsqueeze(1)  # [b, 1]
         yield new
-
-
-def _last_logits(loaded: Loaded, tokens: Tensor, cache: StaticInferenceContext) -> Tensor:
-    """Logits after the last of ``tokens``, which continue the cache: [b, s] -> [b, v], without padding rows."""
-    start, length = cache.sequence_len_offset, tokens.shape[1]
-    positions = torch.arange(start, start + length, device=tokens.device).expand_as(tokens)
-    with torch.inference_mode():
-        logits = loaded.model(tokens, positions, None, inference_context=cache, runtime_gather_output=True)  # [b, 1, v]
-    cache.sequence_len_offset += length
-    return logits[:, -1, : loaded.network.vocab_size].float()
 
 
 class _Text:

@@ -27,6 +27,10 @@ class PortableAttention(MegatronModule):
         softmax_scale: factor on the scores; None: 1 / sqrt(d).
         cp_comm_type: how context-parallel ranks exchange keys and values: "all_gather".
         pg_collection: process groups; sequences are split over ``cp``. Heads have been split before.
+
+    Attributes:
+        window: earlier tokens that a token sees besides itself; None: all.
+        scale: factor on the scores; None: 1 / sqrt(d).
     """
 
     def __init__(
@@ -41,8 +45,8 @@ class PortableAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         assert attention_type == "self" and attn_mask_type == AttnMaskType.causal
-        self._window: int | None = config.window_size[0] if config.window_size else None
-        self._scale = softmax_scale
+        self.window: int | None = config.window_size[0] if config.window_size else None
+        self.scale = softmax_scale
         self.attention_kernel: str | None = None
         self._context = pg_collection.cp if pg_collection and config.context_parallel_size > 1 else None
 
@@ -77,14 +81,14 @@ class PortableAttention(MegatronModule):
             key, value = gather_in_order((key, value), self._context)
         query, key, value = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))  # [b, n, s, d]
         keys = key.shape[2]
-        window = self._window if self._window is not None and self._window < keys - 1 else None
+        window = self.window if self.window is not None and self.window < keys - 1 else None
         if window is None and attention_mask is None and positions == (range(keys),):
             context = self._attend_causally(query, key, value)
         elif window is None and attention_mask is None and queries == 1 and self._context is None:
             context = self._attend(query, key, value, is_causal=False)  # one token after a cache sees all of it
         else:
             assert self._dropout == 0.0, "checked with the configuration"
-            context = attend(query, key, value, View(positions, window, attention_mask), self._scale)
+            context = attend(query, key, value, View(positions, window, attention_mask), self.scale)
         return context.permute(2, 0, 1, 3).flatten(2)  # [s, b, n * d]
 
     def _attend_causally(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -100,7 +104,7 @@ class PortableAttention(MegatronModule):
             value,
             dropout_p=self._dropout,
             is_causal=is_causal,
-            scale=self._scale,
+            scale=self.scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
 

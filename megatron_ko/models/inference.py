@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from torch import Tensor
 
@@ -14,7 +13,8 @@ from megatron_ko.models.adapter import attach_adapters, merge_adapters
 from megatron_ko.models.architectures import DTYPES
 from megatron_ko.models.blueprint import Blueprint
 from megatron_ko.models.build import build_structure
-from megatron_ko.models.weights import load_weights
+from megatron_ko.models.inference_linear import linear
+from megatron_ko.models.weights import load_weights, load_weights_alone
 from megatron_ko.parallel.platform import get_platform
 from megatron_ko.parallel.seed import seed_everything
 from megatron_ko.parallel.single import single_world
@@ -58,14 +58,15 @@ def load_for_inference(blueprint: Blueprint, weights: Path, adapters: TrainedAda
     """
     groups = single_world()
     seed_everything(0, groups)  # megatron-core needs its generators even if nothing is drawn
-    chunks = [chunk.to(get_platform().device) for chunk in build_structure(blueprint, groups)]
-    load_weights(chunks, weights)
+    (chunk,) = build_structure(blueprint, groups)
+    network = chunk.to(get_platform().device)
+    load_weights_alone(network, weights)
     if adapters is not None:
-        attach_adapters(chunks, adapters.adapter, groups, seed=0)
-        load_weights(chunks, adapters.weights)
+        attach_adapters([network], adapters.adapter, groups, seed=0)
+        load_weights([network], adapters.weights)
         if adapters.merge:
-            merge_adapters(chunks)
-    network = chunks[0].to(DTYPES[blueprint.precision.dtype]).eval()
+            merge_adapters([network])
+    network = network.to(DTYPES[blueprint.precision.dtype]).eval()
     for module in network.modules():
         if isinstance(module, ColumnParallelLinear | RowParallelLinear):
             module.forward = partial(_linear, module)
@@ -76,4 +77,4 @@ def _linear(
     module: torch.nn.Module, given: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
 ) -> tuple[Tensor, None]:
     """A linear layer of one rank, without what a backward pass and several ranks need, which cost one token much."""
-    return F.linear(given, module.weight if weight is None else weight), None
+    return linear(given, module.weight if weight is None else weight), None

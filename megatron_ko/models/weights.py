@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -48,26 +48,63 @@ def load_weights(chunks: Sequence[torch.nn.Module], path: Path, *, states: bool 
     Raises:
         CheckpointError: the folder is not a checkpoint, or belongs to another model.
     """
-    try:
-        with warnings.catch_warnings():
-            # megatron-core's reader uses deprecated PyTorch functions; a user cannot change that.
-            warnings.simplefilter("ignore", FutureWarning)
-            stored = FileSystemReader(path).read_metadata().state_dict_metadata
-            kept = stored if states else ()
-            wanted = {name: _without_absent_states(part, kept) for name, part in sharded_weights(chunks).items()}
-            loaded = dist_checkpointing.load(wanted, str(path))
-    except (CheckpointingException, CheckpointException, FileNotFoundError) as error:
-        # PyTorch's exception holds the failures of all ranks; one of them is enough.
-        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        raise CheckpointError(
-            "weights cannot be read", got=f"{path}: {reason}", expected="weights of the configured model"
-        ) from error
+    wanted = sharded_weights(chunks)
+    loaded = _read(wanted, path, states=states)
     with allow_pickled_states() if states else nullcontext():
         for index, chunk in enumerate(chunks):
             # Some modules of Transformer Engine require a state. If none was read, pass their current one.
             own = {name: value for name, value in chunk.state_dict().items() if name.endswith("_extra_state")}
             with_adapters = any(MARK in value.key for value in wanted[f"chunk{index}"].values())
             chunk.load_state_dict({**own, **loaded[f"chunk{index}"]}, strict=not with_adapters)
+
+
+def load_weights_alone(chunk: torch.nn.Module, path: Path) -> None:
+    """``load_weights`` of a whole model on the only rank, without a second copy of any weight.
+
+    megatron-core reads gate and up projection apart, because ranks hold halves of both, and joins them in new tensors:
+    more than a third of the weights of a model again. One rank reads them as one tensor, in place.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint, or belongs to another model.
+    """
+    wanted = {name: _undivided(value) for name, value in chunk.sharded_state_dict().items()}
+    own = {name: value for name, value in chunk.state_dict().items() if name.endswith("_extra_state")}
+    chunk.load_state_dict({**own, **_read({"chunk0": wanted}, path)["chunk0"]})
+
+
+def _undivided(value: Any) -> Any:
+    """Gate and up projection of one layer as one tensor; anything else as it is."""
+    if not isinstance(value, ShardedTensorFactory):
+        return value
+    parts = value.build()
+    if not isinstance(parts, list) or not all(isinstance(part, ShardedTensor) for part in parts):
+        return value
+    leading = parts[0].prepend_axis_num
+    if any(part.key != value.key or part.global_shape[leading:] != tuple(value.data.shape) for part in parts):
+        return value
+    places = [(axis, parts[0].global_offset[axis], parts[0].global_shape[axis]) for axis in range(leading)]
+    return ShardedTensor.from_rank_offsets(
+        value.key, value.data, *places, replica_id=value.replica_id, prepend_axis_num=leading
+    )
+
+
+def _read(wanted: dict[str, Any], path: Path, *, states: bool = False) -> dict[str, Any]:
+    """Read distributed tensors and, if asked for, states."""
+    try:
+        with warnings.catch_warnings():
+            # megatron-core's reader uses deprecated PyTorch functions; a user cannot change that.
+            warnings.simplefilter("ignore", FutureWarning)
+            stored = FileSystemReader(path).read_metadata().state_dict_metadata
+            kept = stored if states else ()
+            there = {name: _without_absent_states(part, kept) for name, part in wanted.items()}
+            loaded: dict[str, Any] = dist_checkpointing.load(there, str(path))
+    except (CheckpointingException, CheckpointException, FileNotFoundError) as error:
+        # PyTorch's exception holds the failures of all ranks; one of them is enough.
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise CheckpointError(
+            "weights cannot be read", got=f"{path}: {reason}", expected="weights of the configured model"
+        ) from error
+    return loaded
 
 
 def _without_absent_states(part: dict[str, Any], stored: Container[str]) -> dict[str, Any]:
