@@ -88,7 +88,7 @@ def find_adapters(folder: Path, step: int | None = None) -> AdapterRun | None:
 
 
 def expect_same_start(run_dir: Path, base: Pretrained) -> None:
-    """Refuse weights other than those that a run started with: its adapters mean nothing with them.
+    """Refuse weights other than those that a run started with: its adapters, or its reference, mean nothing with them.
 
     Raises:
         CheckpointError: with both hashes.
@@ -96,7 +96,7 @@ def expect_same_start(run_dir: Path, base: Pretrained) -> None:
     for started in (lineage.read(run_dir) or {}).get("parents", []):
         if started["weights"] != base.weights_hash:
             raise CheckpointError(
-                "the weights that the adapters of this run were trained with have changed",
+                "the weights that this run started with have changed",
                 got=f"{base.origin}: weights {base.weights_hash}",
                 expected=f"weights {started['weights']}",
                 remedy="put back what checkpoint.start_from was at the start, or choose another run.dir",

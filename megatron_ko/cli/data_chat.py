@@ -159,6 +159,9 @@ def _pairs(renamed: list[str]) -> dict[str, str]:
     pairs = [text.partition("=") for text in renamed]
     if wrong := [text for text, (field, equals, name) in zip(renamed, pairs, strict=True) if not (field and name)]:
         raise typer.BadParameter(f"{wrong[0]!r} is no FIELD=NAME", param_hint="--map")
+    names = [name for _, _, name in pairs]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise typer.BadParameter(f"two fields are to be called {', '.join(doubled)}", param_hint="--map")
     return {field: name for field, _, name in pairs}
 
 
@@ -200,7 +203,7 @@ def _report(written: "IndexedOutput", seconds: float, as_json: bool) -> None:
 
 def _show(view: "RowView", decode: Callable[[list[int]], str]) -> None:
     """A row in runs of tokens of one kind: trained ones green, or red if the answer is the worse one; others grey."""
-    verdict = "" if view.good else ", the worse answer"
+    verdict = ", the answer to another prompt" if view.mismatched else "" if view.good else ", the worse answer"
     typer.echo(f"row {view.row}{verdict}: {len(view.ids)} tokens, {sum(view.trained)} of them trained")
     for trained, run in groupby(zip(view.ids, view.trained, strict=True), key=lambda pair: pair[1]):
         ids = [token for token, _ in run]

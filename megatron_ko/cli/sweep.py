@@ -31,7 +31,7 @@ def sweep(
     All configurations are checked before the first trial starts. Finished trials are not started again: after a kill,
     the same command goes on. Data, packs and reference are shared.
 
-    Example: megatron-ko sweep configs/runs/frankenstallm-3b-orpo-sweep.yaml --rank $SLURM_ARRAY_TASK_ID --size 6
+    Example: megatron-ko sweep configs/sweeps/frankenstallm-3b-orpo.yaml --rank $SLURM_ARRAY_TASK_ID --size 9
     """
     if rank >= size:
         raise typer.BadParameter(f"--rank {rank} must be below --size {size}")

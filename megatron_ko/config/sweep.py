@@ -71,6 +71,10 @@ def load_sweep(path: Path) -> SweepConfig:
             remedy="grid: {optim.lr: [1.0e-5, 2.0e-5]}",
         )
     trials = list(trials_of(sweep))
+    if not trials:
+        raise ConfigError(
+            f"{path} has a key without values: there is no trial", got=sweep.grid, remedy="give it values"
+        )
     names = [trial.name for trial in trials]
     if double := {name for name in names if names.count(name) > 1}:
         raise ConfigError("two trials of a sweep have one name", got=", ".join(sorted(double)), remedy="remove one")

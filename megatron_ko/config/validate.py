@@ -3,7 +3,7 @@
 from megatron_ko.config.checks.adapter import check_adapter
 from megatron_ko.config.checks.attention import check_attention
 from megatron_ko.config.checks.layout import check_layout, describe_layouts
-from megatron_ko.config.checks.length import check_data, check_lengths, check_optim, check_validation
+from megatron_ko.config.checks.length import check_data, check_lengths, check_optim, check_reference, check_validation
 from megatron_ko.config.checks.memory import check_memory
 from megatron_ko.config.checks.model import check_model
 from megatron_ko.config.checks.moe import check_expert_ranks, check_moe
@@ -26,6 +26,7 @@ def check(config: RunConfig) -> list[Problem]:
         check_memory,
         check_overlap,
         check_lengths,
+        check_reference,
         check_validation,
         check_optim,
         check_data,

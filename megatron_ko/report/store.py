@@ -202,7 +202,8 @@ def _parse_yaml(text: str, path: Path) -> dict[str, Any]:
         tree = YAML(typ="safe").load(text) if text else {}
     except YAMLError as error:
         raise DataError("the configuration of the run is damaged", got=f"{path}: {error}") from None
-    if not isinstance(tree or {}, dict) or not all(isinstance(section, dict) for section in (tree or {}).values()):
+    sections = (tree or {}).values() if isinstance(tree or {}, dict) else [tree]
+    if not all(section is None or isinstance(section, dict) for section in sections):  # None: it was left out
         raise DataError("the configuration of the run is damaged", got=path, expected="sections with keys")
     return dict(tree or {})
 

@@ -11,7 +11,7 @@ from megatron_ko.artifacts.checkpoints import Manifest
 from megatron_ko.config import RunConfig
 from megatron_ko.config.optim import OptimConfig
 from megatron_ko.config.section import Resume
-from megatron_ko.config.tree import default_at, resume_of
+from megatron_ko.config.tree import default_at, locate, resume_of
 from megatron_ko.errors import CheckpointError, ConfigError
 from megatron_ko.train.schedule import lr_at
 
@@ -36,7 +36,13 @@ def differences(saved: dict[str, Any], present: dict[str, Any]) -> dict[str, tup
 def _was_absent(section: str, before: dict[str, Any]) -> bool:
     """Whether a section that may be left out was left out."""
     present = not section or any(path.startswith(section + ".") for path in before)
-    return not present and default_at(RunConfig, section) is None
+    return not present and default_at(RunConfig, section) is None and not _is_required(section)
+
+
+def _is_required(section: str) -> bool:
+    holder, _, name = section.rpartition(".")
+    holders = locate(RunConfig, holder.split(".")).sections if holder else (RunConfig,)
+    return all(one.model_fields[name].is_required() for one in holders if name in one.model_fields)
 
 
 def check_resumable(config: RunConfig, tokenizer: str, manifest: Manifest, versions: dict[str, str]) -> list[str]:

@@ -136,7 +136,7 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
     datasets = _datasets(config, tokenizer, newest.manifest if newest else None)
     seed_everything(config.run.seed, groups)
     refers = config.objective.needs_reference and is_missing(config, datasets.shards, tokenizer)
-    chunks = _build_chunks(config, groups, tokenizer, starts=newest is None or refers)
+    chunks = _build_chunks(config, groups, tokenizer, starts=newest is None or refers, again=newest is not None)
     engine = build_engine(config, chunks, groups, build_objective(config.objective, groups))
     identity = identify(config, tokenizer.fingerprint)
     weights = Weights(engine.model, gathers_late=config.parallel.overlap_param_gather)
@@ -198,11 +198,13 @@ def build_run(config: RunConfig, groups: Groups, signals: StopSignals, from_step
     )
 
 
-def _build_chunks(config: RunConfig, groups: Groups, tokenizer: Tokenizer, starts: bool) -> list[torch.nn.Module]:
-    """This rank's model chunks, with the weights of a start if the run starts, or trains adapters to them."""
+def _build_chunks(
+    config: RunConfig, groups: Groups, tokenizer: Tokenizer, starts: bool, again: bool
+) -> list[torch.nn.Module]:
+    """This rank's model chunks, with the weights of the start if the run starts, or goes on and needs them."""
     chunks = build_model(Blueprint.of(config), groups, config.run.seed)
     if config.checkpoint.start_from and (starts or config.adapter):
-        load_start(config, chunks, tokenizer)
+        load_start(config, chunks, tokenizer, again)
     if config.adapter is not None:
         attach_adapters(chunks, config.adapter, groups, config.run.seed)
     return chunks

@@ -16,8 +16,14 @@ from megatron_ko.train.resume import differences, is_bound
 _log = get_logger(__name__)
 
 
-def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Tokenizer) -> None:
+def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Tokenizer, again: bool = False) -> None:
     """Load the weights of ``checkpoint.start_from`` into model chunks before the optimizer is built. A collective.
+
+    Args:
+        config: of the run.
+        chunks: model chunks.
+        tokenizer: of the run.
+        again: whether the run has started before, and needs the weights that it started with.
 
     Raises:
         CheckpointError: there is no native model, or it is damaged; adapters were trained with other weights.
@@ -28,7 +34,7 @@ def load_start(config: RunConfig, chunks: list[torch.nn.Module], tokenizer: Toke
     found = find_pretrained(folder, start_step(config))
     _check_network(config, found, folder)
     _check_tokenizer(found, tokenizer, folder)
-    if config.adapter is not None:
+    if again or config.adapter is not None:
         expect_same_start(config.run.dir, found)
     load_weights(chunks, found.weights)
     _log.info("starting with the weights of %s", found.weights)

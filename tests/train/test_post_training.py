@@ -4,6 +4,7 @@ import json
 import math
 import signal
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ def test_sft_learns_the_answers_and_tells_trained_tokens(tuned: Run) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "orpo", "simpo", "kto"])
-def test_a_stop_changes_nothing(kind: str, rows: Path, new_run: NewRun, tmp_path: Path) -> None:
-    chosen = overrides(rows, kind, tmp_path / "cache")
+def test_a_stop_changes_nothing(kind: str, rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path) -> None:
+    chosen = [*overrides(rows, kind, tmp_path / "cache"), f"checkpoint.start_from={tuned.folder}"]
     assert_a_stop_changes_nothing(new_run("whole", *chosen), new_run("stopped", *chosen))
 
 
@@ -67,6 +68,19 @@ def test_the_stored_reference_is_read_and_made_again_when_it_is_lost(
     assert other.losses() == one.losses()
 
 
+def test_a_lost_reference_is_not_made_of_another_model(rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path) -> None:
+    copy = copytree(tuned.folder, tmp_path / "start")
+    run = new_run("run", *overrides(rows, "dpo", tmp_path / "cache"), f"checkpoint.start_from={copy}")
+    assert run.train_until(7, signal.SIGUSR1).returncode == 75
+    (stored,) = (tmp_path / "cache").glob("*.reference-*.npy")
+    stored.unlink()
+    newest = copy / "checkpoints/step_00000040"
+    rmtree(newest)  # what the run started with is gone; an older one is there
+    ended = run.train()
+    assert ended.returncode == 2 and "the weights that this run started with have changed" in ended.stderr
+    assert not stored.exists()
+
+
 def test_another_reference_is_refused(rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path) -> None:
     chosen = [*overrides(rows, "dpo", tmp_path / "cache"), f"checkpoint.start_from={tuned.folder}"]
     run = new_run("run", *chosen)
@@ -75,8 +89,8 @@ def test_another_reference_is_refused(rows: Path, tuned: Run, new_run: NewRun, t
     np.save(stored, np.load(stored) * 1.01)
     ended = new_run("again", *chosen).train()
     assert ended.returncode == 2 and "is not the model that this run starts with" in ended.stderr
-    another = new_run("another", *overrides(rows, "dpo", tmp_path / "cache"))  # starts at random: another key
-    assert another.train().returncode == 0
+    start = f"checkpoint.start_from={run.folder}"  # another model: another key
+    assert new_run("another", *overrides(rows, "dpo", tmp_path / "cache"), start).train().returncode == 0
     assert len(list((tmp_path / "cache").glob("*.reference-*.npy"))) == 2
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -130,6 +131,44 @@ def test_an_answer_with_a_verdict_comes_with_that_to_another_prompt(folder: Path
     for number, (answer, other) in enumerate(zip(views[0::2], views[1::2], strict=True)):
         assert answer.good == verdicts[number]["label"]
         prompt = answer.text.removesuffix(answer.trained_text)
-        wrong = verdicts[number - 1]["completion"]
-        assert other.text == f"{prompt}{wrong}<|im_end|>"
+        assert other.mismatched and not any(other.trained)
+        wrong = other.text.removeprefix(prompt).removesuffix("<|im_end|>")
+        assert wrong != verdicts[number]["completion"]
+        assert wrong in [one["completion"] for one in verdicts if one["prompt"] != verdicts[number]["prompt"]]
     assert manifest.trained_tokens == sum(mark in (1, 2) for mark in content(folder)[".marks"])
+
+
+def test_a_verdict_alone_has_nothing_to_be_compared_with(folder: Path) -> None:
+    same = [{"prompt": "가?", "completion": text, "label": text == "좋은 답"} for text in ("좋은 답", "나쁜 답")]
+    write(folder / "verdicts.jsonl", [*same, {"prompt": "나?", "completion": "다른 답", "label": 1}])
+    options = ChatOptions((folder / "verdicts.jsonl",), folder / "tok", folder / "out", preference=True)
+    preprocess_chat(options)
+    views = preview_rows(folder / "out", folder / "tok", 3)
+    assert ["다른 답" in view.text for view in views[1:4:2]] == [True, True], "not the other answer to the same prompt"
+    write(folder / "verdicts.jsonl", same)
+    with pytest.raises(DataError, match="no other prompt"):
+        preprocess_chat(replace(options, output=folder / "alone"))
+
+
+def test_fields_that_a_table_leaves_empty_are_no_part_of_a_record(folder: Path) -> None:
+    calls = [{"function": {"name": "날씨", "arguments": arguments}} for arguments in ({"도시": "부산"}, {"구역": "Z"})]
+    rows = [
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+        for call in calls
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "calls.parquet")
+    preprocess_chat(ChatOptions((folder / "calls.parquet",), folder / "tok", folder / "out"))
+    trained = [view.trained_text for view in preview_rows(folder / "out", folder / "tok", 2)]
+    assert "null" not in "".join(trained) and "부산" in trained[0] and "Z" in trained[1]
+
+
+def test_the_first_record_may_be_no_conversation(folder: Path) -> None:
+    write(folder / "chat.jsonl", [{"id": 1}, {"messages": None, **RECORDS[0]}, RECORDS[1]])
+    manifest = preprocess_chat(options(folder, "chat.jsonl")).manifest
+    assert (manifest.documents, manifest.rejected) == (2, 1)
+
+
+def test_two_fields_of_one_name_are_refused(folder: Path) -> None:
+    write(folder / "chat.jsonl", [{"q": "가", "prompt": "나", "completion": "다"}, {"q": "가", "completion": "다"}])
+    renamed = replace(options(folder, "chat.jsonl"), renamed={"q": "prompt"})
+    assert preprocess_chat(renamed).manifest.rejected_reasons == {"two fields of one name": 1}

@@ -178,12 +178,49 @@ def test_a_pair_in_any_form_gives_two_rows(record: dict[str, Any], make: Any) ->
     assert good.text.startswith("<|im_start|>user\n수도는?<|im_end|>")
 
 
+def test_a_prompt_is_said_once_and_shared_by_both_answers(make: Any) -> None:
+    answers = [{"role": "assistant", "content": "서울입니다."}], [{"role": "assistant", "content": "부산이에요."}]
+    prompt = [MESSAGES[2]]
+    whole = {"prompt": prompt, "chosen": [*prompt, *answers[0]], "rejected": [*prompt, *answers[1]]}
+    (good, _), (plain, _) = (make().responses(read_preference(record, "pairs")) for record in (whole, PAIR))
+    assert good.ids == plain.ids
+    goes_on = {**whole, "prompt": "수도는?", "chosen": answers[0], "rejected": answers[1]}
+    assert make().responses(read_preference(goes_on, "pairs"))[0].ids == plain.ids
+    system, _ = make().responses(read_preference({**PAIR, "system": "짧게."}, "pairs"))
+    assert system.text.startswith("<|im_start|>system\n짧게.<|im_end|>")
+    for change in ({"prompt": "다른 질문?"}, {"rejected": [{"role": "user", "content": "딴 질문"}, *answers[1]]}):
+        with pytest.raises(RecordError, match="no shared prompt"):
+            read_preference({**PAIRS[3], **change}, "pairs")
+
+
+def test_answers_that_are_spelt_alike_are_equal(make: Any) -> None:
+    extra = [{"role": "assistant", "content": "네", "score": score} for score in (1, 2)]
+    record = {"prompt": "가", "chosen": extra[:1], "rejected": extra[1:]}
+    with pytest.raises(RecordError, match="equal answers"):
+        make().responses(read_preference(record, "pairs"))
+    long = {"prompt": "가", "chosen": "나 " * 60 + "끝", "rejected": "나 " * 60 + "다"}
+    with pytest.raises(RecordError, match="equal answers"):
+        make(longest=100, too_long="cut").responses(read_preference(long, "pairs"))
+
+
+@pytest.mark.parametrize(("told", "trained"), [({"loss": False}, 1), ({"weight": 0}, 1), ({"weight": 1}, 2)])
+def test_loss_and_weight_of_a_message_count(told: dict[str, Any], trained: int, make: Any) -> None:
+    messages = [MESSAGES[0], {**MESSAGES[1], **told}, *MESSAGES[2:]]
+    (row,) = make().rows(read_conversation({"messages": messages}))
+    end = make.tokenizer.special_tokens["<|im_end|>"]
+    assert sum(i == end and mark for i, mark in zip(row.ids, row.marks, strict=True)) == trained
+    for wrong in ({"loss": 0}, {"loss": "false"}, {"weight": 0.5}, {"tool_calls": "날씨"}):
+        with pytest.raises(RecordError, match="malformed"):
+            read_conversation({"messages": [MESSAGES[0], {**MESSAGES[1], **wrong}]})
+
+
 def test_pairs_that_teach_nothing_are_refused(make: Any) -> None:
     for change, reason in (
         ({"rejected": "서울입니다."}, "equal answers"),
         ({"rejected": ""}, "empty answer"),
         ({"prompt": None}, "no prompt"),
         ({"chosen": 3}, "no list of messages"),
+        ({"prompt": None, "chosen": [MESSAGES[3]], "rejected": [MESSAGES[1]]}, "no shared prompt"),
     ):
         with pytest.raises(RecordError, match=reason):
             read_preference({**PAIR, **change}, "pairs")

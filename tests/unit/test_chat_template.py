@@ -32,6 +32,7 @@ SMOLLM2 = (
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+HEADER = "{{ '<|im_start|>assistant\n' }}"
 MARKED = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
     "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
@@ -99,6 +100,25 @@ def test_what_cannot_be_trained_on_is_refused(tokenizer: Tokenizer) -> None:
     assert not report.passed and "tokens" in next(check.example for check in report.checks if not check.ok)
     with pytest.raises(TokenizerError, match="no chat template"):
         load_template(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (SMOLLM2.partition("{% if add_generation_prompt")[0], "nothing asks for an answer"),
+(MARKED.replace(HEADER + "{% generation %}", "{% generation %}" + HEADER), "is part of the prompt"),
+    ],
+    ids=["never asks", "marks the header"],
+)  # fmt: skip
+def test_a_template_that_trains_its_prompt_does_not_pass(source: str, reason: str, tokenizer: Tokenizer) -> None:
+    report = check_template(ChatTemplate(source, tokenizer), tokenizer)
+    assert reason in next(check.example for check in report.checks if not check.ok)
+
+
+@pytest.mark.parametrize("source", ["{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"])
+def test_a_template_that_breaks_is_refused(source: str, tokenizer: Tokenizer) -> None:
+    with pytest.raises(TokenizerError, match="cannot be rendered"):
+        ChatTemplate(source, tokenizer)
 
 
 def test_a_template_in_the_configuration_moves_into_the_one_file(tokenizer: Tokenizer) -> None:

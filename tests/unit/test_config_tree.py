@@ -17,6 +17,7 @@ BOUND = {
     "parallel.distributed_optimizer",
     *(f"optim.groups.{name}" for name in ("match", "lr_factor", "decay_factor")),  # saved moments come by group
     "precision.dtype",
+    *(f"adapter.{name}" for name in ("kind", "rank", "alpha", "targets")),
     *(
         f"model.{name}"
         for name in (

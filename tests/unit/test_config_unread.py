@@ -10,6 +10,7 @@ from megatron_ko.config.checks.unread import READERS
 
 EXPERTS = "model.family=mixtral model.moe.num_experts=4 model.moe.top_k=2"
 FP8 = "precision.recipe=fp8_current"
+START = "checkpoint.start_from=earlier"
 
 # An option, what it needs besides its reader, and the reader.
 OPTIONS = [
@@ -42,11 +43,11 @@ OPTIONS = [
     ("objective.neftune_alpha=5.0", "", "objective.kind=sft"),
     ("objective.neftune_seed=1", "objective.kind=sft", "objective.neftune_alpha=5.0"),
     ("data.filler=text", "", "objective.kind=sft"),
-    ("objective.losses={hinge: 1.0}", "objective.kind=orpo", "objective.kind=dpo"),
-    ("objective.label_smoothing=0.1", "objective.kind=orpo", "objective.kind=dpo"),
-    ("objective.good_weight=2.0", "objective.kind=dpo", "objective.kind=kto"),
-    ("objective.bad_weight=2.0", "objective.kind=dpo", "objective.kind=kto"),
-    ("objective.gamma=0.7", "objective.kind=dpo", "objective.kind=simpo"),
+    ("objective.losses={hinge: 1.0}", f"objective.kind=orpo {START}", "objective.kind=dpo"),
+    ("objective.label_smoothing=0.1", f"objective.kind=orpo {START}", "objective.kind=dpo"),
+    ("objective.good_weight=2.0", f"objective.kind=dpo {START}", "objective.kind=kto"),
+    ("objective.bad_weight=2.0", f"objective.kind=dpo {START}", "objective.kind=kto"),
+    ("objective.gamma=0.7", f"objective.kind=dpo {START}", "objective.kind=simpo"),
     ("objective.sft_weight=1.0", "objective.kind=orpo", "objective.kind=cpo"),
     ("objective.beta=0.2", "", "objective.kind=orpo"),
     ("training.recompute_modules=[mlp]", "", "training.recompute=selective"),

@@ -132,6 +132,11 @@ def test_filler_leaves_no_padding_and_reads_its_text_in_order(corpus: Path) -> N
     assert torch.equal(stream, torch.from_numpy(held[: len(stream)])) and len(stream) > 0
 
 
+def test_a_filler_of_conversations_is_refused(corpus: Path) -> None:
+    with pytest.raises(DataError, match=r"no text(.|\n)*chat"):
+        build(corpus, "chat", filler=corpus / "chat")
+
+
 def test_replay_is_weighted_by_trained_tokens(corpus: Path) -> None:
     weighted = tuple({"prefix": corpus / name, "weight": weight} for name, weight in (("chat", 0.7), ("text", 0.3)))
     data, tokenizer = config(corpus, sources=weighted)

@@ -25,6 +25,17 @@ def check_lengths(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def check_reference(config: RunConfig) -> Iterator[Problem]:
+    """Check that there is a model to compare with."""
+    if config.objective.needs_reference and config.checkpoint.start_from is None:
+        yield Problem(
+            path="checkpoint.start_from",
+            got=None,
+            expected=f"a model: objective.kind={config.objective.kind} compares with the one that the run starts with",
+            remedy="checkpoint.start_from=RUN, for example the run of SFT",
+        )
+
+
 def check_validation(config: RunConfig) -> Iterator[Problem]:
     """Check that there is something to compare where the best validation decides."""
     stopping = config.training.early_stopping

@@ -90,8 +90,9 @@ def as_messages(value: object) -> tuple[tuple[JsonObject, ...], frozenset[int]]:
     messages, untrained = [], set()
     for number, given in enumerate(value):
         message = {name: held for name, held in given.items() if held is not None}
-        if message.pop("loss", True) is False:
+        if not _is_trained(message, number):
             untrained.add(number)
+        _check_calls(message, number)
         if not isinstance(message.get("role"), str):
             raise RecordError(f"no role: message {number}")
         content = message.setdefault("content", "" if message.get("tool_calls") else None)
@@ -99,6 +100,30 @@ def as_messages(value: object) -> tuple[tuple[JsonObject, ...], frozenset[int]]:
             raise RecordError(f"no text: the content of message {number} is {type(content).__name__}")
         messages.append(message)
     return tuple(messages), frozenset(untrained)
+
+
+def _is_trained(message: JsonObject, number: int) -> bool:
+    """What "loss" (true or false) or "weight" (1 or 0) of a message says; both are taken out of it."""
+    loss, weight = message.pop("loss", True), message.pop("weight", 1)
+    if not isinstance(loss, bool) or weight not in (0, 1):
+        raise RecordError(f"malformed loss: message {number} has {loss!r} and weight {weight!r}")
+    return loss and bool(weight)
+
+
+def _check_calls(message: JsonObject, number: int) -> None:
+    calls = message.get("tool_calls", [])
+    named = isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("function", call).get("name"), str) for call in calls
+    )
+    if not named:
+        raise RecordError(f"malformed tool_calls: message {number} needs a list of objects with a function's name")
+
+
+def with_system(record: JsonObject, messages: tuple[JsonObject, ...]) -> tuple[JsonObject, ...]:
+    """The messages behind the record's own system text, if it has one."""
+    if not record.get("system") or (messages and messages[0]["role"] == "system"):
+        return messages
+    return {"role": "system", "content": text_of(record, "system")}, *messages
 
 
 def user_and_answer(prompt: str, answer: str) -> tuple[JsonObject, ...]:
@@ -145,14 +170,16 @@ class _Schema:
 
 def _messages(record: JsonObject) -> Conversation:
     messages, untrained = as_messages(record["messages"])
-    return Conversation(messages, tools_of(record), untrained)
+    whole = with_system(record, messages)
+    shift = len(whole) - len(messages)
+    return Conversation(whole, tools_of(record), frozenset(number + shift for number in untrained))
 
 
 def _sharegpt(record: JsonObject) -> Conversation:
     turns = record["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RecordError("no list of messages")
-    if turns and all("role" in turn for turn in turns):
+    if turns and all(turn.get("role") is not None for turn in turns):
         return _messages({**record, "messages": turns})
     messages: list[JsonObject] = []
     if isinstance(record.get("system"), str) and record["system"]:
@@ -162,7 +189,7 @@ def _sharegpt(record: JsonObject) -> Conversation:
         speaker = turn.get("from")
         if speaker not in _SHAREGPT_ROLES:
             raise RecordError(f"unknown role: {speaker!r} in message {number}")
-        if turn.get("loss") is False:
+        if not _is_trained({name: turn[name] for name in ("loss", "weight") if turn.get(name) is not None}, number):
             untrained.add(number + shift)
         messages.append({"role": _SHAREGPT_ROLES[speaker], "content": text_of(turn, "value")})
     return Conversation(tuple(messages), tools_of(record), frozenset(untrained))
@@ -185,8 +212,8 @@ def _alpaca(record: JsonObject) -> Conversation:
 def _completion(record: JsonObject) -> Conversation:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        return Conversation(user_and_answer(prompt, completion))
-    before, _ = as_messages(prompt)
+        return Conversation(with_system(record, user_and_answer(prompt, completion)))
+    before = with_system(record, as_messages(prompt)[0])
     after, untrained = as_messages(completion)
     known = range(len(before))  # the prompt is context
     return Conversation((*before, *after), tools_of(record), frozenset({*known, *(len(before) + n for n in untrained)}))

@@ -69,13 +69,22 @@ class RecordEncoder:
 
     def rows(self, records: Sequence[JsonObject]) -> list[list[Row] | RecordError]:
         """The rows of each of some consecutive records, or why it has none."""
-        renamed = self._options.renamed
-        named = [{renamed.get(name, name): value for name, value in record.items()} for record in records]
+        named = [_attempt(self._named, record) for record in records]
         found: list[list[Row] | RecordError] = [_attempt(self._read, record) for record in named]
         if self._options.kind == "verdicts":
             found = [_attempt(self._encoder.responses, one) for one in _with_mismatched(found)]
         self.counts[CONVERSATIONS] += sum(not isinstance(one, RecordError) for one in found)
         return found
+
+    def _named(self, record: JsonObject) -> JsonObject:
+        """A record under the names of the schema; a field without a value says nothing about its form."""
+        renamed = self._options.renamed
+        there = {name: value for name, value in record.items() if value is not None}
+        if clash := {renamed[name] for name in there if name in renamed} & {
+            name for name in there if name not in renamed
+        }:
+            raise RecordError(f"two fields of one name: {', '.join(sorted(clash))}, by --map")
+        return {renamed.get(name, name): value for name, value in there.items()}
 
     def _chat(self, record: JsonObject) -> list[Row]:
         return self._encoder.rows(read_conversation(record))
@@ -127,13 +136,16 @@ def _attempt(function: Callable[[Given], Found], given: Given | RecordError) -> 
 
 
 def _with_mismatched(found: Sequence[Any]) -> list[Any]:
-    """To each answer with a verdict the answer of the record before it: what the model makes of a wrong one."""
+    """To each answer with a verdict the answer to another prompt, of the nearest record before it that has one."""
     readable = [number for number, one in enumerate(found) if not isinstance(one, RecordError)]
-    before = dict(zip(readable, readable[-1:] + readable[:-1], strict=True))
-    return [
-        (*one, one[0].with_answer_of(found[before[number]][0])) if number in before else one
-        for number, one in enumerate(found)
-    ]
+    made = list(found)
+    for place, number in enumerate(readable):
+        own = found[number][0]
+        others = (found[other][0] for other in (*readable[:place][::-1], *readable[place + 1 :][::-1]))
+        other = next((one for one in others if one.differs_from(own)), None)
+        alone = RecordError("no other prompt: nothing near it that its answer could be compared with")
+        made[number] = alone if other is None else (own, own.with_answer_of(other))
+    return made
 
 
 def _joined(rows: list[Row]) -> Encoded:

@@ -16,6 +16,7 @@ from megatron_ko.data.chat.conversation import (
     text_of,
     tools_of,
     user_and_answer,
+    with_system,
 )
 from megatron_ko.data.tokenizer.chat_template import ASSISTANT
 from megatron_ko.data.tokens.marks import Mark
@@ -31,6 +32,15 @@ class Response:
     conversation: Conversation
     prompt: int
     mark: Mark
+
+    @property
+    def _parts(self) -> tuple[tuple[JsonObject, ...], tuple[JsonObject, ...]]:
+        messages = self.conversation.messages
+        return messages[: self.prompt], messages[self.prompt :]
+
+    def differs_from(self, other: "Response") -> bool:
+        """Whether both prompt and answer are other ones."""
+        return all(mine != theirs for mine, theirs in zip(self._parts, other._parts, strict=True))
 
     def with_answer_of(self, other: "Response") -> "Response":
         """The same prompt, and the answer to another one."""
@@ -56,13 +66,18 @@ def read_preference(record: JsonObject, kind: PreferenceKind) -> tuple[Response,
     if recognise_preference(record) != kind:
         raise RecordError(f"no {kind}: fields {', '.join(sorted(map(str, record)))}")
     if kind == "verdicts":
-        if not isinstance(record["label"], bool):
+        if record["label"] not in (True, False):  # 0 and 1, too
             raise RecordError(f"no verdict: label is {record['label']!r}, not true or false")
         before, after = _prompt_and_answer(record, "completion")
-        return (_response(record, before, after, record["label"]),)
+        if not before:
+            raise RecordError("no prompt")
+        return (_response(record, before, after, bool(record["label"])),)
     chosen, rejected = _prompt_and_answer(record, "chosen"), _prompt_and_answer(record, "rejected")
     if not chosen[0] and not rejected[0]:  # whole conversations
         chosen, rejected = _shared_prefix(chosen[1], rejected[1])
+        _check_prompt(record, chosen[0])
+    if chosen[0] != rejected[0]:
+        raise RecordError("no shared prompt: both answers are to something else")
     if chosen[1] == rejected[1]:
         raise RecordError("equal answers: nothing to prefer")
     return _response(record, *chosen, True), _response(record, *rejected, False)
@@ -76,15 +91,27 @@ def _prompt_and_answer(record: JsonObject, field: str) -> _Split:
     prompt, answer = record.get("prompt"), record[field]
     if isinstance(prompt, list):
         before, _ = as_messages(prompt)
-    elif prompt is None or (isinstance(answer, list) and len(answer) > 1):
-        before = ()
     else:
-        before = user_and_answer(text_of(record, "prompt"), "")[:1]
+        before = () if prompt is None else user_and_answer(text_of(record, "prompt"), "")[:1]
+    before = with_system(record, before) if before else before
     if isinstance(answer, str):
         if not before:
             raise RecordError("no prompt")
         return before, ({"role": ASSISTANT, "content": answer},)
-    return before, as_messages(answer)[0]
+    messages, _ = as_messages(answer)
+    if before and messages[: len(before)] == before:
+        return before, messages[len(before) :]
+    if before and messages and messages[0]["role"] == ASSISTANT:
+        return before, messages
+    return (), with_system(record, messages)
+
+
+def _check_prompt(record: JsonObject, shared: tuple[JsonObject, ...]) -> None:
+    """Both conversations begin alike, and with the prompt if there is one."""
+    prompt = record.get("prompt")
+    asked = prompt if isinstance(prompt, str) else None
+    if not shared or (asked is not None and all(message["content"] != asked for message in shared)):
+        raise RecordError("no shared prompt: both answers are to something else")
 
 
 def _shared_prefix(chosen: tuple[JsonObject, ...], rejected: tuple[JsonObject, ...]) -> tuple[_Split, _Split]:

@@ -85,11 +85,13 @@ def find_kind(options: ChatOptions, inputs: tuple[Path, ...]) -> RowKind:
         DataError: none of the known schemas.
     """
     for block in _blocks(inputs, options.format):
-        for record, position in zip((parsed := parse_records(block)).records, parsed.positions, strict=True):
-            fields = {options.renamed.get(name, name): value for name, value in record.items()}
+        parsed = parse_records(block)
+        for record in parsed.records:
+            fields = {options.renamed.get(name, name): held for name, held in record.items() if held is not None}
             kind = recognise_preference(fields) if options.preference else ("chat" if recognise(fields) else None)
             if kind is not None:
                 return kind
+        for record, position in zip(parsed.records[:1], parsed.positions, strict=False):
             known = (
                 "prompt, chosen, rejected; or prompt, completion, label"
                 if options.preference
@@ -97,7 +99,7 @@ def find_kind(options: ChatOptions, inputs: tuple[Path, ...]) -> RowKind:
             )
             raise DataError(
                 f"{block.source} holds no {'preferences' if options.preference else 'conversations'} of a known form",
-                got=f"record {position} has the fields {', '.join(fields)}",
+                got=f"record {position} has the fields {', '.join(record)}",
                 expected=known,
                 remedy="rename fields: --map FIELD=NAME",
             )

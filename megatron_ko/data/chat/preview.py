@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from megatron_ko.data.tokens.marked import MarkedReader
-from megatron_ko.data.tokens.marks import Mark
+from megatron_ko.data.tokens.marks import Mark, is_trained
 from megatron_ko.errors import DataError
 
 
@@ -16,6 +16,7 @@ class RowView:
     Attributes:
         row: number of the row that it belongs to.
         good: whether its answer is one to give; false for the worse one of a pair.
+        mismatched: whether it is the answer to another prompt, which is measured (KTO) and not trained.
         ids: [t] tokens.
         trained: [t] 1 where a token is trained.
         text, trained_text: decoded, all of it and the trained tokens.
@@ -23,6 +24,7 @@ class RowView:
 
     row: int
     good: bool
+    mismatched: bool
     ids: list[int]
     trained: list[int]
     text: str
@@ -53,9 +55,10 @@ def _view(marked: MarkedReader, decoder: Tokenizer, document: int, row: int) -> 
     ids, marks = marked.ids(document).tolist(), marked.marks(document)
     return RowView(
         row=row,
-        good=not bool((marks == Mark.BAD).any()),
+        good=bool((marks == Mark.GOOD).any()),
+        mismatched=bool((marks == Mark.MISMATCHED).any()),
         ids=ids,
-        trained=(marks > 0).astype(int).tolist(),
+        trained=is_trained(marks).astype(int).tolist(),
         text=decoder.decode(ids),
-        trained_text=decoder.decode([token for token, mark in zip(ids, marks, strict=True) if mark]),
+        trained_text=decoder.decode([token for token, mark in zip(ids, is_trained(marks), strict=True) if mark]),
     )

@@ -96,6 +96,13 @@ class RowEncoder:
         Raises:
             RecordError: one of them cannot be trained on; says why.
         """
+        rows = self._fit(responses)
+        if len(rows) == 2 and rows[0].ids == rows[1].ids:
+            raise RecordError("equal answers: nothing to prefer")
+        return rows
+
+    def _fit(self, responses: Sequence[Response]) -> list[Row]:
+        """The rows, cut if they have to share a sample and do not fit into it."""
         rows = [self._response(response) for response in responses]
         longest = self._options.longest
         if longest is None or sum(row.positions for row in rows) <= longest:
@@ -207,7 +214,7 @@ def _texts(value: object) -> Sequence[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return [text for held in value.values() for text in _texts(held)]
+        return [text for pair in value.items() for held in pair for text in _texts(held)]
     if isinstance(value, list | tuple):
         return [text for held in value for text in _texts(held)]
     return []

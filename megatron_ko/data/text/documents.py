@@ -189,12 +189,21 @@ def _table_records(block: Block, parsed: ParsedRecords) -> None:
     positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
     for row, position in enumerate(positions):
         assert isinstance(position, int)
-        record = {name: _as_text(column[row]) for name, column in columns.items()}
+        record = {name: _without_nulls(_as_text(column[row])) for name, column in columns.items()}
         if _INVALID in record.values():
             parsed.rejected.append(Rejected(block.source, position, "invalid UTF-8", _excerpt(record)))
             continue
         parsed.records.append(record)
         parsed.positions.append(position)
+
+
+def _without_nulls(value: object) -> object:
+    """A value without the empty fields of its objects: in a table each object has the fields of all of them."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(held) for name, held in value.items() if held is not None}
+    if isinstance(value, list):
+        return [_without_nulls(held) for held in value]
+    return value
 
 
 def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock | None:

@@ -111,7 +111,10 @@ def find_source(name: str) -> str:
         raise TokenizerError(
             f"no chat template {name!r}", expected=f"{', '.join(presets())}, or a file", remedy="check --set"
         )
-    return Path(name).read_text(encoding="utf-8")
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{name} is no template", got=str(error), expected="a Jinja template in UTF-8") from None
 
 
 def check_template(template: ChatTemplate, tokenizer: Tokenizer) -> TemplateReport:
@@ -187,6 +190,13 @@ def _answers(known: dict[str, str], template: ChatTemplate, tokenizer: Tokenizer
                 failures += [] if _PROBES[name].optional else [f"{name}: {error}"]
                 continue
             (answer,) = rendered.answers
+            asked = template.render(messages[:-1], _PROBES[name].tools, ask=True)
+            if asked == template.render(messages[:-1], _PROBES[name].tools):
+                failures.append(f"{name}: nothing asks for an answer (add_generation_prompt)")
+                continue
+            if rendered.text.startswith(asked) and answer.start < len(asked):
+                failures.append(f"{name}: {asked[answer.start :]!r} is trained, although it is part of the prompt")
+                continue
             said = rendered.text[answer.start : answer.stop]
             if str(messages[-1]["content"]).strip() not in said or not said.endswith(template.end):
                 failures.append(f"{name}: {said!r}")

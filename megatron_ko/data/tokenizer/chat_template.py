@@ -106,7 +106,6 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Message], tools: Sequence[JsonObject] | None, **options: bool
     ) -> tuple[str, list[tuple[int, int]]]:
-        from jinja2 import TemplateError as JinjaError
         from transformers.utils import chat_template_utils
 
         render: Any = chat_template_utils.render_jinja_template
@@ -115,8 +114,8 @@ class ChatTemplate:
             texts, marks = render(
                 [given], tools=list(tools) if tools else None, chat_template=self.source, **options, **self._named
             )
-        except (JinjaError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise TemplateError(f"the template refuses it: {error}") from error
+        except Exception as error:  # a template is a program: it may raise anything
+            raise TemplateError(f"the template refuses it: {error or type(error).__name__}") from error
         return texts[0], marks[0] if marks else []
 
     def render_answers(

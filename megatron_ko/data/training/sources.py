@@ -169,6 +169,13 @@ def check_filler(data: DataConfig, tokenizer: Tokenizer) -> IndexedReader:
     """
     assert data.filler is not None
     manifest = read_index_manifest(data.filler)
+    if manifest.chat is not None:
+        raise DataError(
+            f"data.filler is no text: {data.filler}",
+            got=manifest.chat.kind,
+            expected="what data preprocess wrote: every token of it is trained",
+            remedy="give it to data.sources, or another data.filler",
+        )
     _check_tokenizer(data.filler, manifest, tokenizer)
     return check_shard(data.filler, manifest)
 
