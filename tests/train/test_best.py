@@ -52,7 +52,7 @@ def test_a_run_ends_when_nothing_improves_and_keeps_the_best(new_run: NewRun) ->
     assert lineage["parents"][0]["weights"] == find_pretrained(run.folder, best).weights_hash
 
 
-@pytest.mark.parametrize("step", [3, 6, 9])
+@pytest.mark.parametrize("step", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9))])
 def test_a_stop_does_not_forget_what_was_best(step: int, new_run: NewRun) -> None:
     settings = (*RISING, STOPPING, "checkpoint.keep_best=true")
     whole, stopped = new_run("whole", *settings), new_run("stopped", *settings)

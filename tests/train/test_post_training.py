@@ -20,13 +20,19 @@ def test_sft_learns_the_answers_and_tells_trained_tokens(tuned: Run) -> None:
     assert sum(state["source_tokens"].values()) == tuned.column("tokens")[-1] < 40 * 8 * LENGTH
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo", "orpo", "simpo", "kto"])
+@pytest.mark.parametrize(
+    "kind", ["sft", "kto", *(pytest.param(k, marks=pytest.mark.slow) for k in ("dpo", "orpo", "simpo"))]
+)
 def test_a_stop_changes_nothing(kind: str, rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path) -> None:
     chosen = [*overrides(rows, kind, tmp_path / "cache"), f"checkpoint.start_from={tuned.folder}"]
     assert_a_stop_changes_nothing(new_run("whole", *chosen), new_run("stopped", *chosen))
 
 
-@pytest.mark.parametrize("layout", [(), ("parallel.tensor=2",), ("launch.ranks_per_node=2",)], ids=["1", "tp2", "dp2"])
+@pytest.mark.parametrize(
+    "layout",
+    [(), ("parallel.tensor=2",), pytest.param(("launch.ranks_per_node=2",), marks=pytest.mark.slow)],
+    ids=["1", "tp2", "dp2"],
+)
 def test_a_run_begins_at_its_reference(
     layout: tuple[str, ...], rows: Path, tuned: Run, new_run: NewRun, tmp_path: Path
 ) -> None:
