@@ -247,6 +247,11 @@ def test_the_folder_must_be_whole(folder: Folder, tmp_path: Path) -> None:
     tensors = load_file(shard)
     del tensors["model.norm.weight"]
     save_file(tensors, shard, metadata={"format": "pt"})
+    refused(source, tmp_path / "out", "model.norm.weight is not in model-")
+    index = source / "model.safetensors.index.json"  # the same without a trace
+    content = json.loads(index.read_text(encoding="utf-8"))
+    del content["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(content), encoding="utf-8")
     refused(source, tmp_path / "out", "1 missing: model.norm.weight")
 
 

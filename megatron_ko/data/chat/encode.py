@@ -11,8 +11,8 @@ from megatron_ko.data.chat.conversation import RecordError, read_conversation
 from megatron_ko.data.chat.preference import read_preference
 from megatron_ko.data.chat.rows import Row, RowEncoder, RowOptions
 from megatron_ko.data.jobs.chunks import Chunk
-from megatron_ko.data.text.documents import parse_records
 from megatron_ko.data.text.records import Block, Rejected
+from megatron_ko.data.text.whole_records import parse_records
 from megatron_ko.data.tokenizer.chat_template import load_template
 from megatron_ko.data.tokenizer.tokenizer import Encoded, load_tokenizer
 from megatron_ko.data.tokens.encode import parsed_keys

@@ -11,11 +11,11 @@ from megatron_ko.data.chat.rows import RowOptions
 from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
 from megatron_ko.data.jobs.job import Job, Part, check_job, run_job
 from megatron_ko.data.text.blocks import BLOCK_BYTES, Block, open_span, read_spans
-from megatron_ko.data.text.documents import parse_records
 from megatron_ko.data.text.formats import InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
 from megatron_ko.data.text.records import Reading
 from megatron_ko.data.text.streams import STDIN
+from megatron_ko.data.text.whole_records import parse_records
 from megatron_ko.data.tokenizer.chat_template import load_template
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.identity import ChatRows, EncodedWith, PreprocessIdentity, RowKind

@@ -13,19 +13,17 @@ from megatron_ko.data.text.blocks import read_blocks
 from megatron_ko.data.text.formats import Encoding, TextUnit
 from megatron_ko.data.text.records import POSITION, TYPES, Block, Rejected
 from megatron_ko.data.text.wet import wet_records
-from megatron_ko.errors import DataError
-from megatron_ko.storage.open_json import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["Document", "ParsedBlock", "ParsedRecords", "Rejected", "parse_block", "parse_records", "read_documents"]
+__all__ = ["Document", "ParsedBlock", "Rejected", "parse_block", "read_documents"]
 
 _EXCERPT = 200
 # Where a value may stand; inside a string a backslash or a letter is before the quotation mark that follows.
 _NOT_FINITE = re.compile(rb"([:,\[]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])")
 # Stands for a value that cannot be decoded; no reader gives this object.
-_INVALID = object()
+INVALID = object()
 _NOT_UTF8 = "invalid UTF-8"
 _NO_FIELDS: Mapping[str, object] = {}
 
@@ -128,84 +126,6 @@ def _parsed(block: Block, key: str, keep_fields: bool) -> ParsedBlock:
     return parsed
 
 
-@dataclass(frozen=True)
-class ParsedRecords:
-    """Whole records of a block, for those who look for more than one text in them.
-
-    Attributes:
-        records: JSON objects, or rows of a table, by field.
-        positions: their numbers.
-        rejected: what is no record.
-    """
-
-    records: list[JsonObject]
-    positions: list[int]
-    rejected: list[Rejected]
-
-
-def parse_records(block: Block) -> ParsedRecords:
-    """Every record of a block with all of its fields, or rejected; the block was read with ``whole_records``.
-
-    Raises:
-        DataError: the block is of plain text, which has no fields.
-    """
-    parsed = ParsedRecords([], [], list(block.rejected))
-    if block.format == "table":
-        _table_records(block, parsed)
-    elif block.format == "jsonl":
-        for position, record in enumerate(block.payload.removesuffix(b"\n").split(b"\n"), block.first):
-            _json_record(block, position, record, parsed)
-    else:
-        raise DataError(
-            f"{block.source} has no fields",
-            got=f"format {block.format}",
-            expected="jsonl, csv, tsv, parquet or arrow",
-            remedy="give --format if its name says something else",
-        )
-    return parsed
-
-
-def _json_record(block: Block, position: int, record: bytes, parsed: ParsedRecords) -> None:
-    if not record.strip():
-        return
-    try:
-        value = _json_value(record)
-    except orjson.JSONDecodeError as error:
-        reason = "invalid UTF-8" if _decoded(record) is None else f"malformed JSON: {error.msg}"
-    else:
-        if isinstance(value, dict):
-            parsed.records.append(value)
-            parsed.positions.append(position)
-            return
-        reason = "malformed JSON: not an object"
-    parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
-
-
-def _table_records(block: Block, parsed: ParsedRecords) -> None:
-    import pyarrow
-
-    table = pyarrow.ipc.open_stream(block.payload).read_all()
-    columns = {name: _values(table.column(name)) for name in table.column_names}
-    positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
-    for row, position in enumerate(positions):
-        assert isinstance(position, int)
-        record = {name: _without_nulls(_as_text(column[row])) for name, column in columns.items()}
-        if _INVALID in record.values():
-            parsed.rejected.append(Rejected(block.source, position, "invalid UTF-8", _excerpt(record)))
-            continue
-        parsed.records.append(record)
-        parsed.positions.append(position)
-
-
-def _without_nulls(value: object) -> object:
-    """A value without the empty fields of its objects: in a table each object has the fields of all of them."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(held) for name, held in value.items() if held is not None}
-    if isinstance(value, list):
-        return [_without_nulls(held) for held in value]
-    return value
-
-
 def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock | None:
     """The fast path, for a block in which every record is fine; None for any other block."""
     if parsed.fields is not None:
@@ -221,7 +141,7 @@ def _all_texts(block: Block, records: Sequence[bytes], key: str, parsed: ParsedB
 
 def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: ParsedBlock) -> ParsedBlock:
     """Parse record by record; ``_json_problem`` finds out what is wrong with a bad one."""
-    loads = _json_value
+    loads = json_value
     fields = parsed.fields
     for position, record in enumerate(records, block.first):
         try:
@@ -237,11 +157,11 @@ def _parse_json(block: Block, records: Sequence[bytes], key: str, parsed: Parsed
                 del value[key]
                 fields.append(value)
         elif record.strip():
-            parsed.rejected.append(Rejected(block.source, position, _json_problem(record, key), _excerpt(record)))
+            parsed.rejected.append(Rejected(block.source, position, _json_problem(record, key), excerpt(record)))
     return parsed
 
 
-def _json_value(record: bytes) -> Any:
+def json_value(record: bytes) -> Any:
     """The value of a line, also with NaN and Infinity, which Python and Megatron-LM write and read.
 
     Raises:
@@ -259,9 +179,9 @@ def _json_value(record: bytes) -> Any:
 
 def _json_problem(record: bytes, key: str) -> str:
     try:
-        value = _json_value(record)
+        value = json_value(record)
     except orjson.JSONDecodeError as error:
-        return _NOT_UTF8 if _decoded(record) is None else f"malformed JSON: {error.msg}"
+        return _NOT_UTF8 if decoded(record) is None else f"malformed JSON: {error.msg}"
     if not isinstance(value, dict):
         return "malformed JSON: not an object"
     if value.get(key) is None:
@@ -271,9 +191,9 @@ def _json_problem(record: bytes, key: str) -> str:
 
 def _parse_text(block: Block, records: Sequence[bytes], parsed: ParsedBlock) -> None:
     for position, record in enumerate(records, block.first):
-        text = _decoded(record)
+        text = decoded(record)
         if text is None:
-            parsed.rejected.append(Rejected(block.source, position, _NOT_UTF8, _excerpt(record)))
+            parsed.rejected.append(Rejected(block.source, position, _NOT_UTF8, excerpt(record)))
             continue
         if block.format == "txt":
             text = text.removesuffix("\r")
@@ -286,7 +206,7 @@ def _parse_text(block: Block, records: Sequence[bytes], parsed: ParsedBlock) -> 
 
 def _parse_wet(block: Block, parsed: ParsedBlock) -> None:
     for position, (fields, content) in enumerate(wet_records(block.payload), block.first):
-        text = _decoded(content) if content is not None else None
+        text = decoded(content) if content is not None else None
         if text is not None and text.strip():
             parsed.texts.append(text)
             parsed.positions.append(position)
@@ -294,7 +214,7 @@ def _parse_wet(block: Block, parsed: ParsedBlock) -> None:
                 parsed.fields.append(fields)
         elif content is not None:
             reason = _NOT_UTF8 if text is None else "empty text"
-            parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(content)))
+            parsed.rejected.append(Rejected(block.source, position, reason, excerpt(content)))
 
 
 def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
@@ -304,17 +224,17 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
     types = pyarrow.ipc.read_schema(pyarrow.py_buffer(table.schema.metadata[TYPES])) if table.schema.metadata else None
     if types is not None and parsed.fields is not None:
         parsed.typed = []
-    columns = {name: _values(table.column(name)) for name in table.column_names}
+    columns = {name: column_values(table.column(name)) for name in table.column_names}
     positions = columns.pop(POSITION, None) or range(block.first, block.first + table.num_rows)
     records = columns.pop(key)
     others = columns if parsed.fields is not None else {}
     for row, (position, record) in enumerate(zip(positions, records, strict=True)):
         assert isinstance(position, int)
-        text = _decoded(record) if isinstance(record, bytes) else None
-        fields = {name: _as_text(column[row]) for name, column in others.items()}
-        if text is None or not text.strip() or _INVALID in fields.values():
-            reason = _NOT_UTF8 if _INVALID in fields.values() else _row_problem(record, text, key)
-            parsed.rejected.append(Rejected(block.source, position, reason, _excerpt(record)))
+        text = decoded(record) if isinstance(record, bytes) else None
+        fields = {name: as_text(column[row]) for name, column in others.items()}
+        if text is None or not text.strip() or INVALID in fields.values():
+            reason = _NOT_UTF8 if INVALID in fields.values() else _row_problem(record, text, key)
+            parsed.rejected.append(Rejected(block.source, position, reason, excerpt(record)))
             continue
         parsed.texts.append(text)
         parsed.positions.append(position)
@@ -324,7 +244,7 @@ def _parse_table(block: Block, key: str, parsed: ParsedBlock) -> None:
             parsed.typed.append(TypedRow(table, types, row, fields))
 
 
-def _values(column: "pyarrow.ChunkedArray") -> list[object]:
+def column_values(column: "pyarrow.ChunkedArray") -> list[object]:
     """Python values. Strings inside lists and structs were not read as bytes, and may fail to decode."""
     if _in_nanoseconds(column.type):
         return [_value(scalar) for scalar in column]
@@ -348,7 +268,7 @@ def _value(scalar: "pyarrow.Scalar") -> object:
     try:
         value: object = scalar.as_py()
     except UnicodeDecodeError:
-        value = _INVALID
+        value = INVALID
     except (ValueError, OverflowError):
         value = _exact(scalar)
     return value
@@ -380,11 +300,12 @@ def _exact(scalar: "pyarrow.Scalar") -> object:
     return scalar.value if text.startswith("<") else text.replace(" ", "T")  # "<value out of range: ...>"
 
 
-def _as_text(value: object) -> object:
+def as_text(value: object) -> object:
+    """Bytes of a string column as text, ``INVALID`` if they are none; anything else as it is."""
     if not isinstance(value, bytes):
         return value
-    text = _decoded(value)
-    return _INVALID if text is None else text
+    text = decoded(value)
+    return INVALID if text is None else text
 
 
 def _row_problem(record: object, text: str | None, key: str) -> str:
@@ -395,13 +316,15 @@ def _row_problem(record: object, text: str | None, key: str) -> str:
     return _NOT_UTF8 if text is None else "empty text"
 
 
-def _decoded(record: bytes) -> str | None:
+def decoded(record: bytes) -> str | None:
+    """UTF-8 bytes as text; None if they are none."""
     try:
         return record.decode("utf-8")
     except UnicodeDecodeError:
         return None
 
 
-def _excerpt(record: object) -> str:
+def excerpt(record: object) -> str:
+    """The beginning of a record, for people."""
     shown = record if isinstance(record, bytes) else str(record).encode("utf-8", errors="backslashreplace")
     return shown[:_EXCERPT].decode("utf-8", errors="backslashreplace")
