@@ -129,6 +129,6 @@ class PortableSteps:
 
 def _normed(attention: Any, heads: Tensor) -> Tensor:
     """Queries and the key of each group [s, b, g, n / g + 1, d], with the norms that the family has for them."""
-    if isinstance(attention.q_layernorm, IdentityOp):
+    if attention.q_layernorm is None or isinstance(attention.q_layernorm, IdentityOp):  # 0.19 and 0.16
         return heads[..., :-1, :]
     return torch.cat([attention.q_layernorm(heads[..., :-2, :]), attention.k_layernorm(heads[..., -2:-1, :])], dim=-2)
