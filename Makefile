@@ -39,8 +39,8 @@ coverage: install   ## which lines of the package the quick tests reach
 	$(QUICK) --cov --cov-report=term:skip-covered
 
 test-slow: install   ## chaos and scale tests
-	$(BIN)/python -m pytest -m slow tests/train/test_learning.py
-	$(BIN)/python -m pytest -m slow --ignore tests/train/test_learning.py --ignore tests/train/test_slurm_real.py -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m slow tests/train/test_learning.py tests/train/test_real_model.py
+	$(BIN)/python -m pytest -m slow --ignore tests/train/test_learning.py --ignore tests/train/test_real_model.py --ignore tests/train/test_slurm_real.py -n 2 --dist worksteal
 
 test-gpu: install    ## tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu -rs -n 6 --dist loadgroup
