@@ -141,7 +141,7 @@ def _with_mismatched(found: Sequence[Any]) -> list[Any]:
     made = list(found)
     for place, number in enumerate(readable):
         own = found[number][0]
-        others = (found[other][0] for other in (*readable[:place][::-1], *readable[place + 1 :][::-1]))
+        others = (found[readable[place - step]][0] for step in range(1, len(readable)))
         other = next((one for one in others if one.differs_from(own)), None)
         alone = RecordError("no other prompt: nothing near it that its answer could be compared with")
         made[number] = alone if other is None else (own, own.with_answer_of(other))

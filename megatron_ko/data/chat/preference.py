@@ -44,7 +44,7 @@ class Response:
 
     def with_answer_of(self, other: "Response") -> "Response":
         """The same prompt, and the answer to another one."""
-        before, after = self.conversation.messages[: self.prompt], other.conversation.messages[other.prompt :]
+        (before, _), (_, after) = self._parts, other._parts
         return Response(replace(self.conversation, messages=(*before, *after)), self.prompt, Mark.MISMATCHED)
 
 

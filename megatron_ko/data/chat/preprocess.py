@@ -1,6 +1,6 @@
 """Files of conversations or preferences to indexed tokens and marks, by the engine of ``data preprocess``."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from megatron_ko.data.chat.conversation import recognise
 from megatron_ko.data.chat.encode import ChatEncodeOptions, EncodeConversations
 from megatron_ko.data.chat.preference import recognise_preference
 from megatron_ko.data.chat.rows import RowOptions
-from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity, read_chunks
-from megatron_ko.data.jobs.job import Job, Part, check_job, run_job
+from megatron_ko.data.jobs.chunks import chunk_bytes, input_identity
+from megatron_ko.data.jobs.job import Job, check_job
 from megatron_ko.data.text.blocks import BLOCK_BYTES, Block, open_span, read_spans
 from megatron_ko.data.text.formats import InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
@@ -20,13 +20,9 @@ from megatron_ko.data.tokenizer.chat_template import load_template
 from megatron_ko.data.tokenizer.tokenizer import load_tokenizer
 from megatron_ko.data.tokens.identity import ChatRows, EncodedWith, PreprocessIdentity, RowKind
 from megatron_ko.data.tokens.merge import IndexedOutput, job_folder, merge
-from megatron_ko.data.tokens.parts import EncodeStatistics
-from megatron_ko.data.tokens.preprocess import refuse_existing
+from megatron_ko.data.tokens.preprocess import BytesProgress, encode_parts, refuse_existing
 from megatron_ko.errors import DataError
 from megatron_ko.storage.journal import finish_renames
-
-# Called with the bytes of all inputs that have been read and encoded so far.
-BytesProgress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -153,11 +149,4 @@ def _encode(job: Job, options: ChatOptions, inputs: tuple[Path, ...], kind: RowK
     reading = Reading(
         inputs, keep_fields=True, whole_records=True, format=options.format, chunk_bytes=options.chunk_bytes
     )
-    done = 0
-
-    def count(part: Part[EncodeStatistics]) -> None:
-        nonlocal done
-        done += part.statistics["read"]
-        progress(done)
-
-    run_job(job, read_chunks(reading), work, count)
+    encode_parts(job, reading, work, progress)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_ko.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from megatron_ko.data.tokens.inspect import check_tokenizer
 from megatron_ko.data.tokens.marked import MarkedReader
 from megatron_ko.data.tokens.marks import Mark, is_trained
-from megatron_ko.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,7 @@ def preview_rows(prefix: Path, tokenizer: Path, rows: int) -> list[RowView]:
         DataError: another tokenizer, or another kind of file.
     """
     marked, decoder = MarkedReader(prefix), load_tokenizer(tokenizer)
-    manifest = marked.manifest
-    if decoder.fingerprint != manifest.tokenizer_fingerprint:
-        raise DataError(
-            f"{prefix} was encoded with another tokenizer",
-            got=f"fingerprint {decoder.fingerprint[:16]} ({tokenizer})",
-            expected=manifest.tokenizer_fingerprint[:16],
-            remedy="give --tokenizer the folder that it was encoded with",
-        )
+    check_tokenizer(prefix, marked.manifest, decoder)
     each = marked.chat.documents
     number = min(rows * each, len(marked.reader))
     return [_view(marked, decoder, document, document // each) for document in range(number)]

@@ -211,11 +211,11 @@ def _ends(messages: list[Message]) -> Iterator[list[Message]]:
 
 
 def _keeps_earlier_turns(known: dict[str, str], template: ChatTemplate) -> bool:
-    try:
-        for name in known:
+    for name in known:
+        try:
             template.render_answers(_PROBES[name].messages, _PROBES[name].tools)
-    except NotPrefixError:
-        return False
-    except TemplateError:
-        pass
+        except NotPrefixError:
+            return False
+        except TemplateError:  # ``_answers`` tells it
+            continue
     return True

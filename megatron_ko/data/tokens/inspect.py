@@ -85,7 +85,7 @@ def inspect_data(prefix: Path, tokenizer_folder: Path | None, samples: int) -> I
         manifest = read_index_manifest(shard)
         reader = check_shard(shard, manifest)
         if tokenizer:
-            _check_tokenizer(shard, manifest, tokenizer)
+            check_tokenizer(shard, manifest, tokenizer)
         lengths.append(reader.lengths)
         sources.update({source.path: source.documents for source in manifest.sources})
         shards.append(ShardView(str(shard), manifest, _samples(reader, tokenizer, samples)))
@@ -121,7 +121,12 @@ def verify_data(prefix: Path) -> list[tuple[Path, IndexManifest]]:
     return checked
 
 
-def _check_tokenizer(prefix: Path, manifest: IndexManifest, tokenizer: Tokenizer) -> None:
+def check_tokenizer(prefix: Path, manifest: IndexManifest, tokenizer: Tokenizer) -> None:
+    """Refuse to decode with another tokenizer than the one that encoded.
+
+    Raises:
+        DataError: both fingerprints.
+    """
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise DataError(
             f"{prefix} was encoded with another tokenizer",

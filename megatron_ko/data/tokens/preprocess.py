@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_ko.data.jobs.chunks import chunk_bytes, identified_paths, input_identity, read_chunks
-from megatron_ko.data.jobs.job import Job, Part, check_job, remove_job, run_job
+from megatron_ko.data.jobs.chunks import Chunk, chunk_bytes, identified_paths, input_identity, read_chunks
+from megatron_ko.data.jobs.job import Job, Part, Work, check_job, remove_job, run_job
 from megatron_ko.data.text.formats import Encoding, InputFormat, TextUnit
 from megatron_ko.data.text.inputs import check_inputs, expand_inputs, format_of
 from megatron_ko.data.text.records import Reading
@@ -125,6 +125,11 @@ def _encode(job: Job, options: PreprocessOptions, identity: PreprocessIdentity, 
         chunk_bytes=options.chunk_bytes,
         encoding=options.encoding,
     )
+    encode_parts(job, reading, work, progress)
+
+
+def encode_parts(job: Job, reading: Reading, work: Work[Chunk, EncodeStatistics], progress: BytesProgress) -> None:
+    """Do what is left of this rank's share of a job, and tell the bytes of all inputs that are done."""
     done = 0
 
     def count(part: Part[EncodeStatistics]) -> None:
